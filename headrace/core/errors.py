@@ -1,0 +1,145 @@
+"""The one tree of errors a user can meet.
+
+    HeadraceError
+    ├── InvalidRequest             400  the caller can mend it
+    │   ├── PromptTooLong
+    │   ├── UnknownParameter
+    │   ├── UnsupportedParameter
+    │   ├── MalformedBody
+    │   └── TemplateFailed
+    ├── Unauthorized               401
+    ├── UnknownModel               404
+    ├── Overloaded                 429  retryable
+    ├── EngineDead                 503
+    ├── RequestFailed              500  this request only; the engine goes on
+    └── ConfigError                     the process does not start (exit code 2)
+        ├── ModelFileBroken             truncated or corrupt weights
+        ├── UnsupportedModel            architecture or quantization that is not served
+        ├── OutOfMemory                 weights or KV pool do not fit
+        ├── PullFailed                  a model could not be downloaded
+        └── PortInUse
+
+Every leaf has `code`, `http_status` and `retryable`; the message names the value, the limit and the remedy.
+Raise at the first layer that knows. HTTP shapes are made in `api/errors.py` only.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Root of the tree. `param` names the offending request field where there is one."""
+
+    code: str = "internal_error"
+    http_status: int = 500
+    retryable: bool = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(HeadraceError):
+    """The request cannot be served as it stands."""
+
+    code, http_status, retryable = "invalid_request", 400, False
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for one output token."""
+
+    code = "prompt_too_long"
+
+
+class UnknownParameter(InvalidRequest):
+    """A field of the body is not in the API."""
+
+    code = "unknown_parameter"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field is known to the wire but this server does not serve it."""
+
+    code = "unsupported_parameter"
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not JSON, or a field has the wrong type."""
+
+    code = "malformed_body"
+
+
+class TemplateFailed(InvalidRequest):
+    """The model's chat template cannot render these messages."""
+
+    code = "template_failed"
+
+
+class Unauthorized(HeadraceError):
+    """No key or a wrong key."""
+
+    code, http_status, retryable = "invalid_api_key", 401, False
+
+
+class UnknownModel(HeadraceError):
+    """The named model is not served here."""
+
+    code, http_status, retryable = "model_not_found", 404, False
+
+
+class Overloaded(HeadraceError):
+    """The queue is full; `retry_after_s` says when it is worth another try."""
+
+    code, http_status, retryable = "overloaded", 429, True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDead(HeadraceError):
+    """The engine has stopped; the process is about to exit."""
+
+    code, http_status, retryable = "engine_dead", 503, True
+
+
+class RequestFailed(HeadraceError):
+    """This request failed inside the engine; the others go on."""
+
+    code, http_status, retryable = "request_failed", 500, True
+
+
+class ConfigError(HeadraceError):
+    """The process cannot start as configured."""
+
+    code, http_status, retryable = "config_error", 500, False
+
+
+class ModelFileBroken(ConfigError):
+    """A weight file is truncated or corrupt; the message names tensor and offset."""
+
+    code = "model_file_broken"
+
+
+class UnsupportedModel(ConfigError):
+    """The architecture, quantization or tokenizer is not served; the message names it."""
+
+    code = "unsupported_model"
+
+
+class OutOfMemory(ConfigError):
+    """Weights plus KV pool exceed the memory budget; the message has the numbers."""
+
+    code = "out_of_memory"
+
+
+class PullFailed(ConfigError):
+    """A model could not be downloaded; what arrived is kept and resumed."""
+
+    code = "pull_failed"
+
+
+class PortInUse(ConfigError):
+    """The listening port is taken."""
+
+    code = "port_in_use"

@@ -1,0 +1,69 @@
+"""What a caller wants: a tokenized prompt, how to sample, and where the answer ends.
+
+Values only. Made by `api/` (or `app.LLM`), read by everyone below, changed by no one.
+Text stays at the edge: the engine sees token ids, the stop strings are matched where the text is made.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+import msgspec
+
+RequestId = NewType("RequestId", str)
+SeqId = NewType("SeqId", int)  # one sequence = one choice of a request; unique in an engine's life
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is drawn. Ranges are checked by `sampling.params.validate`.
+
+    temperature 0 is greedy: ties go to the lowest token id.
+    top_k 0, top_p 1, min_p 0, typical_p 1 switch the filter off. Filters apply in this order:
+    penalties and bias → temperature → top_k → typical_p → top_p → min_p.
+    Penalties: `repetition` counts prompt and output; `presence` and `frequency` count output only.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0  # drawn by the API when the caller gives none
+    logprobs: int | None = None  # None: none; k ≥ 0: the sampled token's and the k best
+    min_tokens: int = 0  # before that many, stop tokens cannot be sampled
+
+    @property
+    def needs_history(self) -> bool:
+        """Say whether sampling reads the tokens so far."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+class StopRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an answer ends. `max_tokens` is resolved: never None here."""
+
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()  # the model's end tokens, unless ignore_eos, and the caller's
+    stop_strings: tuple[str, ...] = ()
+    include_stop_text: bool = False
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted request: `n` sequences continue the same prompt."""
+
+    request_id: RequestId
+    model: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    stop: StopRules
+    n: int = 1
+    prompt_logprobs: int | None = None  # score the prompt too (OpenAI `echo` + `logprobs`)
+    skip_special_tokens: bool = True
+    arrival_s: float = 0.0  # Clock.now() at the edge

@@ -1,0 +1,88 @@
+"""`Step` and `StepResult`: the only words between deciding (sched) and doing (executor).
+
+A Step is written by the scheduler, read by executor and simulator, never changed. It names blocks by number;
+only the executor knows where their bytes are. Packed token order is row order: all tokens of row 0, then row 1, …
+
+    row:   |<--- blocks hold KV of positions 0 … start-1 --->|<--- tokens: computed in this step --->|
+    sampled when `sample` is set: one token, from the logits of the row's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from headrace.core.request import SamplingParams, SeqId
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """One sequence's part of a step.
+
+    tokens      ids at positions start … start+len-1; at least one
+    blocks      block numbers in position order; covers every position up to the last of `tokens`
+    sampling    None when the row only fills the cache (a prompt chunk that is not the last)
+    num_output  output tokens before this step: the random counter, and what min_tokens looks at
+    prompt_len  tokens of `history` that are prompt
+    history     all tokens up to and including `tokens`; only when `sampling.needs_history`
+    banned      token ids that may not be sampled now (end tokens before min_tokens)
+    score       positions whose next-token logprobs are wanted, as offsets into `tokens` (prompt logprobs)
+    num_score_top  alternatives per scored position
+    """
+
+    seq_id: SeqId
+    start: int
+    tokens: Sequence[int]
+    blocks: tuple[int, ...]
+    sampling: SamplingParams | None
+    num_output: int = 0
+    prompt_len: int = 0
+    history: Sequence[int] | None = None
+    banned: tuple[int, ...] = ()
+    score: tuple[tuple[int, int], ...] = ()  # (offset into tokens, the token id that follows it)
+    num_score_top: int = 0
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What the device must do now. `step_id` counts up from 0 in an engine's life."""
+
+    step_id: int
+    rows: tuple[Row, ...]
+    is_dry_run: bool = False  # warm-up: same path, result discarded
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens computed in this step."""
+        return sum(len(row.tokens) for row in self.rows)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """The token drawn for one row; logprobs only when the row asked for them."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+
+
+class ScoredPosition(msgspec.Struct, frozen=True):
+    """Log probability of a known next token, and the best alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """What came of a Step. One entry per row, in row order.
+
+    samples   None where the row had no `sampling` or failed
+    scored    per row, one entry per `Row.score`
+    failures  seq_id → reason, for rows whose numbers went wrong (NaN logits); the other rows stand
+    elapsed_s device time of this step, wall clock
+    """
+
+    step_id: int
+    samples: tuple[Sample | None, ...]
+    scored: tuple[tuple[ScoredPosition, ...], ...] = ()
+    failures: dict[SeqId, str] = {}
+    elapsed_s: float = 0.0

@@ -1,0 +1,50 @@
+"""`Checkpoint`: an opened model on disk: config, tensors by HF name, and the files the text floor needs.
+
+Owns the mapped files; `close()` (or the context manager) releases them. Tensors come out in HF's naming and row order
+whatever the file format, so families and backends never ask where a model came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from headrace.model.config import ModelConfig
+from headrace.quant.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFiles:
+    """What the text floor needs to build tokenizer and template. Either `directory` (HF files) or `gguf` metadata."""
+
+    directory: Path | None = None
+    gguf_metadata: Mapping[str, object] | None = None  # the tokenizer.* keys, and general.*
+    cache_directory: Path | None = None  # where a converted tokenizer may be kept
+
+
+class Checkpoint(Protocol):
+    """What `model.open_checkpoint(path)` returns, for GGUF files and HF directories alike."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Architecture, already validated."""
+        ...
+
+    @property
+    def text_files(self) -> TextFiles:
+        """Files or metadata for tokenizer and chat template."""
+        ...
+
+    def names(self) -> Iterator[str]:
+        """Yield tensor names in HF spelling."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a view of one tensor; ModelFileBroken names tensor and offset if the bytes are not there."""
+        ...
+
+    def close(self) -> None:
+        """Unmap the files. Idempotent."""
+        ...
