@@ -6,22 +6,12 @@ whatever the file format, so families and backends never ask where a model came 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Protocol
 
+from headrace.core.text_files import TextFiles
 from headrace.model.config import ModelConfig
 from headrace.quant.tensor import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFiles:
-    """What the text floor needs to build tokenizer and template. Either `directory` (HF files) or `gguf` metadata."""
-
-    directory: Path | None = None
-    gguf_metadata: Mapping[str, object] | None = None  # the tokenizer.* keys, and general.*
-    cache_directory: Path | None = None  # where a converted tokenizer may be kept
 
 
 class Checkpoint(Protocol):
