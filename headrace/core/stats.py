@@ -1,0 +1,86 @@
+"""What an engine tells about itself: numbers for metrics and health, and the seam they are told through.
+
+Values only. Made by `engine/`, read by `obs/`, `api/` and `bench/`. Times are `Clock.now()` seconds of one clock.
+Invariant: `on_finished` is called exactly once for each accepted request, however it ends.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from headrace.core.delta import FinishReason
+from headrace.core.errors import HeadraceError
+from headrace.core.request import RequestId
+
+
+class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's life, all its choices. A time is None where the request never got that far."""
+
+    request_id: RequestId
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    finishes: tuple[FinishReason, ...]  # one per choice, by index
+    arrival_s: float
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    finished_s: float
+    num_preemptions: int
+
+
+class StepStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One step: rows and tokens computed, tokens sampled, seconds on the device and in the loop as a whole."""
+
+    num_rows: int
+    num_tokens: int
+    num_sampled: int
+    device_s: float
+    loop_s: float
+
+
+class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine at one moment. The counters only grow; `last_step_s` is None before the first step."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    num_steps: int
+    num_preemptions: int
+    prompt_tokens: int  # prompt tokens computed for the first time
+    generated_tokens: int
+    recomputed_tokens: int  # the tax of preemption
+    last_step_s: float | None
+    is_dead: bool
+
+    @property
+    def kv_usage(self) -> float:
+        """Return the share of KV blocks in use, 0 to 1."""
+        return 1.0 - self.num_free_blocks / self.num_blocks
+
+
+class Observer(Protocol):
+    """Is told what happens, on the network thread, after the tokens are on their way. Must not raise or block."""
+
+    def on_step(self, stats: StepStats) -> None:
+        """One step has ended."""
+        ...
+
+    def on_first_token(self, ttft_s: float) -> None:
+        """The first token of a request came `ttft_s` after its arrival."""
+        ...
+
+    def on_next_token(self, gap_s: float) -> None:
+        """A choice got one more token `gap_s` after its previous one."""
+        ...
+
+    def on_finished(self, stats: RequestStats) -> None:
+        """An accepted request has ended."""
+        ...
+
+    def on_refused(self, error: HeadraceError) -> None:
+        """A request was refused at the door."""
+        ...
