@@ -24,7 +24,7 @@ test: lint type  ## run every check: lint, types, floors, tests, README, size re
 	@$(BIN)/python -m pytest $(ARGS)
 
 parity: .venv/.parity  ## compare with torch and transformers, live (installs both)
-	@$(BIN)/python -m pytest -m torch $(ARGS)
+	@$(BIN)/python -m pytest tests/parity_torch $(ARGS)
 
 fmt: .venv/.dev  ## format the code
 	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format .

@@ -1,7 +1,7 @@
 """Print the size of the package: growth is seen in each change, before it hurts.
 
 A budget to notice, not a wall: function p99 at most 80 lines, class at most 250 lines and 12 public methods.
-Run it alone (`python tests/arch/size_report.py`) or through `make test`; the numbers come from one pass over the syntax trees.
+Run alone or by `make test`; the numbers come from one pass over the syntax trees.
 """
 
 from __future__ import annotations
