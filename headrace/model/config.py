@@ -15,7 +15,9 @@ from headrace.model.program import Activation
 class RopeConfig:
     """Rotary embedding as published: base and scaling rule.
 
-    kind  default; linear (positions / factor); llama3 (frequency-dependent, Llama 3.1); yarn
+    kind          default; linear (positions / factor); llama3 (frequency-dependent, Llama 3.1); yarn
+    freq_factors  [rotary_dim/2] divisors, one per frequency: inv_freq[i] /= freq_factors[i] after `kind` is applied;
+                  empty: none. GGUF files store the llama3 rule this way, with kind default
     """
 
     theta: float
@@ -28,6 +30,7 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float | None = None
     rotary_dim: int | None = None  # None: the whole head
+    freq_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
