@@ -6,6 +6,7 @@
     │   ├── UnknownParameter
     │   ├── UnsupportedParameter
     │   ├── MalformedBody
+    │   ├── BodyTooLarge           413
     │   └── TemplateFailed
     ├── Unauthorized               401
     ├── UnknownModel               404
@@ -67,6 +68,12 @@ class MalformedBody(InvalidRequest):
     """The body is not JSON, or a field has the wrong type."""
 
     code = "malformed_body"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body exceeds `server.max_body_bytes`."""
+
+    code, http_status, retryable = "body_too_large", 413, False
 
 
 class TemplateFailed(InvalidRequest):

@@ -1,16 +1,17 @@
 """Settings: everything a person may configure, from file, environment and command line, checked once.
 
 Owns: the only reading of `os.environ` in the package. A default exists here and nowhere else; CLI flags derive from
-these fields (`app.flags`). Unknown keys are errors with the nearest known name. What can be derived from the machine is
-None here and filled with a reason by `app.plan.resolve`.
+these fields (`cli.flags`), their help from the docstrings below. Unknown keys are errors with the nearest known name.
+What can be derived from the machine is None here and filled with a reason by `app.plan.resolve`.
 Order: defaults < TOML file < HEADRACE_SECTION__FIELD in the environment < command line.
 """
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import os
-import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,30 +24,41 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 _ENV_PREFIX = "HEADRACE_"
+_ENV_CONFIG = "HEADRACE_CONFIG"
+_ENV_OTHERS = {"HEADRACE_ISA"}  # read by the native library: forces one instruction set in tests
+# A Kubernetes service called `headrace` puts these into every pod; they are not ours.
+_ENV_FOREIGN = ("HEADRACE_SERVICE_", "HEADRACE_PORT")
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the server listens and what it accepts.
 
-    api_key: None serves without a key, on loopback addresses only.
+    host            address to listen on; other than loopback only with an api_key
+    port            TCP port; 0 takes a free one
+    api_key         bearer key that clients must send; without one only loopback is served
+    max_body_bytes  largest request body
+    drain_s         seconds that running answers get to finish after SIGTERM
+    log_level       least severe log line that is written
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     api_key: str | None = None
     max_body_bytes: Positive = 32 << 20
+    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     log_level: LogLevel = "info"
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One engine's dials. None is derived from model and machine.
 
+    backend          what computes a step; auto takes the fastest that works here
     max_num_seqs     sequences in a step at most
     max_step_tokens  token budget of a step: decodes first, the rest for prompt chunks
     block_size       tokens in a KV block
-    kv_memory_mib    size of the KV pool; None: a quarter of what is free after loading, capped by what
+    kv_memory_mib    size of the KV pool in MiB; None: a quarter of what is free after loading, capped by what
                      max_num_seqs full contexts need
-    max_context      longest prompt + output; None: what the checkpoint was trained for
+    max_context      longest prompt + output in tokens; None: what the checkpoint was trained for
     max_waiting      requests that may wait before new ones are refused
     threads          worker threads of the CPU backends; None: one per core
     """
@@ -62,9 +74,165 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole configuration. `cache_dir` holds pulled models; models names what to serve, default first."""
+    """The whole configuration.
+
+    server     where to listen
+    engine     how to compute
+    models     names or sources of the models to serve, the default one first
+    cache_dir  directory that holds pulled models
+    """
 
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = EngineSettings()
-    models: tuple[str, ...] = ("smollm2-135m",)
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingField:
+    """One leaf of `Settings`: `key` is `section.name`, or the bare name at the top."""
+
+    key: str
+    section: str | None
+    name: str
+    type: object
+    default: object
+    help: str
+
+
+def setting_fields() -> tuple[SettingField, ...]:
+    """List every leaf of `Settings`, in the order of declaration."""
+    leaves: list[SettingField] = []
+    for top in msgspec.structs.fields(Settings):
+        if isinstance(top.type, type) and issubclass(top.type, msgspec.Struct):
+            helps = _field_help(top.type)
+            for leaf in msgspec.structs.fields(top.type):
+                leaves.append(
+                    SettingField(
+                        key=f"{top.name}.{leaf.name}",
+                        section=top.name,
+                        name=leaf.name,
+                        type=leaf.type,
+                        default=leaf.default,
+                        help=helps.get(leaf.name, ""),
+                    )
+                )
+        else:
+            text = _field_help(Settings).get(top.name, "")
+            leaves.append(
+                SettingField(key=top.name, section=None, name=top.name, type=top.type, default=top.default, help=text)
+            )
+    return tuple(leaves)
+
+
+def load(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """Merge file, environment and overrides over the defaults.
+
+    path       TOML file; None: the file named by HEADRACE_CONFIG, if any
+    environ    None: this process's environment
+    overrides  `section.name` → value, from the command line; None values are "not given"
+    Raises ConfigError naming source, key and the nearest valid key, or the value and what is allowed.
+    """
+    env = os.environ if environ is None else environ
+    if path is None and env.get(_ENV_CONFIG):
+        path = Path(env[_ENV_CONFIG]).expanduser()
+    known = {leaf.key: leaf for leaf in setting_fields()}
+    merged: dict[str, object] = {}
+    if path is not None:
+        for key, value in _read_file(path).items():
+            merged[key] = _convert(_known(key, known, f"file {path}"), value, f"file {path}", strict=True)
+    names = {_env_name(leaf): leaf for leaf in known.values()}
+    for name, text in env.items():
+        if _is_setting(name):
+            leaf = _known(name, names, "environment")
+            merged[leaf.key] = _convert(leaf, _split(leaf, text), f"environment variable {name}", strict=False)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            leaf = _known(key, known, "command line")
+            merged[key] = _convert(leaf, value, f"flag --{leaf.name.replace('_', '-')}", strict=False)
+    return _assemble(merged)
+
+
+def _assemble(merged: Mapping[str, object]) -> Settings:
+    sections: dict[str, dict[str, object]] = {"server": {}, "engine": {}, "": {}}
+    for key, value in merged.items():
+        section, _, name = key.rpartition(".")
+        sections[section][name] = value
+    try:
+        return msgspec.convert(
+            {"server": sections["server"], "engine": sections["engine"], **sections[""]}, Settings, strict=True
+        )
+    except msgspec.ValidationError as err:
+        raise ConfigError(f"settings do not fit: {err}") from err
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    import tomllib
+
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(f"cannot read the configuration file {path}: {err.strerror}") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigError(f"the configuration file {path} is not TOML: {err}") from err
+    flat: dict[str, object] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{name}": leaf for name, leaf in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _known(key: str, known: Mapping[str, SettingField], source: str) -> SettingField:
+    if key in known:
+        return known[key]
+    import difflib
+
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise ConfigError(f"unknown setting '{key}' in {source}{hint}", param=key)
+
+
+def _convert(leaf: SettingField, value: object, source: str, *, strict: bool) -> object:
+    try:
+        return msgspec.convert(value, leaf.type, strict=strict)
+    except msgspec.ValidationError as err:
+        shown = "(hidden)" if leaf.name == "api_key" else repr(value)
+        raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {err}", param=leaf.key) from err
+
+
+def _is_setting(name: str) -> bool:
+    foreign = name == _ENV_CONFIG or name in _ENV_OTHERS or name.startswith(_ENV_FOREIGN)
+    return name.startswith(_ENV_PREFIX) and not foreign
+
+
+def _env_name(leaf: SettingField) -> str:
+    return _ENV_PREFIX + leaf.key.replace(".", "__").upper()
+
+
+def _split(leaf: SettingField, text: str) -> object:
+    if leaf.name == "models":
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _field_help(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """Read `name  text` lines of a class docstring; deeper lines continue the one above."""
+    helps: dict[str, str] = {}
+    current: str | None = None
+    names = {leaf.name for leaf in msgspec.structs.fields(struct)}
+    for line in inspect.cleandoc(struct.__doc__ or "").splitlines():
+        word, _, rest = line.partition(" ")
+        if word in names and rest.startswith(" "):
+            current = word
+            helps[word] = rest.strip()
+        elif current is not None and line.startswith(" "):
+            helps[current] += " " + line.strip()
+        else:
+            current = None
+    return helps

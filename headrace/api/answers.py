@@ -1,0 +1,91 @@
+"""Deltas of one request: watched for failure while they stream, or collected into a whole answer.
+
+Owns nothing; used by the chat and the completions wire, so that both close upstreams and tell failures alike.
+Invariant: the upstream's iterator is closed on every way out, which aborts work that nobody waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, UnsetType
+
+from headrace.api.openai_replies import PromptLogprobs, PromptToken, UsageReply, usage_reply
+from headrace.core.delta import Delta, FinishReason, PositionLogprobs, Usage
+from headrace.core.errors import RequestFailed
+from headrace.core.protocols import Upstream
+from headrace.core.request import Request
+
+
+@dataclass(slots=True)
+class ChoiceAnswer:
+    """One finished choice."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    finish: FinishReason = FinishReason.ABORT
+    stop_match: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        """Return the choice's whole text."""
+        return "".join(self.texts)
+
+
+@dataclass(slots=True)
+class Answer:
+    """All choices of one request, in index order."""
+
+    choices: list[ChoiceAnswer]
+    usage: Usage
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
+
+
+async def stream(upstream: Upstream, request: Request) -> AsyncGenerator[Delta, None]:
+    """Yield the request's deltas; raise RequestFailed for the first choice that ends in an error."""
+    deltas = upstream.generate(request)
+    try:
+        async for delta in deltas:
+            if delta.finish is FinishReason.ERROR:
+                raise RequestFailed(delta.error or "the engine could not finish this request; send it again")
+            yield delta
+    finally:
+        if isinstance(deltas, AsyncGenerator):
+            await deltas.aclose()
+
+
+async def collect(upstream: Upstream, request: Request) -> Answer:
+    """Wait for the whole answer. Raises what `stream` raises."""
+    answer = Answer([ChoiceAnswer() for _ in range(request.n)], Usage(prompt_tokens=0, completion_tokens=0))
+    async with aclosing(stream(upstream, request)) as deltas:
+        async for delta in deltas:
+            choice = answer.choices[delta.index]
+            choice.texts.append(delta.text)
+            choice.logprobs.extend(delta.logprobs)
+            answer.prompt_logprobs = answer.prompt_logprobs or delta.prompt_logprobs
+            if delta.finish is not None:
+                choice.finish, choice.stop_match = delta.finish, delta.stop_match
+            answer.usage = delta.usage or answer.usage
+    return answer
+
+
+def running_usage(num_prompt: int, num_generated: int) -> UsageReply:
+    """Spell the usage of a stream that is still running; cached tokens are known at its end only."""
+    return usage_reply(Usage(prompt_tokens=num_prompt, completion_tokens=num_generated))
+
+
+def prompt_logprobs_reply(scored: tuple[PositionLogprobs | None, ...]) -> PromptLogprobs | UnsetType:
+    """Spell prompt logprobs in vLLM's shape: token id → logprob, rank, text; None for the first token."""
+    if not scored:
+        return UNSET
+    reply: PromptLogprobs = []
+    for position in scored:
+        if position is None:
+            reply.append(None)
+            continue
+        ranks = {token.token_id: i + 1 for i, token in enumerate(position.top)}
+        tokens = (position.chosen, *position.top)
+        reply.append({str(t.token_id): PromptToken(t.logprob, ranks.get(t.token_id), t.text) for t in tokens})
+    return reply

@@ -1,0 +1,74 @@
+"""The ASGI application: routes, error translation and access rules in one place.
+
+Owns the route table. Built by `app.serving` and by tests from an `ApiState`; holds no state of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from headrace.api import chat, completions, health, tokenize
+from headrace.api.access import Access
+from headrace.api.errors import error_response, plain_error
+from headrace.api.served import ApiState
+from headrace.api.sse import ClientGone
+from headrace.core.errors import HeadraceError
+
+_log = logging.getLogger(__name__)
+
+_ROUTES = [
+    Route("/v1/chat/completions", chat.create_chat_completion, methods=["POST"]),
+    Route("/v1/completions", completions.create_completion, methods=["POST"]),
+    Route("/v1/models", health.list_models, methods=["GET"]),
+    Route("/v1/models/{model_id:path}", health.get_model, methods=["GET"]),
+    Route("/tokenize", tokenize.tokenize, methods=["POST"]),
+    Route("/detokenize", tokenize.detokenize, methods=["POST"]),
+    Route("/health", health.ready, methods=["GET"]),
+    Route("/health/live", health.live, methods=["GET"]),
+    Route("/health/ready", health.ready, methods=["GET"]),
+    Route("/metrics", health.metrics, methods=["GET"]),
+    Route("/version", health.version, methods=["GET"]),
+]
+
+
+def build_app(state: ApiState) -> ASGIApp:
+    """Return the application that serves `state`."""
+    app = Starlette(
+        routes=_ROUTES,
+        exception_handlers={
+            HeadraceError: _tree_error,
+            HTTPException: _router_error,
+            ClientGone: _client_gone,
+            Exception: _unexpected,
+        },
+    )
+    app.state.api = state
+    return Access(app, state.clock, state.api_key)
+
+
+async def _tree_error(http: Request, err: Exception) -> Response:
+    return error_response(err, http.state.request_id)
+
+
+async def _router_error(http: Request, err: Exception) -> Response:
+    assert isinstance(err, HTTPException)
+    if err.status_code == 404:
+        return plain_error(404, f"no endpoint {http.url.path}; the API lives under /v1", "not_found")
+    return plain_error(err.status_code, f"{http.method} {http.url.path}: {err.detail}", "method_not_allowed")
+
+
+async def _client_gone(http: Request, err: Exception) -> Response:
+    _log.info("client gone, request %s aborted", http.state.request_id)
+    return Response(status_code=499)
+
+
+async def _unexpected(http: Request, err: Exception) -> Response:
+    _log.error("request %s failed unexpectedly", http.state.request_id, exc_info=err)
+    return error_response(err, http.state.request_id)

@@ -1,0 +1,166 @@
+"""POST /v1/chat/completions: messages in, one answer or a stream of chunks out.
+
+Owns the spelling of deltas as chat chunks and of whole answers as chat replies; the work is the upstream's.
+Invariant: the role comes with the first chunk that has content, never earlier, so a client's time to first token
+is the model's; the finish reason rides on the chunk of the last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from headrace.api.answers import ChoiceAnswer, collect, prompt_logprobs_reply, running_usage, stream
+from headrace.api.body import read_body
+from headrace.api.openai_replies import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatLogprob,
+    ChatLogprobs,
+    ChatReply,
+    DeltaMessage,
+    TopLogprob,
+    UsageReply,
+    usage_reply,
+)
+from headrace.api.openai_types import ChatBody
+from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
+from headrace.api.prompts import encode_chat
+from headrace.api.served import ApiState, ServedModel
+from headrace.api.sse import DONE, EventStream, event, until_disconnect
+from headrace.core.delta import Delta, PositionLogprobs
+from headrace.core.errors import InvalidRequest
+from headrace.core.request import Request
+
+_encoder = msgspec.json.Encoder()
+
+
+async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
+    """Serve one chat request."""
+    state: ApiState = http.app.state.api
+    arrival_s = state.clock.now()
+    body = await read_body(http, ChatBody, state.max_body_bytes)
+    model = state.models.find(body.model)
+    request = await _core_request(body, model, f"chatcmpl-{http.state.request_id}", arrival_s)
+    wire = ChatWire(request, model, int(state.wall_s()), body)
+    if body.stream:
+        return EventStream(wire.events(), http.state.request_id)
+    reply = await until_disconnect(http.receive, wire.reply())
+    return Response(_encoder.encode(reply), media_type="application/json")
+
+
+async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arrival_s: float) -> Request:
+    continue_final = bool(body.continue_final_message)
+    prompt = await encode_chat(
+        model,
+        body.messages,
+        add_generation_prompt=not continue_final if body.add_generation_prompt is None else body.add_generation_prompt,
+        continue_final=continue_final,
+        add_special=bool(body.add_special_tokens),
+        variables=body.chat_template_kwargs or {},
+    )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    top = optional_bounded("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS) or 0
+    wanted = Wanted(
+        prompt=tuple(prompt),
+        max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+        logprobs=top if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+    )
+    return build_request(body, wanted, model, request_id, arrival_s)
+
+
+class ChatWire:
+    """Spells one request's deltas. Holds which choices have had their role."""
+
+    def __init__(self, request: Request, model: ServedModel, created: int, body: ChatBody) -> None:
+        options = body.stream_options
+        self._request = request
+        self._model = model
+        self._created = created
+        self._has_usage_chunk = bool(options and options.include_usage)
+        self._has_running_usage = bool(options and options.continuous_usage_stats)
+        self._num_generated = 0
+        self._introduced: set[int] = set()
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield framed events, `[DONE]` last."""
+        usage = None
+        async with aclosing(stream(self._model.upstream, self._request)) as deltas:
+            async for delta in deltas:
+                usage = delta.usage or usage
+                self._num_generated += len(delta.token_ids)
+                if delta.text or delta.finish is not None or delta.logprobs or delta.prompt_logprobs:
+                    yield event(_encoder.encode(self._chunk(delta)))
+        if self._has_usage_chunk and usage is not None:
+            chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [], usage_reply(usage))
+            yield event(_encoder.encode(chunk))
+        yield DONE
+
+    def _chunk(self, delta: Delta) -> ChatChunk:
+        message = DeltaMessage(content=delta.text) if delta.text else DeltaMessage()
+        if delta.index not in self._introduced:
+            self._introduced.add(delta.index)
+            message.role = "assistant"
+            message.content = delta.text
+        choice = ChatChunkChoice(
+            delta.index,
+            message,
+            chat_logprobs(delta.logprobs) if delta.logprobs else None,
+            delta.finish.value if delta.finish is not None else None,
+        )
+        if delta.stop_match is not None:
+            choice.stop_reason = delta.stop_match
+        chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [choice], self._usage_so_far())
+        chunk.prompt_logprobs = prompt_logprobs_reply(delta.prompt_logprobs)
+        return chunk
+
+    def _usage_so_far(self) -> UsageReply | msgspec.UnsetType | None:
+        if self._has_running_usage:
+            return running_usage(len(self._request.prompt), self._num_generated)
+        return None if self._has_usage_chunk else UNSET
+
+    async def reply(self) -> ChatReply:
+        """Return the whole answer."""
+        answer = await collect(self._model.upstream, self._request)
+        return ChatReply(
+            self._request.request_id,
+            self._created,
+            self._model.name,
+            [self._choice(index, choice) for index, choice in enumerate(answer.choices)],
+            usage_reply(answer.usage),
+            prompt_logprobs_reply(answer.prompt_logprobs),
+        )
+
+    def _choice(self, index: int, choice: ChoiceAnswer) -> ChatChoice:
+        wants_logprobs = self._request.sampling.logprobs is not None
+        return ChatChoice(
+            index,
+            AssistantMessage(choice.text),
+            chat_logprobs(choice.logprobs) if wants_logprobs else None,
+            choice.finish.value,
+            choice.stop_match,
+        )
+
+
+def chat_logprobs(positions: Sequence[PositionLogprobs]) -> ChatLogprobs:
+    """Spell logprobs of output tokens as the chat wire does."""
+    return ChatLogprobs(
+        [
+            ChatLogprob(
+                position.chosen.text,
+                position.chosen.logprob,
+                list(position.chosen.token_bytes),
+                [TopLogprob(token.text, token.logprob, list(token.token_bytes)) for token in position.top],
+            )
+            for position in positions
+        ]
+    )

@@ -1,0 +1,212 @@
+"""Reply bodies of the OpenAI wire: whole answers, stream chunks, model cards, token counts.
+
+Owns: field names and order. Values are copied out of `Delta` and `Usage` by `chat` and `completions`.
+Invariant: a chunk always has `object`, and the usage chunk has `"choices": []`; load generators rely on both.
+UNSET fields are left out of the JSON; None fields are written as null.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from headrace.core.delta import Usage
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True, gc=False):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+
+
+class UsageReply(msgspec.Struct, frozen=True):
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+def usage_reply(usage: Usage) -> UsageReply:
+    """Spell `usage` as the wire does."""
+    return UsageReply(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        PromptTokensDetails(usage.cached_tokens),
+    )
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """One alternative at a position (chat)."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct, frozen=True):
+    """The sampled token of a position and its best alternatives (chat)."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """Logprobs of a chat choice."""
+
+    content: list[ChatLogprob]
+
+
+class DeltaMessage(msgspec.Struct):
+    """New text of a chat choice; `role` comes with the first of it."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """One choice's part of a chat chunk."""
+
+    index: int
+    delta: DeltaMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | UnsetType | None = UNSET
+
+
+class PromptToken(msgspec.Struct):
+    """One scored prompt token, in vLLM's shape. `rank` counts from 1; None beyond the alternatives asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+
+
+class ChatChunk(msgspec.Struct):
+    """One event of a chat stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageReply | UnsetType | None = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class AssistantMessage(msgspec.Struct):
+    """A whole answer."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+
+
+class ChatChoice(msgspec.Struct):
+    """One whole choice of a chat answer."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+class ChatReply(msgspec.Struct):
+    """A whole chat answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageReply
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class TextLogprobs(msgspec.Struct):
+    """Logprobs of a text choice: parallel lists, one entry per token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct):
+    """One choice of a text completion, whole or a part of it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class TextReply(msgspec.Struct):
+    """A text completion, or one event of its stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageReply | UnsetType | None = UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
+class ModelCard(msgspec.Struct):
+    """One served model."""
+
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    parent: str | None = None
+    owned_by: Literal["headrace"] = "headrace"
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct):
+    """All served models, the default first."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+class TokenizeReply(msgspec.Struct):
+    """Token ids of a text."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeReply(msgspec.Struct):
+    """Text of token ids."""
+
+    prompt: str
+
+
+class ErrorBody(msgspec.Struct):
+    """What went wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(msgspec.Struct):
+    """The envelope around an error, alone or as an event of a stream."""
+
+    error: ErrorBody

@@ -1,0 +1,99 @@
+"""What is served: models by name, each with its upstream, tokenizer, template and limits.
+
+Owns nothing that changes; `app.serving` builds these values once the engines are ready.
+Invariant: `Models` holds at least one model; the first is the default for requests that name none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace.core.errors import InvalidRequest, UnknownModel
+from headrace.core.protocols import Clock, Upstream
+from headrace.core.request import SamplingParams
+
+if TYPE_CHECKING:
+    from headrace.text import ChatTemplate, Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One model behind the API.
+
+    name         what requests call it
+    root         where its weights came from
+    template     None for base models: chat is refused
+    max_context  prompt + output, in tokens
+    created      Unix seconds at which it became ready
+    defaults     sampling for requests that do not say; from the model's own generation config
+    """
+
+    name: str
+    root: str
+    upstream: Upstream
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    max_context: int
+    created: int
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+
+    def token_text(self, token_id: int) -> str:
+        """Spell one token on its own; bytes that are no whole character become U+FFFD."""
+        if token_id in self.tokenizer.special_ids:
+            return self.tokenizer.decode([token_id], skip_special=False)
+        return self.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+    def check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
+        """Raise InvalidRequest naming the first id outside the vocabulary."""
+        limit = self.tokenizer.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < limit:
+                raise InvalidRequest(
+                    f"token id {token_id} in '{param}' is outside the vocabulary of '{self.name}' (0 to {limit - 1})",
+                    param=param,
+                )
+
+
+class Models:
+    """The served models, by name."""
+
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._by_name = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._by_name.values())
+
+    def find(self, name: str | None) -> ServedModel:
+        """Return the model called `name`, or the default for None. Raises UnknownModel with the nearest names."""
+        if name is None:
+            return next(iter(self))
+        found = self._by_name.get(name)
+        if found is not None:
+            return found
+        near = difflib.get_close_matches(name, self._by_name, n=3) or list(self._by_name)[:8]
+        names = ", ".join(f"'{known}'" for known in near)
+        raise UnknownModel(f"model '{name}' is not served here; served: {names}", param="model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiState:
+    """What the endpoints need besides the request.
+
+    unready   says why the server cannot take requests now; None when it can
+    dead      says why the engine has stopped; None while it lives
+    render    Prometheus text and its content type
+    wall_s    Unix seconds, for `created` fields only
+    """
+
+    models: Models
+    clock: Clock
+    wall_s: Callable[[], float]
+    unready: Callable[[], str | None]
+    dead: Callable[[], str | None]
+    render: Callable[[], tuple[bytes, str]]
+    version: str
+    max_body_bytes: int
+    api_key: str | None = None

@@ -1,0 +1,93 @@
+"""Server-sent events as a raw ASGI reply, and the watch for clients that go away.
+
+Owns: one open socket per stream. The iterator of events is always closed here, however the stream ends; closing it
+aborts the work behind it.
+Invariant: no byte is sent before the first event exists, so an early refusal still has its own HTTP status. A stream
+that fails later carries one `error` event and then closes without `[DONE]`.
+Source: WHATWG HTML, server-sent events; OpenAI streaming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from headrace.api.errors import error_body
+from headrace.core.errors import HeadraceError
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_log = logging.getLogger(__name__)
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nothing can be told to it any more."""
+
+
+def event(payload: bytes) -> bytes:
+    """Frame one JSON document."""
+    return b"data: " + payload + b"\n\n"
+
+
+class EventStream:
+    """ASGI application that sends `events`, each already framed, and aborts them when the client goes away."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], request_id: str) -> None:
+        self._events = events
+        self._request_id = request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self._pump(send))
+        except ClientGone:
+            _log.info("client gone, request %s aborted", self._request_id)
+
+    async def _pump(self, send: Send) -> None:
+        is_started = False
+        async with aclosing(self._events) as events:
+            try:
+                async for chunk in events:
+                    if not is_started:
+                        is_started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except Exception as err:
+                if not is_started:
+                    raise
+                if not isinstance(err, HeadraceError):
+                    _log.exception("request %s failed inside its stream", self._request_id)
+                failure = event(error_body(err, self._request_id))
+                await send({"type": "http.response.body", "body": failure, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[object, object, T]) -> T:
+    """Run `work`; cancel it and raise ClientGone if the client disconnects first."""
+    worker = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            return worker.result()
+        raise ClientGone
+    finally:
+        watcher.cancel()
+        if not worker.done():
+            worker.cancel()
+        await asyncio.gather(worker, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,40 @@
+"""Log lines: one event, one line, for people first.
+
+    12:03:11.482 INFO  api.access  POST /v1/chat/completions 200 312 ms id=4f…
+
+Owns the process's log configuration; called once by `app.serving`. Bodies, prompts, answers and keys are never logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TextIO
+
+_QUIET = ("asyncio", "httpx", "httpcore", "uvicorn.access")
+
+
+class LineFormatter(logging.Formatter):
+    """Time of day, level, where, what. Line breaks inside a message are spelled out, so one event stays one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Spell one record; a traceback, if any, follows on its own lines."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        name = record.name.removeprefix("headrace.")
+        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
+        line = f"{clock}.{int(record.msecs):03d} {record.levelname:<7} {name}  {message}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def configure_logging(level: str, stream: TextIO | None = None) -> None:
+    """Send log lines of `level` and above to `stream` (None: standard error). Replaces earlier configuration."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LineFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("headrace").setLevel(level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

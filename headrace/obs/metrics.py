@@ -1,0 +1,170 @@
+"""The metric registry: engines tell what happens, Prometheus reads it under vLLM's names where the meaning is the same.
+
+Owns: every counter and histogram. Observed and rendered on the network thread; an observation is a few list operations.
+Gauges are read from the engine's snapshot when somebody scrapes, so an idle server does no work for them.
+Names: `vllm:*` so that existing dashboards, autoscalers and load generators work unchanged; `headrace_*` for the rest.
+Source: vLLM's V1 metrics (names, labels, bucket edges); Prometheus text format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headrace.core.delta import FinishReason
+from headrace.core.errors import HeadraceError
+from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
+from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
+
+_LABELS = ("model_name",)
+
+
+class ModelMetrics:
+    """What one engine has told so far. Implements `core.stats.Observer`."""
+
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+        self.ttft = Histogram(TTFT_EDGES_S)
+        self.itl = Histogram(ITL_EDGES_S)
+        self.e2e = Histogram(LATENCY_EDGES_S)
+        self.queue = Histogram(LATENCY_EDGES_S)
+        self.step_tokens = Histogram(STEP_TOKEN_EDGES)
+        self.device_s = 0.0
+        self.loop_s = 0.0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.finished: dict[str, int] = {reason.value: 0 for reason in FinishReason}
+        self.refused: dict[str, int] = {}
+
+    def on_step(self, stats: StepStats) -> None:
+        """Count one step."""
+        self.step_tokens.observe(stats.num_tokens)
+        self.device_s += stats.device_s
+        self.loop_s += stats.loop_s
+
+    def on_first_token(self, ttft_s: float) -> None:
+        """Observe a time to first token."""
+        self.ttft.observe(ttft_s)
+
+    def on_next_token(self, gap_s: float) -> None:
+        """Observe a gap between two tokens of a choice."""
+        self.itl.observe(gap_s)
+
+    def on_finished(self, stats: RequestStats) -> None:
+        """Count an ended request."""
+        self.e2e.observe(stats.finished_s - stats.arrival_s)
+        if stats.first_scheduled_s is not None:
+            self.queue.observe(stats.first_scheduled_s - stats.arrival_s)
+        self.prompt_tokens += stats.prompt_tokens
+        self.cached_tokens += stats.cached_tokens
+        for finish in stats.finishes:
+            self.finished[finish.value] += 1
+
+    def on_refused(self, error: HeadraceError) -> None:
+        """Count a request refused at the door."""
+        self.refused[error.code] = self.refused.get(error.code, 0) + 1
+
+
+class Metrics(Collector):
+    """All engines' metrics and the process's own."""
+
+    def __init__(self) -> None:
+        self._engines: list[tuple[ModelMetrics, Callable[[], EngineSnapshot]]] = []
+        self._startup_s: dict[str, float] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def observer(self, model_name: str) -> ModelMetrics:
+        """Make the observer that the engine of `model_name` reports to."""
+        return ModelMetrics(model_name)
+
+    def add(self, metrics: ModelMetrics, snapshot: Callable[[], EngineSnapshot]) -> None:
+        """Show an engine: its observer's counts, and the gauges that `snapshot` reads."""
+        self._engines.append((metrics, snapshot))
+
+    def set_startup(self, phases_s: dict[str, float]) -> None:
+        """Record how long each phase of the start took."""
+        self._startup_s = dict(phases_s)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the Prometheus text and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family. Called by prometheus-client."""
+        engines = [(metrics, snapshot()) for metrics, snapshot in self._engines]
+        yield from _gauges(engines)
+        yield from _counters(engines)
+        yield from _histograms(engines)
+        startup = GaugeMetricFamily("headrace_startup_seconds", "Time each phase of the start took", labels=("phase",))
+        for phase, seconds in self._startup_s.items():
+            startup.add_metric((phase,), seconds)
+        yield startup
+
+
+_Engines = list[tuple[ModelMetrics, EngineSnapshot]]
+
+
+def _gauges(engines: _Engines) -> Iterator[Metric]:
+    table: tuple[tuple[str, str, Callable[[EngineSnapshot], float]], ...] = (
+        ("vllm:num_requests_running", "Sequences that hold KV blocks", lambda s: s.num_running),
+        ("vllm:num_requests_waiting", "Sequences in the queue", lambda s: s.num_waiting),
+        ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", lambda s: s.kv_usage),
+        ("headrace_engine_up", "1 while the engine lives", lambda s: 0.0 if s.is_dead else 1.0),
+    )
+    for name, text, read in table:
+        family = GaugeMetricFamily(name, text, labels=_LABELS)
+        for metrics, snapshot in engines:
+            family.add_metric((metrics.model_name,), read(snapshot))
+        yield family
+
+
+def _counters(engines: _Engines) -> Iterator[Metric]:
+    table: tuple[tuple[str, str, Callable[[ModelMetrics, EngineSnapshot], float]], ...] = (
+        ("vllm:prompt_tokens", "Prompt tokens computed", lambda m, s: s.prompt_tokens),
+        ("vllm:generation_tokens", "Tokens generated", lambda m, s: s.generated_tokens),
+        ("vllm:num_preemptions", "Sequences that gave their blocks back", lambda m, s: s.num_preemptions),
+        ("vllm:prompt_tokens_cached", "Prompt tokens not computed again", lambda m, s: m.cached_tokens),
+        ("headrace_recomputed_tokens", "Tokens computed again after preemption", lambda m, s: s.recomputed_tokens),
+        ("headrace_steps", "Engine steps", lambda m, s: s.num_steps),
+        ("headrace_device_seconds", "Time steps spent computing", lambda m, s: m.device_s),
+        ("headrace_loop_seconds", "Time steps took in all", lambda m, s: m.loop_s),
+    )
+    for name, text, read in table:
+        family = CounterMetricFamily(name, text, labels=_LABELS)
+        for metrics, snapshot in engines:
+            family.add_metric((metrics.model_name,), read(metrics, snapshot))
+        yield family
+    success = CounterMetricFamily(
+        "vllm:request_success", "Choices that ended, by reason", labels=(*_LABELS, "finished_reason")
+    )
+    refused = CounterMetricFamily(
+        "headrace_refused_requests", "Requests refused at the door", labels=(*_LABELS, "code")
+    )
+    for metrics, _ in engines:
+        for reason, count in metrics.finished.items():
+            success.add_metric((metrics.model_name, reason), count)
+        for code, count in metrics.refused.items():
+            refused.add_metric((metrics.model_name, code), count)
+    yield success
+    yield refused
+
+
+def _histograms(engines: _Engines) -> Iterator[Metric]:
+    table: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
+        ("vllm:time_to_first_token_seconds", "Arrival to first token", lambda m: m.ttft),
+        ("vllm:inter_token_latency_seconds", "Gap between tokens of a choice", lambda m: m.itl),
+        ("vllm:e2e_request_latency_seconds", "Arrival to end", lambda m: m.e2e),
+        ("vllm:request_queue_time_seconds", "Arrival to first step", lambda m: m.queue),
+        ("vllm:iteration_tokens_total", "Tokens computed in a step", lambda m: m.step_tokens),
+    )
+    for name, text, read in table:
+        family = HistogramMetricFamily(name, text, labels=_LABELS)
+        for metrics, _ in engines:
+            histogram = read(metrics)
+            family.add_metric((metrics.model_name,), histogram.buckets(), histogram.sum)
+        yield family

@@ -1,0 +1,262 @@
+"""The chat endpoint over an upstream that answers with its prompt."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace.core.delta import Delta, FinishReason, PositionLogprobs, TokenLogprob, Usage
+from headrace.core.errors import Overloaded
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """Parse a stream as strict clients do: one `data:` line per event, JSON or [DONE]."""
+    blocks = response.text.removesuffix("\n\n").split("\n\n")
+    payloads = [block.removeprefix("data: ") for block in blocks]
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [payload if payload == "[DONE]" else json.loads(payload) for payload in payloads]
+
+
+class Scripted:
+    """An upstream that yields given deltas, then raises what it was given."""
+
+    def __init__(self, *deltas: Delta, error: Exception | None = None) -> None:
+        self.deltas, self.error = deltas, error
+
+    async def generate(self, request: Any) -> Any:
+        for delta in self.deltas:
+            yield delta
+        if self.error is not None:
+            raise self.error
+
+
+def test_answer_has_text_role_finish_and_usage(api: Any) -> None:
+    reply = api.chat("hi", max_tokens=3).json()
+    choice = reply["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "u:h"}
+    assert choice["finish_reason"] == "length"
+    assert reply["object"] == "chat.completion"
+    assert reply["model"] == "echo"
+    assert reply["created"] == 1700000000
+    assert reply["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def test_stream_says_the_role_with_the_first_content_and_ends_with_done(api: Any) -> None:
+    chunks = events(api.chat("hi", stream=True))
+    assert chunks.pop() == "[DONE]"
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "u"}
+    assert all("role" not in chunk["choices"][0]["delta"] for chunk in chunks[1:])
+    assert all(chunk["object"] == "chat.completion.chunk" and "usage" not in chunk for chunk in chunks)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == "stop"
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_streamed_text_equals_the_whole_answer(api: Any, n: int) -> None:
+    whole = api.chat("grüß dich", n=n).json()
+    texts = [""] * n
+    for chunk in events(api.chat("grüß dich", n=n, stream=True))[:-1]:
+        for choice in chunk["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == [choice["message"]["content"] for choice in whole["choices"]]
+
+
+def test_usage_chunk_has_no_choices_and_comes_last(api: Any) -> None:
+    chunks = events(api.chat("hi", stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1] == "[DONE]"
+    assert chunks[-2]["choices"] == []
+    assert chunks[-2]["usage"]["completion_tokens"] == 7
+    assert all(chunk["usage"] is None for chunk in chunks[:-2])
+
+
+def test_running_usage_counts_tokens_so_far(api: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = events(api.chat("hi", stream=True, max_tokens=3, stream_options=options))[:-1]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert counts[-1] == 3
+
+
+def test_held_back_text_makes_no_chunk(make_api: Any) -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=2)
+    held = Scripted(
+        Delta(token_ids=(1,)), Delta(text="ab", token_ids=(2,), finish=FinishReason.STOP, usage=usage, stop_match="x")
+    )
+    chunks = events(make_api(held).chat(stream=True))
+    assert len(chunks) == 2
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "ab"}
+    assert chunks[0]["choices"][0]["stop_reason"] == "x"
+
+
+def test_error_before_the_first_token_keeps_its_status_in_a_stream(make_api: Any) -> None:
+    api = make_api(Scripted(error=Overloaded("queue is full", retry_after_s=2.2)))
+    for stream in (False, True):
+        response = api.chat(stream=stream)
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "3"
+        assert response.json()["error"]["code"] == "overloaded"
+
+
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        Scripted(Delta(text="a"), error=Overloaded("gone", retry_after_s=1)),
+        Scripted(Delta(text="a"), Delta(finish=FinishReason.ERROR, error="logits are not numbers")),
+        Scripted(Delta(text="a"), error=ZeroDivisionError("secret detail")),
+    ],
+)
+def test_error_inside_a_stream_is_one_event_and_no_done(make_api: Any, upstream: Scripted) -> None:
+    response = make_api(upstream).chat(stream=True)
+    chunks = events(response)
+    assert [sorted(chunk) for chunk in chunks[1:]] == [["error"]]
+    assert "secret detail" not in response.text
+
+
+def test_failed_request_is_a_server_error(make_api: Any) -> None:
+    response = make_api(Scripted(Delta(finish=FinishReason.ERROR, error="logits are not numbers"))).chat()
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "logits are not numbers"
+
+
+def test_logprobs_carry_tokens_bytes_and_alternatives(make_api: Any) -> None:
+    chosen = TokenLogprob(5, -0.5, "é", b"\xc3\xa9")
+    scored = PositionLogprobs(chosen, (chosen, TokenLogprob(6, -2.0, "b", b"b")))
+    usage = Usage(prompt_tokens=1, completion_tokens=1)
+    api = make_api(Scripted(Delta(text="é", logprobs=(scored,), finish=FinishReason.STOP, usage=usage)))
+    content = api.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
+    assert content[0]["token"] == "é"
+    assert content[0]["bytes"] == [0xC3, 0xA9]
+    assert [alternative["logprob"] for alternative in content[0]["top_logprobs"]] == [-0.5, -2.0]
+    assert api.upstream.requests[0].sampling.logprobs == 2
+
+
+def test_parameters_reach_the_request(api: Any) -> None:
+    api.chat(
+        temperature=0.5, top_p=0.9, top_k=-1, min_p=0.1, seed=11, n=2, stop=["x", "yz"], logit_bias={"65": -3},
+        presence_penalty=0.25, frequency_penalty=-0.5, repetition_penalty=1.1, min_tokens=2, max_completion_tokens=9,
+        stop_token_ids=[10], include_stop_str_in_output=True, skip_special_tokens=False,
+    )  # fmt: skip
+    request = api.upstream.requests[0]
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 0, 0.1)
+    assert (sampling.seed, sampling.logit_bias, sampling.min_tokens) == (11, ((65, -3.0),), 2)
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.25, -0.5, 1.1)
+    assert request.stop.stop_strings == ("x", "yz")
+    assert request.stop.stop_token_ids == {10, 257}
+    assert (request.n, request.stop.max_tokens, request.stop.include_stop_text) == (2, 9, True)
+    assert request.skip_special_tokens is False
+
+
+def test_ignore_eos_drops_the_models_end_tokens(api: Any) -> None:
+    api.chat(ignore_eos=True)
+    assert api.upstream.requests[0].stop.stop_token_ids == frozenset()
+
+
+def test_max_tokens_defaults_to_the_rest_of_the_context_and_never_exceeds_it(api: Any) -> None:
+    api.chat("hi")
+    api.chat("hi", max_tokens=1000)
+    assert [request.stop.max_tokens for request in api.upstream.requests] == [57, 57]
+
+
+def test_unseeded_requests_differ(api: Any) -> None:
+    api.chat()
+    api.chat()
+    first, second = api.upstream.requests
+    assert first.sampling.seed != second.sampling.seed
+
+
+def test_nulls_and_neutral_values_are_accepted(api: Any) -> None:
+    response = api.chat(
+        stop=None, tools=[], tool_choice="auto", response_format={"type": "text"}, store=False, user="u",
+        metadata={"a": "b"}, service_tier="auto", functions=None, seed=None, parallel_tool_calls=True,
+    )  # fmt: skip
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("audio", {"voice": "x"}),
+        ("store", True),
+        ("functions", [{"name": "f"}]),
+        ("chat_template", "{{ x }}"),
+    ],
+)
+def test_known_but_unserved_parameters_are_named(api: Any, name: str, value: Any) -> None:
+    response = api.chat(**{name: value})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param", "said"),
+    [
+        ({"temprature": 1}, "unknown_parameter", "temprature", "did you mean 'temperature'"),
+        (
+            {"stream_options": {"include_usge": True}},
+            "unknown_parameter",
+            "stream_options.include_usge",
+            "include_usage",
+        ),
+        ({"max_tokens": "9"}, "malformed_body", "max_tokens", "Expected"),
+        ({"temperature": -1}, "invalid_request", "temperature", "-1"),
+        ({"n": 0}, "invalid_request", "n", "between 1 and 128"),
+        ({"best_of": 3}, "invalid_request", "best_of", "best_of is 3"),
+        ({"top_logprobs": 2}, "invalid_request", "top_logprobs", "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_request", "top_logprobs", "between 0 and 20"),
+        ({"max_tokens": 0}, "invalid_request", "max_tokens", "at least 1"),
+        ({"min_tokens": 9, "max_tokens": 3}, "invalid_request", "min_tokens", "9"),
+        ({"logit_bias": {"a": 1}}, "invalid_request", "logit_bias", "'a'"),
+        ({"logit_bias": {"999": 1}}, "invalid_request", "logit_bias", "999"),
+        ({"stop_token_ids": [-1]}, "invalid_request", "stop_token_ids", "-1"),
+        ({"messages": []}, "invalid_request", "messages", "empty"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "malformed_body", "messages[0].role", "boss"),
+        ({"messages": [{"role": "user"}]}, "invalid_request", "messages[0].content", "missing"),
+        ({"messages": [{"role": "user", "content": "refuse"}]}, "template_failed", None, "alternate"),
+        ({"messages": [{"role": "user", "content": "x" * 99}]}, "prompt_too_long", None, "104 tokens"),
+    ],
+)
+def test_bad_input_is_named(api: Any, body: dict[str, Any], code: str, param: str | None, said: str) -> None:
+    response = api.chat(**body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, code, param)
+    assert error["type"] == "invalid_request_error"
+    assert said in error["message"]
+
+
+def test_text_parts_are_joined_and_images_refused(api: Any) -> None:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    whole = api.chat(messages=[{"role": "user", "content": parts}]).json()
+    assert whole["choices"][0]["message"]["content"] == "u:ab\na:"
+    parts.append({"type": "image_url", "image_url": {"url": "x"}})
+    refusal = api.chat(messages=[{"role": "user", "content": parts}]).json()["error"]
+    assert refusal["param"] == "messages[0].content[2].type"
+
+
+def test_final_message_can_be_continued(api: Any) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "so far"}]
+    reply = api.chat(messages=turns, continue_final_message=True).json()
+    assert reply["choices"][0]["message"]["content"] == "u:q\na:so far"
+
+
+def test_template_variables_are_passed_on(api: Any) -> None:
+    reply = api.chat("q", chat_template_kwargs={"tail": "!"}).json()
+    assert reply["choices"][0]["message"]["content"].endswith("!")
+
+
+def test_base_model_refuses_chat_with_the_remedy(make_api: Any) -> None:
+    response = make_api(template=None).chat()
+    assert response.status_code == 400
+    assert "/v1/completions" in response.json()["error"]["message"]
