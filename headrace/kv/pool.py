@@ -2,8 +2,8 @@
 
 Owns: reference counts and the free list. Numbers only; the executor moves the bytes.
 Invariant: free + held == num_blocks, checked by `check()`, which tests call after each step.
-Order: last freed, first taken, so that a quiet server touches few pages. A sequence's blocks are freed from the tail, so
-its head is taken again first. Called by the scheduler alone, on the engine thread.
+Order: last freed, first taken, so that a quiet server touches few pages. A sequence's blocks are freed from the
+tail, so its head is taken again first. Called by the scheduler alone, on the engine thread.
 Source: PagedAttention, Kwon et al. 2023, §4.2.
 """
 

@@ -1,0 +1,35 @@
+"""What a step and a queue may hold, and what has been done so far: the scheduler's section and its counters."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The dials of one scheduler.
+
+    max_num_seqs     sequences that hold blocks at once, and so rows of a step
+    max_step_tokens  tokens a step computes
+    max_context      prompt and output of one sequence
+    max_waiting      sequences in the queue before new requests are refused
+    """
+
+    max_num_seqs: int
+    max_step_tokens: int
+    max_context: int
+    max_waiting: int
+
+    def check(self) -> None:
+        """Raise ValueError for a limit below 1."""
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class SchedulerTotals(msgspec.Struct):
+    """Counters since the start; they only grow. Written by the scheduler."""
+
+    num_preemptions: int = 0
+    prompt_tokens: int = 0  # prompt tokens computed for the first time
+    generated_tokens: int = 0
+    recomputed_tokens: int = 0  # the tax of preemption

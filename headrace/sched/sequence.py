@@ -1,0 +1,148 @@
+"""One sequence: one choice of a request on its way through the engine.
+
+Owned by the scheduler: it alone writes these fields after construction; others keep the id. `tokens` only ever grows.
+Invariant, once running: num_computed ≤ len(tokens) ≤ max_len and num_computed ≤ len(blocks) * block_size.
+
+    tokens:  |<------- prompt_len ------->|<--- output --->|
+             |<-- num_computed: KV is or is being written -->|<-- still to compute -->|
+
+There is no prefill phase and no decode phase: a step computes some of what is still to compute, and samples when it
+reaches the end. A preempted sequence goes back to num_computed = 0 and catches up over prompt and output alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+import msgspec
+
+from headrace.core.delta import FinishReason
+from headrace.core.request import Request, SamplingParams, SeqId
+from headrace.core.step import Sample, ScoredPosition
+from headrace.sampling import derive_seed
+
+
+class SequenceStatus(IntEnum):
+    """Where a sequence is. FINISHED is final; its blocks may outlive it until the step in flight has ended."""
+
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+
+
+class Sequence:
+    """State of one choice. Written by the scheduler only."""
+
+    __slots__ = (
+        "banned",
+        "blocks",
+        "capacity",
+        "first_scheduled_s",
+        "first_token_s",
+        "max_len",
+        "max_tokens",
+        "min_tokens",
+        "needs_history",
+        "num_computed",
+        "num_in_flight",
+        "num_preemptions",
+        "num_score_top",
+        "num_scored",
+        "peak_computed",
+        "prompt_len",
+        "sampling",
+        "scored",
+        "seq_id",
+        "status",
+        "stop_token_ids",
+        "table",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        seq_id: SeqId,
+        prompt: Iterable[int],
+        sampling: SamplingParams,
+        *,
+        max_tokens: int,
+        stop_token_ids: frozenset[int] = frozenset(),
+        prompt_logprobs: int | None = None,
+    ) -> None:
+        self.seq_id = seq_id
+        self.tokens: list[int] = list(prompt)
+        self.prompt_len = len(self.tokens)
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.max_len = self.prompt_len + max_tokens  # the scheduler lowers it to its context at submit
+        self.stop_token_ids = stop_token_ids
+        self.min_tokens = sampling.min_tokens
+        self.banned = tuple(sorted(stop_token_ids)) if sampling.min_tokens > 0 else ()
+        self.needs_history = sampling.needs_history
+        self.num_score_top = prompt_logprobs
+        self.num_scored = 0
+        self.scored: list[ScoredPosition] = []  # of prompt positions 1, 2, … in order, until they are handed out
+
+        self.status = SequenceStatus.WAITING
+        self.num_computed = 0
+        self.peak_computed = 0  # the most it ever was; less than that is computed again
+        self.num_in_flight = 0  # launched steps that have not been committed
+        self.blocks: list[int] = []
+        self.table: tuple[int, ...] = ()  # `blocks`, as rows carry it
+        self.capacity = 0  # tokens that `blocks` hold
+
+        self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.num_preemptions = 0
+
+    @property
+    def num_output(self) -> int:
+        """Count the tokens generated so far."""
+        return len(self.tokens) - self.prompt_len
+
+
+class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
+    """When a sequence got where, in clock seconds; None where it never got there."""
+
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    num_preemptions: int
+
+
+class SequenceEvent(msgspec.Struct, frozen=True, gc=False):
+    """Something that happened to one sequence. The last of each sequence, and only that, has `finish`.
+
+    sample      the new token; None when the sequence ended without one
+    stop_token  the end token that finished it; it is also in `sample`
+    error       why, when `finish` is ERROR
+    scored      log probabilities of prompt positions 1, 2, …, with the first event, when asked for
+    timing      with the first token and at the end
+    """
+
+    seq_id: SeqId
+    sample: Sample | None
+    finish: FinishReason | None = None
+    stop_token: int | None = None
+    error: str | None = None
+    scored: tuple[ScoredPosition, ...] = ()
+    timing: SequenceTiming | None = None
+
+
+def sequences_of(request: Request, first_id: int) -> list[Sequence]:
+    """Make the `n` sequences of a request, with ids first_id, first_id+1, ….
+
+    Choice i draws with `derive_seed(seed, i)`, so choice 0 of n=4 is the answer of n=1. Only choice 0 scores
+    the prompt.
+    """
+    return [
+        Sequence(
+            SeqId(first_id + index),
+            request.prompt,
+            msgspec.structs.replace(request.sampling, seed=derive_seed(request.sampling.seed, index)),
+            max_tokens=request.stop.max_tokens,
+            stop_token_ids=request.stop.stop_token_ids,
+            prompt_logprobs=request.prompt_logprobs if index == 0 else None,
+        )
+        for index in range(request.n)
+    ]

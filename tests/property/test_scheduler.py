@@ -1,0 +1,197 @@
+"""Random arrivals, lengths, aborts and tiny pools over scheduler, pool and a model that checks its block tables."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.core.delta import FinishReason
+from headrace.core.request import SamplingParams, SeqId
+from headrace.kv import BlockPool
+from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent
+from headrace.testing import UniformModel, VirtualClock, next_token, token_logprob
+
+VOCAB = 11
+
+
+class Shape(NamedTuple):
+    """A sequence before it is made."""
+
+    prompt: list[int]
+    max_tokens: int
+    seed: int
+    stop: frozenset[int]
+    min_tokens: int
+    prompt_logprobs: int | None
+
+    def make(self, seq_id: int) -> Sequence:
+        sampling = SamplingParams(seed=self.seed, min_tokens=self.min_tokens)
+        return Sequence(
+            SeqId(seq_id),
+            self.prompt,
+            sampling,
+            max_tokens=self.max_tokens,
+            stop_token_ids=self.stop,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+    def answer_alone(self, max_context: int) -> tuple[list[int], FinishReason]:
+        """The output and finish reason by a plain loop that knows no blocks, steps or neighbours."""
+        tokens = list(self.prompt)
+        sampling = SamplingParams(seed=self.seed)
+        while len(tokens) < min(len(self.prompt) + self.max_tokens, max_context):
+            is_early = len(tokens) - len(self.prompt) < self.min_tokens
+            token_id = next_token(tokens, sampling, VOCAB, tuple(self.stop) if is_early else ())
+            tokens.append(token_id)
+            if token_id in self.stop:
+                return tokens[len(self.prompt) :], FinishReason.STOP
+        return tokens[len(self.prompt) :], FinishReason.LENGTH
+
+
+class World:
+    """Scheduler, pool and model, stepped by hand, with everything that came out."""
+
+    def __init__(self, num_blocks: int, block_size: int, limits: SchedulerLimits, depth: int) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(self.pool, block_size, limits)
+        self.model = UniformModel(num_blocks=num_blocks, block_size=block_size, vocab_size=VOCAB)
+        self.clock = VirtualClock()
+        self.depth = depth
+        self.pending: deque = deque()
+        self.events: dict[int, list[SequenceEvent]] = {}
+
+    def submit(self, sequence: Sequence) -> None:
+        self.events[sequence.seq_id] = []
+        self.scheduler.submit(sequence)
+
+    def abort(self, seq_id: int) -> None:
+        event = self.scheduler.abort(SeqId(seq_id))
+        if event is not None:
+            self.take([event])
+        self.scheduler.check()
+
+    def take(self, events: list[SequenceEvent]) -> None:
+        for event in events:
+            earlier = self.events[event.seq_id]
+            assert not earlier or earlier[-1].finish is None, "an event after the end"
+            earlier.append(event)
+
+    def step(self) -> bool:
+        """Fill the pipeline to its depth, then commit one step; False when there was nothing to do."""
+        while len(self.pending) < self.depth:
+            step = self.scheduler.schedule(self.clock.now())
+            if step is None:
+                break
+            blocks = [block for row in step.rows for block in row.blocks]
+            assert len(blocks) == len(set(blocks)), "two rows share a block"
+            self.pending.append((step, self.model.launch(step)))
+            self.scheduler.check()
+        if not self.pending:
+            return False
+        step, pending = self.pending.popleft()
+        self.clock.advance(0.01)
+        self.take(self.scheduler.commit(step, pending.result(), self.clock.now()))
+        self.scheduler.check()
+        return True
+
+
+@st.composite
+def shapes(draw: st.DrawFn, longest: int) -> Shape:
+    prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=longest - 1))
+    return Shape(
+        prompt,
+        draw(st.integers(0, 20)),
+        draw(st.integers(0, 3)),
+        draw(st.frozensets(st.integers(0, VOCAB - 1), max_size=1)),
+        draw(st.integers(0, 4)),
+        draw(st.sampled_from([None, None, 2])),
+    )
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]], int]:
+    """A world with a tiny pool, the sequences that will come, and the order of arrivals, steps and aborts."""
+    num_blocks, block_size = draw(st.integers(2, 12)), draw(st.integers(1, 5))
+    max_context = draw(st.integers(2, 40))
+    limits = SchedulerLimits(
+        max_num_seqs=draw(st.integers(1, 5)),
+        max_step_tokens=draw(st.integers(1, 12)),
+        max_context=max_context,
+        max_waiting=64,
+    )
+    context = min(max_context, num_blocks * block_size)
+    depth = draw(st.sampled_from([1, 1, 2]))
+    coming = draw(st.lists(shapes(context), min_size=1, max_size=8))
+    acts = draw(
+        st.lists(
+            st.tuples(st.sampled_from(["arrive", "arrive", "step", "step", "step", "abort"]), st.integers(0, 7)),
+            max_size=60,
+        )
+    )
+    return World(num_blocks, block_size, limits, depth), coming, acts, context
+
+
+@settings(max_examples=300, deadline=None)
+@given(stories())
+def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> None:
+    world, coming, acts, context = story
+    arrived, aborted = 0, set()
+    for act, number in acts:
+        if act == "arrive" and arrived < len(coming):
+            world.submit(coming[arrived].make(arrived))
+            arrived += 1
+        elif act == "abort":
+            world.abort(number)
+            aborted.add(number)
+        elif act == "step":
+            world.step()
+    for seq_id in range(arrived, len(coming)):
+        world.submit(coming[seq_id].make(seq_id))
+    # No starvation: each step computes a token that some sequence lacked, or one that preemption threw away.
+    for _ in range(4000):
+        if not world.step():
+            break
+    else:
+        raise AssertionError("work is left after 4000 steps")
+    assert not world.scheduler.has_work
+    assert world.pool.num_free == world.pool.num_blocks
+    for seq_id, shape in enumerate(coming):
+        events = world.events[seq_id]
+        output = [event.sample.token_id for event in events if event.sample is not None]
+        expected, finish = shape.answer_alone(context)
+        last = events[-1]
+        assert [event.finish is not None for event in events] == [False] * (len(events) - 1) + [True]
+        if last.finish is FinishReason.ABORT:
+            assert seq_id in aborted
+            assert output == expected[: len(output)]
+            continue
+        assert output == expected
+        assert last.finish is finish
+        if shape.prompt_logprobs is not None:
+            prompt = shape.prompt
+            wanted = [(prompt[i], token_logprob(prompt[:i], prompt[i])) for i in range(1, len(prompt))]
+            assert [(s.token_id, s.logprob) for s in events[0].scored] == wanted
+            assert not any(event.scored for event in events[1:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_an_abort_storm_leaks_nothing(data: st.DataObject) -> None:
+    limits = SchedulerLimits(max_num_seqs=6, max_step_tokens=9, max_context=30, max_waiting=64)
+    world = World(8, 4, limits, data.draw(st.sampled_from([1, 2])))
+    shape = Shape([1, 2, 3, 4, 5], 10, 0, frozenset(), 0, None)
+    for seq_id in range(30):
+        world.submit(shape.make(seq_id))
+        for _ in range(data.draw(st.integers(0, 2))):
+            world.step()
+        world.abort(data.draw(st.integers(0, seq_id)))
+    for seq_id in data.draw(st.permutations(range(30))):
+        world.abort(seq_id)
+        world.abort(seq_id)
+    while world.step():
+        pass
+    assert world.pool.num_free == 8
+    assert all(sum(e.finish is not None for e in events) == 1 for events in world.events.values())
