@@ -6,7 +6,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 ARGS ?=
 BIN := .venv/bin
 SOURCES := pyproject.toml $(wildcard setup.py csrc/* csrc/*/*)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+NATIVE = @test -e headrace/ops/native/libheadrace.so || echo "No native library was built (is there a C++ compiler?); \
+	steps run on numpy, many times slower. After mending that: rm .venv/.base .venv/.dev"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test parity fmt lint type bench docs clean
@@ -58,11 +61,13 @@ clean:  ## remove the environment and everything built
 .venv/.base: .venv/bin/python $(SOURCES)
 	@echo "Installing Headrace into .venv and building its native library (once, about a minute)"
 	@$(PIP) --editable .
+	$(NATIVE)
 	@touch $@
 
 .venv/.dev: .venv/bin/python $(SOURCES)
 	@echo "Installing Headrace and its test tools into .venv and building the native library (once, about a minute)"
 	@$(PIP) --editable '.[dev]'
+	$(NATIVE)
 	@touch .venv/.base $@
 
 .venv/.parity: .venv/.dev
