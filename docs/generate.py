@@ -107,6 +107,17 @@ def mark(name: str, field: msgspec.structs.FieldInfo | None, wire: object) -> st
     return f"refused, but for {', '.join(values)}"
 
 
+def metrics() -> str:
+    """Every metric family, as a scrape shows it."""
+    from headrace.obs import Metrics
+
+    rows = ["| name | type | meaning |", "| --- | --- | --- |"]
+    for family in Metrics().collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append(f"| `{name}` | {family.type} | {cell(family.documentation)} |")
+    return "\n".join(rows) + "\n"
+
+
 def spell(kind: object) -> str:
     """A type as a reader of the reference wants it: `int`, `"a" or "b"`, never a module path."""
     text = kind.__name__ if isinstance(kind, type) else str(kind)
@@ -135,6 +146,7 @@ def cell(text: str) -> str:
 
 REGIONS: dict[str, Callable[[], str]] = {
     "errors": errors,
+    "metrics": metrics,
     "parameters": parameters,
     "settings": settings,
     "tree": tree,
