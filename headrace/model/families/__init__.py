@@ -1,1 +1,1 @@
-""" """
+"""One file per family of models: config in, Program out."""
