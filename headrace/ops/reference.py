@@ -1,0 +1,200 @@
+"""The ops in numpy fp32: the specification that every other backend is held to.
+
+Plain arrays in, plain arrays out; nothing is owned, and only `qk_write` changes an argument (the cache).
+Invariant: a token's result has the same bits whatever else is in the batch and however its prompt was cut into chunks.
+ - `linear` calls BLAS on tiles of exactly ROW_TILE rows, zero-padded: a library may pick another kernel, and so another
+   order of summation, for another number of rows.
+ - `attention` works query by query; the shapes it hands to BLAS depend on the query's position alone.
+ - everything else is elementwise or reduces over the last axis of one token.
+Callers: `executor.reference`, parity tests of the other backends.
+Letters: T packed tokens, K inputs, N outputs, Nq/Nkv query/kv heads, D head size, B rows, S block size, V vocabulary.
+Source: RMS norm, Zhang & Sennrich 2019; rotary embedding, Su et al. 2021; GLU, Shazeer 2020; paging, Kwon et al. 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int32]
+ActivationName = Literal["silu", "gelu_tanh", "gelu", "relu2"]
+
+ROW_TILE = 16
+
+
+def embed(tokens: Indices, table: Floats, *, scale: float = 1.0) -> Floats:
+    """Return table[tokens] * scale, [T, H]. tokens [T], table [V, H]."""
+    rows: Floats = table[tokens]
+    return rows * np.float32(scale)
+
+
+def rms_norm(x: Floats, weight: Floats, *, eps: float) -> Floats:
+    """Return x / sqrt(mean(x²) + eps) * weight over the last axis. x [..., N], weight [N]."""
+    mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
+    normed: Floats = x / np.sqrt(mean_square + np.float32(eps)) * weight
+    return normed
+
+
+def linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
+    """Return x @ weight.T + bias, [T, N]. x [T, K], weight [N, K], bias [N].
+
+    Cost: as many multiplies as the next multiple of ROW_TILE rows.
+    """
+    num_tokens, num_inputs = x.shape
+    padded = np.zeros((-(-num_tokens // ROW_TILE) * ROW_TILE, num_inputs), np.float32)
+    padded[:num_tokens] = x
+    out = np.empty((len(padded), len(weight)), np.float32)
+    for first in range(0, len(padded), ROW_TILE):
+        np.matmul(padded[first : first + ROW_TILE], weight.T, out=out[first : first + ROW_TILE])
+    if bias is not None:
+        out += bias
+    return out[:num_tokens]
+
+
+def activate(x: Floats, activation: ActivationName) -> Floats:
+    """Return the activation of every element.
+
+    silu x·sigmoid(x); gelu x·Φ(x); gelu_tanh its tanh approximation; relu2 max(x, 0)²
+    """
+    y: Floats
+    match activation:
+        case "silu":
+            with np.errstate(over="ignore"):  # exp(-x) = inf below -88 gives the right limit, -0
+                y = x / (np.float32(1.0) + np.exp(-x))
+        case "gelu_tanh":
+            inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+            y = np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
+        case "gelu":
+            erf = np.frompyfunc(math.erf, 1, 1)  # numpy has no erf; exact and slow is right for a specification
+            y = (x * 0.5 * (1.0 + erf(x / math.sqrt(2.0)))).astype(np.float32)
+        case "relu2":
+            y = np.square(np.maximum(x, np.float32(0.0)))
+        case _:
+            assert_never(activation)
+    return y
+
+
+def glu(gate_up: Floats, activation: ActivationName) -> Floats:
+    """Return activation(gate) * up, [T, F]. gate_up [T, 2F], gate first."""
+    half = gate_up.shape[-1] // 2
+    return activate(gate_up[:, :half], activation) * gate_up[:, half:]
+
+
+def rotate(x: Floats, positions: Indices, inv_freq: Floats, *, scale: float = 1.0) -> Floats:
+    """Turn the pairs (i, i + R/2) of each head by position * inv_freq[i]; channels from R on stay as they are.
+
+    x [T, heads, D], positions [T], inv_freq [R/2] in radians per position; `scale` multiplies cos and sin.
+    The angle is an fp32 product: at long positions its rounding is part of what models were trained with.
+    """
+    half = len(inv_freq)
+    angle = (positions.astype(np.float32)[:, None] * inv_freq)[:, None, :]
+    cos, sin = np.cos(angle) * np.float32(scale), np.sin(angle) * np.float32(scale)
+    low, high = x[..., :half], x[..., half : 2 * half]
+    return np.concatenate((low * cos - high * sin, high * cos + low * sin, x[..., 2 * half :]), axis=-1)
+
+
+def qk_write(
+    qkv: Floats,
+    cache: Floats,
+    slots: NDArray[np.int64],
+    positions: Indices,
+    *,
+    num_heads: int,
+    inv_freq: Floats | None,
+    rope_scale: float = 1.0,
+    q_norm: Floats | None = None,
+    k_norm: Floats | None = None,
+    eps: float = 1e-6,
+) -> Floats:
+    """Norm and rotate q and k, write k and v to the cache, return q as [T, Nq·D].
+
+    qkv       [T, (Nq + 2·Nkv)·D]   q heads, then k heads, then v heads
+    cache     [2, blocks, S, Nkv, D]  written at `slots`: K at index 0, V at index 1
+    slots     [T]                   block * S + offset
+    positions [T]
+    inv_freq  [R/2]                 None leaves q and k unrotated
+    q_norm, k_norm  [D]             RMS norm of each head, before the rotation
+    """
+    num_tokens = len(qkv)
+    kv_heads, head_dim = cache.shape[-2:]
+    heads = qkv.reshape(num_tokens, num_heads + 2 * kv_heads, head_dim)
+    q, k, v = heads[:, :num_heads], heads[:, num_heads : num_heads + kv_heads], heads[:, num_heads + kv_heads :]
+    if q_norm is not None:
+        q = rms_norm(q, q_norm, eps=eps)
+    if k_norm is not None:
+        k = rms_norm(k, k_norm, eps=eps)
+    if inv_freq is not None:
+        q = rotate(q, positions, inv_freq, scale=rope_scale)
+        k = rotate(k, positions, inv_freq, scale=rope_scale)
+    block_size = cache.shape[2]
+    blocks, offsets = np.divmod(slots, block_size)
+    cache[0, blocks, offsets] = k
+    cache[1, blocks, offsets] = v
+    return np.ascontiguousarray(q).reshape(num_tokens, num_heads * head_dim)
+
+
+def attention(
+    q: Floats,
+    cache: Floats,
+    block_tables: Indices,
+    row_starts: Indices,
+    positions: Indices,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Floats:
+    """Attend each query token to its own sequence's cached tokens up to itself; return [T, Nq·D].
+
+    q            [T, Nq·D]               rotated
+    cache        [2, blocks, S, Nkv, D]  read only; holds this step's K and V already
+    block_tables [B, M]                  block numbers in position order, -1 past the end
+    row_starts   [B+1]                   first packed token of each row
+    positions    [T]                     ascending and contiguous within a row
+    score = q·k * scale; softcap c: c * tanh(score / c); window W: positions p-W+1 … p only; then softmax.
+    Query head h reads kv head h // (Nq / Nkv).
+    """
+    block_size, kv_heads, head_dim = cache.shape[2:]
+    out = np.empty_like(q)
+    for row in range(len(row_starts) - 1):
+        first, last = int(row_starts[row]), int(row_starts[row + 1])
+        begin, end = int(positions[first]), int(positions[last - 1]) + 1
+        oldest = 0 if window is None else max(begin - window + 1, 0)
+        blocks = block_tables[row, oldest // block_size : -(-end // block_size)]
+        held = cache[:, blocks].reshape(2, -1, kv_heads, head_dim)
+        base = oldest // block_size * block_size
+        for token in range(first, last):
+            position = int(positions[token])
+            lowest = 0 if window is None else max(position - window + 1, 0)
+            seen = held[:, lowest - base : position + 1 - base]
+            out[token] = _attend(q[token].reshape(kv_heads, -1, head_dim), seen[0], seen[1], scale, softcap).reshape(-1)
+    return out
+
+
+def _attend(q: Floats, keys: Floats, values: Floats, scale: float, softcap: float | None) -> Floats:
+    """Attend one token's heads. q [Nkv, G, D], keys and values [L, Nkv, D]; returns [Nkv, G, D]."""
+    scores = np.matmul(q, keys.transpose(1, 2, 0)) * np.float32(scale)
+    if softcap is not None:
+        scores = _cap(scores, softcap)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: Floats = np.matmul(weights, values.transpose(1, 0, 2))
+    return out
+
+
+def head(x: Floats, table: Floats, *, scale: float = 1.0, softcap: float | None = None) -> Floats:
+    """Return logits [R, V] = (x @ table.T) * scale, soft-capped. x [R, H], table [V, H]."""
+    logits = linear(x, table)
+    if scale != 1.0:
+        logits *= np.float32(scale)
+    return logits if softcap is None else _cap(logits, softcap)
+
+
+def _cap(x: Floats, cap: float) -> Floats:
+    """Return cap * tanh(x / cap)."""
+    capped: Floats = np.float32(cap) * np.tanh(x / np.float32(cap))
+    return capped
