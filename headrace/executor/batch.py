@@ -1,8 +1,8 @@
 """`Batch`: a Step packed into flat integer arrays, the form that every backend reads.
 
 Owns nothing that outlives a step. Made once per step by `pack`, read by the reference and the native executor alike.
-Invariant: all arrays are C-contiguous and in row order. Token i sits at `positions[i]` of row `token_rows[i]`; its K and
-V go to `slots[i]`. No two tokens of a batch share a slot: the scheduler gives each sequence its own last block.
+Invariant: all arrays are C-contiguous and in row order. Token i sits at `positions[i]` of row `token_rows[i]`; its K
+and V go to `slots[i]`. No two tokens of a batch share a slot: the scheduler gives each sequence its own last block.
 
     row r owns the packed tokens  row_starts[r] … row_starts[r+1]-1
     position p of row r lives in  block block_tables[r, p // S], offset p % S      (S = block_size)
