@@ -6,6 +6,7 @@ written by hand. Each NAME is a function below. `tests/arch/test_docs.py` fails 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Callable, Iterator
@@ -118,6 +119,39 @@ def metrics() -> str:
     return "\n".join(rows) + "\n"
 
 
+def commands() -> str:
+    """Every command of the command line with its arguments, group by group."""
+    from headrace.cli.entry import build_parser
+
+    parsers = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {action.dest: action.help or "" for action in parsers._choices_actions}
+    parts = []
+    for name, parser in parsers.choices.items():
+        shown = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
+        usage = " ".join(["headrace", name, *(spell_argument(a) for a in shown if not a.option_strings), "[FLAG …]"])
+        parts.append(f"## `headrace {name}`\n\n{sentence(helps[name])}: `{usage}`\n")
+        settings_shown = []
+        rows = ["| argument | meaning |", "| --- | --- |"]
+        for group in parser._action_groups:
+            actions = [a for a in group._group_actions if a in shown]
+            if group.title and group.title.endswith(" settings") and actions:
+                settings_shown.append(f"{group.title}: " + ", ".join(f"`{a.option_strings[-1]}`" for a in actions))
+                continue
+            rows += [f"| `{cell(spell_argument(a))}` | {cell((a.help or '').replace('%%', '%'))} |" for a in actions]
+        parts.append("\n".join(rows) + "\n")
+        parts.append(sentence("; ".join(settings_shown)) + ".\n")
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def spell_argument(action: argparse.Action) -> str:
+    """An argument as it is typed."""
+    metavar = str(action.metavar or action.dest.upper())
+    if not action.option_strings:
+        return {"*": f"[{metavar} …]", "?": f"[{metavar}]"}.get(str(action.nargs), metavar)
+    flag = action.option_strings[-1]
+    return flag if action.nargs == 0 else f"{flag} {metavar}"
+
+
 def spell(kind: object) -> str:
     """A type as a reader of the reference wants it: `int`, `"a" or "b"`, never a module path."""
     text = kind.__name__ if isinstance(kind, type) else str(kind)
@@ -140,11 +174,16 @@ def value(default: object) -> str:
     return f"`{msgspec.json.encode(default).decode()}`"
 
 
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
 REGIONS: dict[str, Callable[[], str]] = {
+    "commands": commands,
     "errors": errors,
     "metrics": metrics,
     "parameters": parameters,

@@ -11,6 +11,7 @@ A fenced `sh` or `python` block carries a comment on the line before it:
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -148,6 +149,43 @@ def test_links_between_pages_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_functions_named_in_the_architecture_exist(repository: Path) -> None:
+    """`package.module.Name.member` in the life of a request is looked up in the source."""
+    packages = "|".join(p.parent.name for p in (repository / "headrace").glob("*/__init__.py"))
+    text = (repository / "ARCHITECTURE.md").read_text().split("## The life of a request")[1].split("\n## ")[0]
+    names = re.findall(rf"(?<![\w./])((?:{packages})(?:\.\w+)+)", text)
+    assert len(names) > 20
+    assert [name for name in names if not is_defined(repository / "headrace", name.split("."))] == []
+
+
+def is_defined(folder: Path, parts: list[str]) -> bool:
+    """Follow a dotted name from package to module to class to member."""
+    while parts and (folder / parts[0]).is_dir():
+        folder, parts = folder / parts[0], parts[1:]
+    source = folder / f"{parts[0]}.py" if parts else folder / "__init__.py"
+    if not source.exists():
+        return False
+    body = ast.parse(source.read_text()).body
+    for part in parts[1:]:
+        found = [
+            n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and n.name == part
+        ]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+def test_every_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from headrace.cli.entry import main
+
+    for name in re.findall(r"^## `headrace (\w+)`", (REPOSITORY / "docs" / "cli.md").read_text(), re.MULTILINE):
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: headrace {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", blocks("itself"))

@@ -21,7 +21,7 @@ LIMIT_S = 240.0
 @pytest.fixture(scope="module")
 def server_url() -> Iterator[str]:
     """`headrace serve` with the default model on a free port; SIGTERM must end it with exit code 0."""
-    command = [sys.executable, "-m", "headrace.cli", "serve", "--port", "0"]
+    command = ["headrace", "serve", "--port", "0"]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
