@@ -1,5 +1,6 @@
 """Which tokens the next step computes: sequences, the queue, preemption and the finish rules."""
 
+from headrace.sched.dry_run import dry_steps
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
 from headrace.sched.scheduler import Scheduler
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus, SequenceTiming, sequences_of
@@ -12,5 +13,6 @@ __all__ = [
     "SequenceEvent",
     "SequenceStatus",
     "SequenceTiming",
+    "dry_steps",
     "sequences_of",
 ]

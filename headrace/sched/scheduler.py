@@ -42,15 +42,15 @@ class Scheduler:
     def __init__(self, pool: BlockPool, block_size: int, limits: SchedulerLimits) -> None:
         limits.check()
         self._pool = pool
-        self._block_size = block_size
-        self._limits = limits
+        self.block_size = block_size
+        self.limits = limits
         # The last token of a sequence is never computed, but one slot is a small price for a simple bound.
         self.max_context = min(limits.max_context, pool.num_blocks * block_size)
         self._live: dict[SeqId, Sequence] = {}
         self._waiting: OrderedDict[SeqId, Sequence] = OrderedDict()
         self._running: list[Sequence] = []
         self._in_flight: deque[tuple[Step, list[Sequence]]] = deque()
-        self._num_steps = 0
+        self.num_steps = 0
         self._drain = DrainRate()
         self.totals = SchedulerTotals()
 
@@ -93,10 +93,10 @@ class Scheduler:
                 param="prompt",
             )
         waiting = len(self._waiting) + num_queued
-        if waiting >= self._limits.max_waiting:
+        if waiting >= self.limits.max_waiting:
             retry_after_s = self._drain.wait_s(waiting, now)
             raise Overloaded(
-                f"{waiting:,} sequences are waiting, the limit is {self._limits.max_waiting:,}; "
+                f"{waiting:,} sequences are waiting, the limit is {self.limits.max_waiting:,}; "
                 f"the queue drains in about {retry_after_s:.0f} s, try again then",
                 retry_after_s=retry_after_s,
             )
@@ -142,7 +142,7 @@ class Scheduler:
             return None
         rows: list[Row] = []
         members: list[Sequence] = []
-        budget = self._limits.max_step_tokens
+        budget = self.limits.max_step_tokens
         num_preemptions = self.totals.num_preemptions
         index = 0
         running = self._running  # shrinks from the end while sequences are preempted
@@ -163,8 +163,8 @@ class Scheduler:
             self._admit(rows, members, budget, now)
         if not rows:
             return None
-        step = Step(self._num_steps, tuple(rows))
-        self._num_steps += 1
+        step = Step(self.num_steps, tuple(rows))
+        self.num_steps += 1
         self._in_flight.append((step, members))
         return step
 
@@ -172,6 +172,8 @@ class Scheduler:
         """Take in the result of the oldest step in flight; return what happened, in row order."""
         if not self._in_flight or self._in_flight[0][0] is not step:
             raise ValueError(f"step {step.step_id} is not the oldest in flight")
+        if result.step_id != step.step_id or len(result.samples) != len(step.rows):
+            raise ValueError(f"result of step {result.step_id}, {len(result.samples)} rows, for step {step.step_id}")
         _, members = self._in_flight.popleft()
         events: list[SequenceEvent] = []
         failures = result.failures
@@ -202,10 +204,10 @@ class Scheduler:
         self.totals.generated_tokens += num_tokens
         return events
 
-    def next_step_id(self) -> int:
-        """Take a step id for a step that is made elsewhere (warm-up)."""
-        self._num_steps += 1
-        return self._num_steps - 1
+    def take_step_id(self) -> int:
+        """Use up a step id, for a step that is made elsewhere."""
+        self.num_steps += 1
+        return self.num_steps - 1
 
     # --- planning ------------------------------------------------------------------------------------------------
 
@@ -259,10 +261,10 @@ class Scheduler:
     def _admit(self, rows: list[Row], members: list[Sequence], budget: int, now: float) -> None:
         """Move sequences from the head of the queue into the step while budget, places and blocks last."""
         running, waiting, pool = self._running, self._waiting, self._pool
-        while waiting and budget and len(running) < self._limits.max_num_seqs:
+        while waiting and budget and len(running) < self.limits.max_num_seqs:
             sequence = next(iter(waiting.values()))
             length = len(sequence.tokens)
-            num_blocks = -(-length // self._block_size)
+            num_blocks = -(-length // self.block_size)
             # One spare block for each running sequence: they will want it soon, and preempting costs more than waiting.
             if num_blocks + len(running) > pool.num_free:
                 return
@@ -321,7 +323,7 @@ class Scheduler:
         """Put allocated blocks at the end of a sequence's table."""
         sequence.blocks += blocks
         sequence.table = tuple(sequence.blocks)
-        sequence.capacity = len(sequence.blocks) * self._block_size
+        sequence.capacity = len(sequence.blocks) * self.block_size
 
     def _release(self, sequence: Sequence) -> None:
         """Give all blocks of a sequence back to the pool."""

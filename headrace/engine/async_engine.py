@@ -1,0 +1,143 @@
+"""The engine as an `Upstream`: requests in, deltas out, on the network's event loop.
+
+Owns: the streams of live requests and the next sequence id. Everything here runs on one event loop; the engine thread
+reaches it by one `call_soon_threadsafe` per step.
+Invariant: whoever stops reading, in whatever way, has its sequences aborted and its blocks freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from headrace.core.delta import Delta
+from headrace.core.errors import EngineDead, HeadraceError
+from headrace.core.protocols import Clock
+from headrace.core.request import Request, SeqId
+from headrace.core.stats import EngineSnapshot, Observer
+from headrace.engine.admission import check_request
+from headrace.engine.engine import Engine, StepReport
+from headrace.engine.spelling import Spelling
+from headrace.engine.streams import RequestStream
+from headrace.sched import sequences_of
+from headrace.text import Tokenizer
+
+
+class AsyncEngine:
+    """Serves one model on one event loop. Implements `core.protocols.Upstream`.
+
+    vocab_size  tokens the model has logits for; prompts, biases and stop tokens are checked against it
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, clock: Clock, *, vocab_size: int, observer: Observer | None = None
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._vocab_size = vocab_size
+        self._observer = observer
+        self._spelling = Spelling(tokenizer)
+        self._streams: dict[SeqId, RequestStream] = {}
+        self._next_id = 0
+        self._is_draining = False
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    async def start(self) -> float:
+        """Start the engine thread and wait until it is warm; return the seconds that took. Raises EngineDead."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(report: StepReport) -> None:
+            # A closed loop has no readers left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._receive, report)
+
+        self._engine.start(deliver)
+        return await asyncio.wrap_future(self._engine.ready)
+
+    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """Stream the answer; closing the iterator early aborts the work.
+
+        The first step of the iterator raises InvalidRequest, PromptTooLong, Overloaded or EngineDead before anything
+        has been computed. Later failures arrive as a delta with `finish` ERROR.
+        """
+        stream = self._open(request)
+        try:
+            while not stream.is_exhausted:
+                await stream.wait()
+                for delta in stream.take():
+                    yield delta
+        finally:
+            self._close(stream)
+
+    async def wait_dead(self) -> None:
+        """Wait for the engine to end; raises EngineDead if it failed."""
+        await asyncio.shield(asyncio.wrap_future(self._engine.dead))
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Refuse new requests, let the live ones go on for `drain_s` seconds, end the rest as ABORT. Idempotent."""
+        self._is_draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), drain_s)
+        self._engine.stop()
+        with contextlib.suppress(EngineDead):
+            await self.wait_dead()
+
+    def snapshot(self) -> EngineSnapshot:
+        """Return the engine's counts of this moment."""
+        return self._engine.snapshot()
+
+    def _open(self, request: Request) -> RequestStream:
+        """Check a request, hand its sequences to the engine and register its stream."""
+        try:
+            if self._is_draining:
+                raise EngineDead("the server is shutting down; try again once it is back")
+            check_request(request, self._vocab_size)
+            stream = RequestStream(request, self._next_id, self._tokenizer, self._spelling, self._observer)
+            self._engine.submit(sequences_of(request, self._next_id))
+        except HeadraceError as error:
+            if self._observer is not None:
+                self._observer.on_refused(error)
+            raise
+        self._next_id += request.n
+        for seq_id in stream.seq_ids:
+            self._streams[SeqId(seq_id)] = stream
+        self._is_empty.clear()
+        return stream
+
+    def _close(self, stream: RequestStream) -> None:
+        """Forget a stream, and abort what it has left running."""
+        for seq_id in stream.seq_ids:
+            del self._streams[SeqId(seq_id)]
+        if live_ids := stream.live_ids:
+            self._engine.abort(live_ids)
+            stream.abandon(self._clock.now())
+        if self._observer is not None:
+            self._observer.on_finished(stream.stats())
+        if not self._streams:
+            self._is_empty.set()
+
+    def _receive(self, report: StepReport) -> None:
+        """Hand a step's events to their streams; the only loop over the batch on the network thread."""
+        touched: dict[int, RequestStream] = {}
+        to_abort: list[SeqId] = []
+        for event in report.events:
+            stream = self._streams.get(event.seq_id)
+            if stream is None:
+                continue  # its reader has gone
+            try:
+                should_abort = stream.accept(event, report.now)
+            except Exception as error:  # text that cannot be made fails its own choice, not its neighbours
+                stream.fail(event.seq_id, f"the text could not be made: {type(error).__name__}: {error}", report.now)
+                should_abort = event.finish is None
+            if should_abort:
+                to_abort.append(event.seq_id)
+            touched[id(stream)] = stream
+        for stream in touched.values():
+            stream.wake()
+        if to_abort:
+            self._engine.abort(to_abort)
+        if self._observer is not None and report.step is not None:
+            self._observer.on_step(report.step)

@@ -1,0 +1,167 @@
+"""The engine loop: one thread that plans a step, has it carried out, and sends on what came of it.
+
+Owns: the scheduler and the executor while it runs. Other threads write to the inbox only.
+Invariant: every submitted sequence ends in exactly one event with `finish`, also when the executor fails or the engine
+is stopped; afterwards `dead` is done, with an exception if the engine failed. An idle loop sleeps on a condition.
+
+    any thread:     submit, abort ──► inbox ─┐
+    engine thread:  ┌─ take inbox ◄──────────┘
+                    │  schedule ─► launch ─► deliver the events of the step before, while the device works
+                    └─ commit ◄── result
+
+Events leave as one report per step through `deliver`, which must not block.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from headrace.core.delta import FinishReason
+from headrace.core.errors import EngineDead
+from headrace.core.protocols import Clock, Executor
+from headrace.core.request import SeqId
+from headrace.core.stats import EngineSnapshot, StepStats
+from headrace.core.step import Step, StepResult
+from headrace.engine.inbox import Inbox
+from headrace.sched import Scheduler, Sequence, SequenceEvent, dry_steps
+
+
+class StepReport(NamedTuple):
+    """What happened up to `now`. `step` is None when no step was made (aborts, the end)."""
+
+    now: float
+    events: list[SequenceEvent]
+    step: StepStats | None = None
+
+
+class Engine:
+    """Runs the loop. `ready` is done after warm-up, with its seconds; `dead` when the engine has ended."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock) -> None:
+        self.ready: Future[float] = Future()
+        self.dead: Future[None] = Future()
+        self._scheduler = scheduler
+        self._executor = executor
+        self._clock = clock
+        self._inbox = Inbox()
+        self._held: StepReport | None = None  # made, not yet delivered
+        self._last_step_s: float | None = None
+
+    def start(self, deliver: Callable[[StepReport], None]) -> None:
+        """Start the thread; `deliver` is called on it."""
+        self._deliver = deliver
+        threading.Thread(target=self._run, name="headrace-engine", daemon=True).start()
+
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Hand in the sequences of one request, all or none. Raises EngineDead, PromptTooLong or Overloaded."""
+        length, now = sequences[0].prompt_len, self._clock.now()
+        self._inbox.submit(sequences, lambda queued: self._scheduler.check_admission(length, now, num_queued=queued))
+
+    def abort(self, seq_ids: Iterable[SeqId]) -> None:
+        """Ask for sequences to end; those that have ended already are left alone."""
+        self._inbox.abort(seq_ids)
+
+    def stop(self) -> None:
+        """Ask the loop to end after the step in flight; live sequences end as ABORT. Idempotent; see `dead`."""
+        self._inbox.stop()
+
+    def snapshot(self) -> EngineSnapshot:
+        """Return the counts of this moment; any thread."""
+        scheduler, totals = self._scheduler, self._scheduler.totals
+        return EngineSnapshot(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting + len(self._inbox),
+            num_blocks=scheduler.num_blocks,
+            num_free_blocks=scheduler.num_free_blocks,
+            num_steps=scheduler.num_steps,
+            num_preemptions=totals.num_preemptions,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated_tokens,
+            recomputed_tokens=totals.recomputed_tokens,
+            last_step_s=self._last_step_s,
+            is_dead=self.dead.done(),
+        )
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            began = self._clock.now()
+            for step in dry_steps(self._scheduler):
+                self._executor.launch(step).result()
+            self.ready.set_result(self._clock.now() - began)
+            while self._receive():
+                self._step()
+        except BaseException as failure:
+            error = failure
+        try:
+            self._end(None if error is None else f"the engine failed: {type(error).__name__}: {error}")
+        finally:
+            self._settle(error)
+
+    def _receive(self) -> bool:
+        """Take in the inbox, after waiting for something to do; False if the loop has to end."""
+        scheduler = self._scheduler
+        aborted = self._inbox.take(lambda: scheduler.has_work, scheduler.submit)
+        if aborted:
+            events = [event for seq_id in aborted if (event := scheduler.abort(seq_id)) is not None]
+            self._flush()
+            self._deliver(StepReport(self._clock.now(), events))
+        return aborted is not None
+
+    def _step(self) -> None:
+        """Make one step, if there is work."""
+        began = self._clock.now()
+        step = self._scheduler.schedule(began)
+        if step is None:
+            if self._scheduler.has_work:
+                raise RuntimeError("sequences are live, none is in flight, and no step can be made")
+            return
+        pending = self._executor.launch(step)
+        self._flush()
+        result = pending.result()
+        now = self._clock.now()
+        events = self._scheduler.commit(step, result, now)
+        self._last_step_s = now
+        self._held = StepReport(now, events, _stats(step, result, events, self._clock.now() - began))
+        if not self._scheduler.has_work:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held is not None:
+            report, self._held = self._held, None
+            self._deliver(report)
+
+    def _end(self, error: str | None) -> None:
+        """End every live sequence, also those still in the inbox."""
+        self._flush()
+        events = self._scheduler.abort_all(error)
+        finish = FinishReason.ABORT if error is None else FinishReason.ERROR
+        events += [SequenceEvent(sequence.seq_id, None, finish, error=error) for sequence in self._inbox.close()]
+        self._deliver(StepReport(self._clock.now(), events))
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Free the device and tell whoever waits for `ready` or `dead`."""
+        try:
+            self._executor.shutdown()
+        finally:
+            if error is None:
+                self.dead.set_result(None)
+            else:
+                failure = EngineDead(f"the engine failed: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                if not self.ready.done():
+                    self.ready.set_exception(failure)
+                self.dead.set_exception(failure)
+
+
+def _stats(step: Step, result: StepResult, events: list[SequenceEvent], loop_s: float) -> StepStats:
+    return StepStats(
+        num_rows=len(step.rows),
+        num_tokens=step.num_tokens,
+        num_sampled=sum(1 for event in events if event.sample is not None),
+        device_s=result.elapsed_s,
+        loop_s=loop_s,
+    )

@@ -1,0 +1,78 @@
+"""What other threads want of the engine: sequences to take, sequences to end, and the order to stop.
+
+Owns: the commands that the engine thread has not taken yet, under one lock. An engine without work sleeps here.
+Invariant: a sequence is in the inbox, in the scheduler, or refused; after `close` the inbox takes nothing more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from headrace.core.errors import EngineDead
+from headrace.core.request import SeqId
+from headrace.sched import Sequence
+
+
+class Inbox:
+    """Commands on their way to the engine thread."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._submitted: deque[Sequence] = deque()
+        self._aborted: list[SeqId] = []
+        self._is_stopping = False
+
+    def submit(self, sequences: list[Sequence], check: Callable[[int], None]) -> None:
+        """Put in the sequences of one request, all or none. Raises EngineDead, or what `check` raises.
+
+        check  is called with the number of sequences already in the inbox
+        """
+        with self._wake:
+            if self._is_stopping:
+                raise EngineDead("the engine has stopped; try again once the server is back")
+            check(len(self._submitted))
+            self._submitted += sequences
+            self._wake.notify()
+
+    def abort(self, seq_ids: Iterable[SeqId]) -> None:
+        """Ask for sequences to end."""
+        with self._wake:
+            self._aborted += seq_ids
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """Ask the engine to end. Idempotent."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+
+    def take(self, has_work: Callable[[], bool], accept: Callable[[Sequence], None]) -> list[SeqId] | None:
+        """Hand each submitted sequence to `accept` and return the ids to abort; None when the engine has to end.
+
+        Waits while there is neither a command nor work. `accept` runs under the lock, so that a sequence is always
+        counted either here or in the scheduler.
+        """
+        with self._wake:
+            while not (self._submitted or self._aborted or self._is_stopping or has_work()):
+                self._wake.wait()
+            if self._is_stopping:
+                return None
+            while self._submitted:
+                accept(self._submitted[0])
+                self._submitted.popleft()
+            aborted, self._aborted = self._aborted, []
+            return aborted
+
+    def close(self) -> list[Sequence]:
+        """Refuse all further sequences and return those that the engine has not taken."""
+        with self._wake:
+            self._is_stopping = True
+            left = list(self._submitted)
+            self._submitted.clear()
+            return left
+
+    def __len__(self) -> int:
+        """Count the sequences on their way."""
+        return len(self._submitted)

@@ -1,0 +1,222 @@
+"""From events to deltas: one `RequestStream` per live request, one slot per choice.
+
+Owns: the text buffers of live requests. Used on the network thread only.
+Invariant: for each choice exactly one delta has `finish`, nothing of that choice follows it, and the request's last
+delta carries `usage`. A slot holds what its reader has not taken yet, merged into one delta, so a slow reader gets
+fewer and longer deltas, the engine never waits, and memory is bounded by the length of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from headrace.core.delta import Delta, FinishReason, PositionLogprobs, Usage
+from headrace.core.request import Request, SeqId
+from headrace.core.stats import Observer, RequestStats
+from headrace.core.step import Sample, ScoredPosition
+from headrace.engine.spelling import Spelling
+from headrace.sched import SequenceEvent, SequenceTiming
+from headrace.text import TextStream, Tokenizer
+
+
+class _Choice:
+    """One choice: its text buffer, and the slot its reader empties."""
+
+    __slots__ = (
+        "error",
+        "finish",
+        "index",
+        "is_told",
+        "last_token_s",
+        "logprobs",
+        "num_tokens",
+        "prompt_logprobs",
+        "stop_match",
+        "stream",
+        "text",
+        "token_ids",
+    )
+
+    def __init__(self, index: int, stream: TextStream) -> None:
+        self.index = index
+        self.stream = stream
+        self.num_tokens = 0
+        self.last_token_s: float | None = None
+        self.finish: FinishReason | None = None
+        self.stop_match: str | int | None = None
+        self.error: str | None = None
+        self.is_told = False  # whether the reader has the last delta
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.logprobs: list[PositionLogprobs] = []
+        self.prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
+
+    @property
+    def has_news(self) -> bool:
+        """Say whether the slot has anything the reader lacks."""
+        return not self.is_told and (self.finish is not None or bool(self.token_ids))
+
+    def take(self) -> Delta:
+        """Empty the slot into one delta."""
+        delta = Delta(
+            index=self.index,
+            text=self.text,
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            prompt_logprobs=self.prompt_logprobs,
+            finish=self.finish,
+            stop_match=self.stop_match,
+            error=self.error,
+        )
+        self.is_told = self.finish is not None
+        self.text, self.prompt_logprobs = "", ()
+        self.token_ids.clear()
+        self.logprobs.clear()
+        return delta
+
+
+class RequestStream:
+    """The choices of one request, fed by the engine's events and emptied by one reader."""
+
+    def __init__(
+        self, request: Request, first_id: int, tokenizer: Tokenizer, spelling: Spelling, observer: Observer | None
+    ) -> None:
+        self.request = request
+        self._first_id = first_id
+        self._spelling = spelling
+        self._observer = observer
+        self._choices = [_Choice(index, _open_text(request, tokenizer)) for index in range(request.n)]
+        self._num_live = request.n
+        self._news = asyncio.Event()
+        self._has_usage_told = False
+        self._timings: dict[SeqId, SequenceTiming] = {}
+        self._first_token_s: float | None = None
+        self._finished_s = request.arrival_s
+
+    @property
+    def seq_ids(self) -> range:
+        """Return the ids of all choices' sequences, in index order."""
+        return range(self._first_id, self._first_id + len(self._choices))
+
+    @property
+    def live_ids(self) -> list[SeqId]:
+        """Return the ids of the sequences whose choices have not ended."""
+        return [SeqId(self._first_id + choice.index) for choice in self._choices if choice.finish is None]
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Say whether the reader has everything."""
+        return self._has_usage_told
+
+    async def wait(self) -> None:
+        """Wait until `take` has something to give."""
+        await self._news.wait()
+
+    def wake(self) -> None:
+        """Let the reader go on."""
+        self._news.set()
+
+    def take(self) -> list[Delta]:
+        """Empty the slots: at most one delta per choice; the request's last one carries the usage."""
+        self._news.clear()
+        deltas = [choice.take() for choice in self._choices if choice.has_news]
+        if not self._num_live and not self._has_usage_told:
+            self._has_usage_told = True
+            deltas[-1] = msgspec.structs.replace(deltas[-1], usage=self._usage())
+        return deltas
+
+    def accept(self, event: SequenceEvent, now: float) -> bool:
+        """Take in an event; True if text has ended a choice whose sequence is still running and should be aborted."""
+        choice = self._choices[event.seq_id - self._first_id]
+        if choice.finish is not None:
+            return False  # the sequence ran on a little before the abort reached it
+        if event.timing is not None:
+            self._timings[event.seq_id] = event.timing
+        if event.scored:
+            choice.prompt_logprobs = (None, *(self._spell_scored(position) for position in event.scored))
+        if event.sample is not None:
+            self._accept_sample(choice, event.sample, now)
+            if event.stop_token is None or self.request.stop.include_stop_text:
+                piece = choice.stream.push(event.sample.token_id)
+                choice.text += piece.text
+                if piece.stop_match is not None:
+                    self._end(choice, FinishReason.STOP, piece.stop_match, None, now)
+                    return event.finish is None
+        if event.finish is not None:
+            choice.text += choice.stream.finish()
+            self._end(choice, event.finish, event.stop_token, event.error, now)
+        return False
+
+    def fail(self, seq_id: SeqId, error: str, now: float) -> None:
+        """End a choice because its text cannot be made."""
+        choice = self._choices[seq_id - self._first_id]
+        if choice.finish is None:
+            self._end(choice, FinishReason.ERROR, None, error, now)
+
+    def abandon(self, now: float) -> None:
+        """End what is still live because the reader has gone."""
+        for choice in self._choices:
+            if choice.finish is None:
+                self._end(choice, FinishReason.ABORT, None, None, now)
+
+    def stats(self) -> RequestStats:
+        """Sum the request up, once all choices have ended."""
+        starts = [t.first_scheduled_s for t in self._timings.values() if t.first_scheduled_s is not None]
+        usage = self._usage()
+        return RequestStats(
+            request_id=self.request.request_id,
+            model=self.request.model,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            finishes=tuple(choice.finish for choice in self._choices if choice.finish is not None),
+            arrival_s=self.request.arrival_s,
+            first_scheduled_s=min(starts, default=None),
+            first_token_s=self._first_token_s,
+            finished_s=self._finished_s,
+            num_preemptions=sum(t.num_preemptions for t in self._timings.values()),
+        )
+
+    def _accept_sample(self, choice: _Choice, sample: Sample, now: float) -> None:
+        choice.num_tokens += 1
+        choice.token_ids.append(sample.token_id)
+        if sample.logprob is not None:
+            choice.logprobs.append(self._spell(sample.token_id, sample.logprob, sample.top))
+        if self._first_token_s is None:
+            self._first_token_s = now
+            if self._observer is not None:
+                self._observer.on_first_token(now - self.request.arrival_s)
+        elif self._observer is not None and choice.last_token_s is not None:
+            self._observer.on_next_token(now - choice.last_token_s)
+        choice.last_token_s = now
+
+    def _end(
+        self, choice: _Choice, finish: FinishReason, stop_match: str | int | None, error: str | None, now: float
+    ) -> None:
+        choice.finish, choice.stop_match, choice.error = finish, stop_match, error
+        self._num_live -= 1
+        self._finished_s = now
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+        )
+
+    def _spell(self, token_id: int, logprob: float, top: tuple[tuple[int, float], ...]) -> PositionLogprobs:
+        spell = self._spelling.token
+        return PositionLogprobs(chosen=spell(token_id, logprob), top=tuple(spell(other, value) for other, value in top))
+
+    def _spell_scored(self, position: ScoredPosition) -> PositionLogprobs:
+        return self._spell(position.token_id, position.logprob, position.top)
+
+
+def _open_text(request: Request, tokenizer: Tokenizer) -> TextStream:
+    return TextStream(
+        tokenizer,
+        skip_special=request.skip_special_tokens,
+        stop_strings=request.stop.stop_strings,
+        include_stop_text=request.stop.include_stop_text,
+    )

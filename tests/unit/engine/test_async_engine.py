@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headrace.core.delta import Delta, FinishReason
+from headrace.core.errors import EngineDead, InvalidRequest, Overloaded, PromptTooLong
+from headrace.core.request import SamplingParams
+from headrace.testing import ByteTokenizer, next_token, token_logprob
+
+Make = Callable[..., Any]
+
+
+def answer(prompt: str, count: int, seed: int = 0) -> list[int]:
+    tokens = list(prompt.encode())
+    for _ in range(count):
+        tokens.append(next_token(tokens, SamplingParams(seed=seed), 256))
+    return tokens[len(prompt.encode()) :]
+
+
+def tokens_of(deltas: list[Delta], index: int = 0) -> list[int]:
+    return [token for delta in deltas if delta.index == index for token in delta.token_ids]
+
+
+def text_of(deltas: list[Delta], index: int = 0) -> str:
+    return "".join(delta.text for delta in deltas if delta.index == index)
+
+
+def test_an_answer_is_the_models_tokens_and_their_text(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run() as bench:
+            deltas = await bench.collect(ask(max_tokens=40))
+            expected = answer("water", 40)
+            assert tokens_of(deltas) == expected
+            assert text_of(deltas) == ByteTokenizer().decode(expected)
+            assert [d.finish for d in deltas if d.finish] == [FinishReason.LENGTH]
+            assert deltas[-1].usage is not None
+            assert (deltas[-1].usage.prompt_tokens, deltas[-1].usage.completion_tokens) == (5, 40)
+            assert all(d.usage is None for d in deltas[:-1])
+
+    asyncio.run(main())
+
+
+def test_many_at_once_with_preemption_get_the_answers_they_get_alone(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(model={"num_blocks": 16}, max_context=60) as bench:
+            prompts = ["a" * k for k in range(1, 21)]
+            answers = await asyncio.gather(*(bench.collect(ask(p, max_tokens=30)) for p in prompts))
+            for prompt, deltas in zip(prompts, answers, strict=True):
+                assert tokens_of(deltas) == answer(prompt, 30)
+            assert bench.service.snapshot().num_preemptions > 0
+            assert len(bench.notebook.finished) == 20
+
+    asyncio.run(main())
+
+
+def test_a_slow_reader_gets_the_same_text_in_fewer_deltas(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run() as bench:
+            stream = bench.service.generate(ask(max_tokens=60))
+            deltas = [await anext(stream)]
+            await bench.until(lambda: bench.scheduler.totals.generated_tokens >= 60)
+            await asyncio.sleep(0)
+            deltas += [delta async for delta in stream]
+            assert tokens_of(deltas) == answer("water", 60)
+            assert text_of(deltas) == ByteTokenizer().decode(answer("water", 60))
+            assert len(deltas) < 60
+
+    asyncio.run(main())
+
+
+def test_each_choice_has_its_own_seed_and_the_first_is_the_answer_of_n_1(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run() as bench:
+            deltas = await bench.collect(ask(n=4, seed=7))
+            answers = {tuple(tokens_of(deltas, index)) for index in range(4)}
+            assert len(answers) == 4
+            assert tokens_of(deltas, 0) == answer("water", 12, seed=7)
+            assert sorted(d.index for d in deltas if d.finish) == [0, 1, 2, 3]
+            assert [d.usage is not None for d in deltas] == [False] * (len(deltas) - 1) + [True]
+            assert deltas[-1].usage.completion_tokens == 48
+
+    asyncio.run(main())
+
+
+def test_a_stop_string_ends_the_choice_and_frees_its_sequence(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        text = ByteTokenizer().decode(answer("water", 100))
+        at = next(i for i in range(20, 90) if text[i].isascii() and text.index(text[i]) == i)
+        async with run() as bench:
+            deltas = await bench.collect(ask(max_tokens=100, stop_strings=(text[at],)))
+            assert text_of(deltas) == text[:at]
+            assert deltas[-1].finish is FinishReason.STOP
+            assert deltas[-1].stop_match == text[at]
+            assert deltas[-1].usage.completion_tokens == len(tokens_of(deltas)) < 100
+            await bench.until(lambda: not bench.scheduler.has_work)
+            assert bench.pool.num_free == bench.pool.num_blocks
+            deltas = await bench.collect(ask(max_tokens=100, stop_strings=(text[at],), include_stop_text=True))
+            assert text_of(deltas) == text[: at + 1]
+
+    asyncio.run(main())
+
+
+def test_a_stop_token_is_counted_but_adds_no_text(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        expected = answer("water", 12)
+        stop = expected[7]
+        first = expected.index(stop)
+        async with run() as bench:
+            deltas = await bench.collect(ask(stop_token_ids=frozenset({stop})))
+            assert tokens_of(deltas) == expected[: first + 1]
+            assert text_of(deltas) == ByteTokenizer().decode(expected[:first])
+            assert (deltas[-1].finish, deltas[-1].stop_match) == (FinishReason.STOP, stop)
+
+    asyncio.run(main())
+
+
+def test_logprobs_of_output_and_prompt_are_spelled_and_survive_chunking(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(max_step_tokens=3) as bench:
+            deltas = await bench.collect(ask("a long prompt", logprobs=2, prompt_logprobs=1, max_tokens=3))
+            prompt = list(b"a long prompt")
+            scored = deltas[0].prompt_logprobs
+            assert scored[0] is None
+            assert [p.chosen.token_id for p in scored[1:]] == prompt[1:]
+            assert [p.chosen.logprob for p in scored[1:]] == [
+                token_logprob(prompt[:i], prompt[i]) for i in range(1, len(prompt))
+            ]
+            assert scored[1].chosen.text == " "
+            shown = [position for delta in deltas for position in delta.logprobs]
+            assert [p.chosen.token_id for p in shown] == answer("a long prompt", 3)
+            assert all(len(p.top) == 2 for p in shown)
+            assert all(not delta.prompt_logprobs for delta in deltas[1:])
+
+    asyncio.run(main())
+
+
+def test_scoring_a_prompt_without_output_is_one_delta(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(max_step_tokens=2) as bench:
+            (delta,) = await bench.collect(ask("abcde", prompt_logprobs=0, max_tokens=0))
+            assert [p and p.chosen.token_id for p in delta.prompt_logprobs] == [None, *b"bcde"]
+            assert delta.finish is FinishReason.LENGTH
+            assert delta.usage.completion_tokens == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["close", "cancel", "raise"])
+def test_a_reader_that_goes_away_frees_its_blocks(run: Make, ask: Make, valve: Any, way: str) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}) as bench:
+            valve.let(1)
+            stream = bench.service.generate(ask(max_tokens=120, n=3))
+            assert [(await anext(stream)).index for _ in range(3)] == [0, 1, 2]
+            if way == "close":
+                await stream.aclose()
+            elif way == "raise":
+                with pytest.raises(OSError, match="gone"):
+                    await stream.athrow(OSError("gone"))
+            else:
+                task = asyncio.create_task(anext(stream))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert bench.scheduler.num_running == 3
+            valve.open()
+            await bench.until(lambda: not bench.scheduler.has_work)
+            assert bench.pool.num_free == bench.pool.num_blocks
+            (stats,) = bench.notebook.finished
+            assert stats.finishes == (FinishReason.ABORT,) * 3
+
+    asyncio.run(main())
+
+
+def test_an_abort_storm_leaves_nothing_behind(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(max_waiting=1000, model={"num_blocks": 20}) as bench:
+
+            async def hurried(number: int) -> None:
+                stream = bench.service.generate(ask("x" * (number % 9 + 1), max_tokens=50))
+                for _ in range(number % 4):
+                    await anext(stream, None)
+                await stream.aclose()
+
+            await asyncio.gather(*(hurried(number) for number in range(200)))
+            await bench.until(lambda: not bench.scheduler.has_work and not bench.service.snapshot().num_waiting)
+            assert bench.pool.num_free == 20
+            assert tokens_of(await bench.collect(ask())) == answer("water", 12)
+
+    asyncio.run(main())
+
+
+def test_a_failed_row_fails_its_choice_only(run: Make, ask: Make) -> None:
+    def fail(row: Any) -> str | None:
+        return "logits are NaN" if row.tokens[0] == ord("!") else None
+
+    async def main() -> None:
+        async with run(model={"fail_row": fail}) as bench:
+            bad, good = await asyncio.gather(bench.collect(ask("!bad")), bench.collect(ask()))
+            assert (bad[-1].finish, bad[-1].error) == (FinishReason.ERROR, "logits are NaN")
+            assert tokens_of(good) == answer("water", 12)
+
+    asyncio.run(main())
+
+
+def test_text_that_cannot_be_made_fails_its_choice_only(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(model={"vocab_size": 300}) as bench:  # tokens 258 … 299 have no spelling
+            deltas = await bench.collect(ask(max_tokens=100))
+            assert deltas[-1].finish is FinishReason.ERROR
+            assert "outside 0 … 257" in deltas[-1].error
+            await bench.until(lambda: not bench.scheduler.has_work)
+
+    asyncio.run(main())
+
+
+def test_a_dead_engine_ends_every_live_request_once_and_says_so(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        def explode(step: Any) -> None:
+            if step.step_id == 9:
+                raise MemoryError("device lost")
+
+        async with run(model={"on_step": explode}, max_num_seqs=2) as bench:
+            answers = await asyncio.gather(*(bench.collect(ask(f"{k}", max_tokens=50)) for k in range(6)))
+            for deltas in answers:
+                assert [d.finish for d in deltas if d.finish] == [FinishReason.ERROR]
+                assert "device lost" in deltas[-1].error
+            with pytest.raises(EngineDead, match="MemoryError: device lost"):
+                await bench.service.wait_dead()
+            with pytest.raises(EngineDead):
+                await bench.collect(ask())
+            assert bench.service.snapshot().is_dead
+            assert bench.model.is_shut_down
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_cannot_warm_up_does_not_start(run: Make) -> None:
+    async def main() -> None:
+        def explode(step: Any) -> None:
+            assert step.is_dry_run
+            raise ValueError("no such kernel")
+
+        with pytest.raises(EngineDead, match="no such kernel"):
+            async with run(model={"on_step": explode}):
+                pass
+
+    asyncio.run(main())
+
+
+def test_refusals_come_before_any_work_and_name_the_numbers(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        gate = threading.Event()
+
+        def hold(step: Any) -> None:
+            assert step.is_dry_run or gate.wait(10)
+
+        async with run(max_waiting=2, max_num_seqs=1, model={"on_step": hold}) as bench:
+            with pytest.raises(PromptTooLong, match=r"prompt has 128 tokens; this server accepts 127"):
+                await bench.collect(ask("x" * 128))
+            with pytest.raises(InvalidRequest, match="temperature is -1"):
+                await bench.collect(ask(temperature=-1.0))
+            with pytest.raises(InvalidRequest, match="the prompt has no tokens"):
+                await bench.collect(ask(""))
+            with pytest.raises(InvalidRequest, match="n is 0"):
+                await bench.collect(ask(n=0))
+            with pytest.raises(InvalidRequest, match="empty string"):
+                await bench.collect(ask(stop_strings=("",)))
+            first = asyncio.create_task(bench.collect(ask()))
+            await bench.until(lambda: bench.scheduler.num_running == 1)
+            others = [asyncio.create_task(bench.collect(ask())) for _ in range(2)]
+            await bench.until(lambda: bench.service.snapshot().num_waiting == 2)
+            with pytest.raises(Overloaded, match="the limit is 2") as refusal:
+                await bench.collect(ask())
+            assert refusal.value.retry_after_s >= 1.0
+            assert len(bench.notebook.refused) == 6
+            gate.set()
+            for deltas in await asyncio.gather(first, *others):
+                assert tokens_of(deltas) == answer("water", 12)
+
+    asyncio.run(main())
+
+
+def test_stopping_lets_live_requests_end_and_refuses_new_ones(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}) as bench:
+            valve.let(1)
+            stream = bench.service.generate(ask(max_tokens=30))
+            deltas = [await anext(stream)]
+            stopping = asyncio.create_task(bench.service.stop(drain_s=20))
+            await asyncio.sleep(0)
+            with pytest.raises(EngineDead, match="shutting down"):
+                await bench.collect(ask())
+            valve.open()
+            deltas += [delta async for delta in stream]
+            assert tokens_of(deltas) == answer("water", 30)
+            await stopping
+
+    asyncio.run(main())
+
+
+def test_stopping_at_once_ends_live_and_waiting_requests_as_abort(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}, max_num_seqs=1) as bench:
+            valve.let(1)
+            streams = [bench.service.generate(ask(max_tokens=120)) for _ in range(2)]
+            firsts = [asyncio.create_task(anext(stream)) for stream in streams]
+            await firsts[0]
+            await bench.until(lambda: bench.service.snapshot().num_waiting == 1)
+            bench.engine.stop()
+            valve.open()
+            last_of_first = [delta async for delta in streams[0]][-1]
+            for last in (last_of_first, await firsts[1]):
+                assert last.finish is FinishReason.ABORT
+                assert last.usage is not None
+
+    asyncio.run(main())
+
+
+def test_the_observer_hears_of_every_step_token_and_end(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run() as bench:
+            await bench.collect(ask(n=2, max_tokens=10))
+            (stats,) = bench.notebook.finished
+            assert (stats.prompt_tokens, stats.completion_tokens) == (5, 20)
+            assert stats.finishes == (FinishReason.LENGTH, FinishReason.LENGTH)
+            assert stats.arrival_s <= stats.first_scheduled_s <= stats.first_token_s <= stats.finished_s
+            assert len(bench.notebook.ttfts) == 1
+            assert len(bench.notebook.gaps) == 18
+            assert sum(step.num_sampled for step in bench.notebook.steps) == 20
+            snapshot = bench.service.snapshot()
+            assert (snapshot.prompt_tokens, snapshot.generated_tokens) == (10, 20)
+            assert snapshot.kv_usage == 0.0
+            assert snapshot.last_step_s is not None
+
+    asyncio.run(main())
