@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -236,3 +236,17 @@ def _field_help(struct: type[msgspec.Struct]) -> dict[str, str]:
         else:
             current = None
     return helps
+
+
+@dataclass(frozen=True, slots=True)
+class HubAccess:
+    """Where `hf:` models come from. The token is shown nowhere, `repr` included."""
+
+    endpoint: str
+    token: str | None = field(default=None, repr=False)
+
+
+def hub_access(environ: Mapping[str, str] | None = None) -> HubAccess:
+    """Read HF_ENDPOINT and HF_TOKEN, the names that the hub's own tools use."""
+    env = os.environ if environ is None else environ
+    return HubAccess(env.get("HF_ENDPOINT") or "https://huggingface.co", env.get("HF_TOKEN") or None)
