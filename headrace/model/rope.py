@@ -36,6 +36,8 @@ def rope_table(rope: RopeConfig, *, head_dim: int, max_positions: int) -> RopeTa
             scale = rope.attention_factor or _yarn_scale(rope.factor)
         case _:
             assert_never(rope.kind)
+    if rope.freq_factors:
+        freqs = [freq / factor for freq, factor in zip(freqs, rope.freq_factors, strict=True)]
     return RopeTable(inv_freq=tuple(freqs), scale=scale)
 
 

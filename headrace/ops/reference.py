@@ -3,7 +3,7 @@
 Plain arrays in, plain arrays out; nothing is owned, and only `qk_write` changes an argument (the cache).
 Invariant: a token's result has the same bits whatever else is in the batch and however its prompt was cut into chunks.
  - `linear` calls BLAS on tiles of exactly ROW_TILE rows, zero-padded: a library may pick another kernel, and so another
-   order of summation, for another number of rows.
+   order of summation, for another number of rows. Where it treats the rows of one tile unlike, it gets them one by one.
  - `attention` works query by query; the shapes it hands to BLAS depend on the query's position alone.
  - everything else is elementwise or reduces over the last axis of one token.
 Callers: `executor.reference`, parity tests of the other backends.
@@ -14,6 +14,7 @@ Source: RMS norm, Zhang & Sennrich 2019; rotary embedding, Su et al. 2021; GLU, 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Literal, assert_never
 
 import numpy as np
@@ -24,6 +25,7 @@ Indices = NDArray[np.int32]
 ActivationName = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 
 ROW_TILE = 16
+_PROBED_OUTPUTS = 4096  # BLAS libraries treat small products apart, not large ones
 
 
 def embed(tokens: Indices, table: Floats, *, scale: float = 1.0) -> Floats:
@@ -45,14 +47,28 @@ def linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     Cost: as many multiplies as the next multiple of ROW_TILE rows.
     """
     num_tokens, num_inputs = x.shape
-    padded = np.zeros((-(-num_tokens // ROW_TILE) * ROW_TILE, num_inputs), np.float32)
+    tile = ROW_TILE if _tiles_are_uniform(min(len(weight), _PROBED_OUTPUTS), num_inputs) else 1
+    padded = np.zeros((-(-num_tokens // tile) * tile, num_inputs), np.float32)
     padded[:num_tokens] = x
     out = np.empty((len(padded), len(weight)), np.float32)
-    for first in range(0, len(padded), ROW_TILE):
-        np.matmul(padded[first : first + ROW_TILE], weight.T, out=out[first : first + ROW_TILE])
+    for first in range(0, len(padded), tile):
+        np.matmul(padded[first : first + tile], weight.T, out=out[first : first + tile])
     if bias is not None:
         out += bias
     return out[:num_tokens]
+
+
+@cache
+def _tiles_are_uniform(num_outputs: int, num_inputs: int) -> bool:
+    """Find out whether BLAS sums every row of a tile in the same order: equal rows must give equal bits.
+
+    Small products fail in some libraries, whose kernels treat the last rows of a tile apart; they go row by row.
+    """
+    values = np.random.RandomState(0).standard_normal(1021).astype(np.float32)
+    weight = np.resize(values, (num_outputs, num_inputs))
+    tile = np.tile(np.resize(values[::-1], num_inputs), (ROW_TILE, 1))
+    out = tile @ weight.T
+    return bool((out == out[0]).all())
 
 
 def activate(x: Floats, activation: ActivationName) -> Floats:
@@ -60,17 +76,22 @@ def activate(x: Floats, activation: ActivationName) -> Floats:
 
     silu x·sigmoid(x); gelu x·Φ(x); gelu_tanh its tanh approximation; relu2 max(x, 0)²
     """
+    one, half = np.float32(1.0), np.float32(0.5)
     y: Floats
+    curve: Floats
     match activation:
         case "silu":
             with np.errstate(over="ignore"):  # exp(-x) = inf below -88 gives the right limit, -0
-                y = x / (np.float32(1.0) + np.exp(-x))
+                curve = np.exp(-x)
+            y = x / (one + curve)
         case "gelu_tanh":
             inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-            y = np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
+            curve = np.tanh(inner)
+            y = half * x * (one + curve)
         case "gelu":
             erf = np.frompyfunc(math.erf, 1, 1)  # numpy has no erf; exact and slow is right for a specification
-            y = (x * 0.5 * (1.0 + erf(x / math.sqrt(2.0)))).astype(np.float32)
+            curve = np.asarray(erf(x * math.sqrt(0.5)), np.float32)
+            y = half * x * (one + curve)
         case "relu2":
             y = np.square(np.maximum(x, np.float32(0.0)))
         case _:
