@@ -8,8 +8,9 @@ BIN := .venv/bin
 SOURCES := pyproject.toml $(wildcard setup.py csrc/* csrc/*/*)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-NATIVE = @test -e headrace/ops/native/libheadrace.so || echo "No native library was built (is there a C++ compiler?); \
-	steps run on numpy, many times slower. After mending that: rm .venv/.base .venv/.dev"
+LIBRARY := headrace/ops/native/libheadrace.so
+NATIVE = @test -e $(LIBRARY) || echo "No native library was built (is there a C++ compiler?);" \
+	"steps run on numpy, many times slower. Once that is mended: make setup"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test parity fmt lint type bench docs clean
@@ -18,6 +19,8 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.dev  ## install for development: package, tests, linters (no torch)
+	@test -e $(LIBRARY) || $(PIP) --editable '.[dev]'
+	$(NATIVE)
 
 serve: .venv/.base  ## pull the default model and serve it on 127.0.0.1:8000 (ARGS="--port 9000 …")
 	@exec $(BIN)/headrace serve $(ARGS)

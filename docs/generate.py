@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def mark(name: str, field: msgspec.structs.FieldInfo | None, wire: object) -> st
     return f"refused, but for {', '.join(values)}"
 
 
+def models() -> str:
+    """Every model that is known by name."""
+    rows = ["| name | what | file | licence | source |", "| --- | --- | --- | --- | --- |"]
+    for name, entry in tomllib.loads((REPOSITORY / "headrace" / "model" / "catalogue.toml").read_text()).items():
+        parts = entry.get("parts") or [entry["source"]]
+        source = f"`{cell(parts[0])}`" + (f" and {len(parts) - 1} more parts" if len(parts) > 1 else "")
+        terms = f"[{cell(entry['license'])}]({entry['license_url']})"
+        rows.append(f"| `{name}` | {cell(entry['title'])} | {entry['size_bytes'] / 1e6:,.0f} MB | {terms} | {source} |")
+    return "\n".join(rows) + "\n"
+
+
 def metrics() -> str:
     """Every metric family, as a scrape shows it."""
     from headrace.obs import Metrics
@@ -186,6 +198,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "errors": errors,
     "metrics": metrics,
+    "models": models,
     "parameters": parameters,
     "settings": settings,
     "tree": tree,

@@ -41,7 +41,7 @@ HOMES = {
     "rich": ["cli"],
     "numpy": [
         *["ops", "text", "quant", "lora", "sampling", "model"],
-        *["grammar", "spec", "executor", "bench", "evals", "testing"],
+        *["grammar", "spec", "executor", "app.scoring", "bench", "evals", "testing"],
     ],
     "asyncpg": ["gateway"],
     "httptools": ["bench"],
