@@ -117,8 +117,8 @@ class ChatWire:
             chat_logprobs(delta.logprobs) if delta.logprobs else None,
             delta.finish.value if delta.finish is not None else None,
         )
-        if delta.stop_match is not None:
-            choice.stop_reason = delta.stop_match
+        if delta.finish is not None:
+            choice.stop_reason = self._model.stop_reason(delta.stop_match)
         chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [choice], self._usage_so_far())
         chunk.prompt_logprobs = prompt_logprobs_reply(delta.prompt_logprobs)
         return chunk
@@ -147,7 +147,7 @@ class ChatWire:
             AssistantMessage(choice.text),
             chat_logprobs(choice.logprobs) if wants_logprobs else None,
             choice.finish.value,
-            choice.stop_match,
+            self._model.stop_reason(choice.stop_match),
         )
 
 

@@ -161,7 +161,7 @@ class CompletionWire:
             self._prompt_scores[prompt_idx] = delta.prompt_logprobs
         columns = None
         if request.sampling.logprobs is not None:
-            columns = self._columns.setdefault(number, LogprobColumns(self._model, request.sampling.logprobs))
+            columns = self._columns.setdefault(number, LogprobColumns(self._model.tokenizer, request.sampling.logprobs))
         if self._echo and number not in self._echoed:
             self._echoed.add(number)
             text = self._prompt_text(request) + text
@@ -174,7 +174,7 @@ class CompletionWire:
             text,
             columns.take() if columns is not None else None,
             delta.finish.value if delta.finish is not None else None,
-            delta.stop_match,
+            self._model.stop_reason(delta.stop_match),
             prompt_logprobs_reply(delta.prompt_logprobs) if self._wants_prompt_logprobs else UNSET,
         )
 

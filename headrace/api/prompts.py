@@ -1,7 +1,7 @@
 """From messages and texts to token ids: template and tokenizer, off the event loop when it would show.
 
 Invariant: nothing here runs longer than about a millisecond on the event loop; longer inputs go to a thread.
-Chat prompts get no further special tokens: the template writes them itself.
+Chat prompts begin with one BOS where the model wants one, whether the template writes it or not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from headrace.api.body import refuse_unsupported
 from headrace.api.openai_types import Message
 from headrace.api.served import ServedModel
 from headrace.core.errors import InvalidRequest, UnsupportedParameter
+from headrace.text import encode_rendered
 
 T = TypeVar("T")
 
@@ -61,10 +62,12 @@ async def encode_chat(
     turns = [_turn(i, message) for i, message in enumerate(messages)]
 
     def run() -> list[int]:
-        text = template.render(turns, add_generation_prompt=add_generation_prompt, **dict(variables))
+        text = template.render(turns, tools=None, add_generation_prompt=add_generation_prompt, **variables)
         if continue_final:
             text = _cut_after(text, turns[-1]["content"])
-        return model.tokenizer.encode(text, add_special=add_special)
+        if add_special:
+            return model.tokenizer.encode(text, add_special=True)
+        return encode_rendered(model.tokenizer, text)
 
     return await off_loop(sum(len(turn["content"]) for turn in turns), run)
 

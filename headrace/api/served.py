@@ -9,14 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from headrace.core.errors import InvalidRequest, UnknownModel
 from headrace.core.protocols import Clock, Upstream
 from headrace.core.request import SamplingParams
-
-if TYPE_CHECKING:
-    from headrace.text import ChatTemplate, Tokenizer
+from headrace.text import ChatTemplate, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +37,9 @@ class ServedModel:
     created: int
     defaults: SamplingParams = field(default_factory=SamplingParams)
 
-    def token_text(self, token_id: int) -> str:
-        """Spell one token on its own; bytes that are no whole character become U+FFFD."""
-        if token_id in self.tokenizer.special_ids:
-            return self.tokenizer.decode([token_id], skip_special=False)
-        return self.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+    def stop_reason(self, match: str | int | None) -> str | int | None:
+        """Return what the wire tells of a stop: the caller's own string or token, not the model's end token."""
+        return None if match in self.tokenizer.eos_ids else match
 
     def check_token_ids(self, token_ids: Iterable[int], param: str) -> None:
         """Raise InvalidRequest naming the first id outside the vocabulary."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.api.openai_replies import TextLogprobs
-from headrace.api.served import ServedModel
 from headrace.core.delta import PositionLogprobs
+from headrace.text import Tokenizer
 
 
 class LogprobColumns:
     """Columns of one choice; `take` hands over what has come since the last time."""
 
-    def __init__(self, model: ServedModel, num_top: int) -> None:
-        self._model = model
+    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
+        self._tokenizer = tokenizer
         self._num_top = num_top
         self._offset = 0
         self._columns = self._empty()
@@ -25,7 +25,7 @@ class LogprobColumns:
         """Add the prompt's own tokens; the first has no logprob."""
         for i, token_id in enumerate(prompt):
             position = scored[i] if i < len(scored) else None
-            self._add(self._model.token_text(token_id), position)
+            self._add(self._tokenizer.token_text(token_id), position)
 
     def add_output(self, positions: Sequence[PositionLogprobs]) -> None:
         """Add sampled tokens."""

@@ -35,7 +35,7 @@ async def tokenize(http: Request) -> Response:
     else:
         add_special = True if body.add_special_tokens is None else body.add_special_tokens
         tokens = await encode_text(model, body.prompt or "", add_special=add_special)
-    texts = [model.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
+    texts = [model.tokenizer.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
     return _json(TokenizeReply(len(tokens), model.max_context, tokens, texts))
 
 

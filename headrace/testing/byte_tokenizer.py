@@ -17,6 +17,7 @@ class ByteTokenizer:
     bos_id = 256
     eos_ids: tuple[int, ...] = (257,)
     special_ids = frozenset((256, 257))
+    prefix_ids: tuple[int, ...] = (256,)
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """Return the bytes of `text`, after the begin token if `add_special`."""
@@ -29,6 +30,10 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """Return what one id adds to a text: nothing for special ids."""
         return self._bytes(token_id, True)
+
+    def token_text(self, token_id: int) -> str:
+        """Spell one token on its own, special ones by name."""
+        return self._bytes(token_id, False).decode("utf-8", errors="replace")
 
     def _bytes(self, token_id: int, skip_special: bool) -> bytes:
         if not 0 <= token_id < self.vocab_size:

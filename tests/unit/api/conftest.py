@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,13 @@ class Api:
         return self.post("/v1/chat/completions", **{"messages": [{"role": "user", "content": content}], **body})
 
 
+_TEMPLATE = PlainTemplate()
 MakeApi = Callable[..., Api]
 
 
 @pytest.fixture
 def make_api() -> MakeApi:
-    def make(upstream: Upstream | None = None, *, template: Any = PlainTemplate(), **state: Any) -> Api:
+    def make(upstream: Upstream | None = None, *, template: Any = _TEMPLATE, **state: Any) -> Api:
         tokenizer: Any = ByteTokenizer()
         recorder = Recorder(upstream or EchoUpstream(tokenizer))
         model = ServedModel(
@@ -93,5 +94,5 @@ def make_api() -> MakeApi:
 
 
 @pytest.fixture
-def api(make_api: MakeApi) -> Iterator[Api]:
-    yield make_api()
+def api(make_api: MakeApi) -> Api:
+    return make_api()

@@ -34,7 +34,7 @@ class Scripted:
 
 
 def test_answer_has_text_role_finish_and_usage(api: Any) -> None:
-    reply = api.chat("hi", max_tokens=3).json()
+    reply = api.chat("hi", max_tokens=4).json()
     choice = reply["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "u:h"}
     assert choice["finish_reason"] == "length"
@@ -42,9 +42,9 @@ def test_answer_has_text_role_finish_and_usage(api: Any) -> None:
     assert reply["model"] == "echo"
     assert reply["created"] == 1700000000
     assert reply["usage"] == {
-        "prompt_tokens": 7,
-        "completion_tokens": 3,
-        "total_tokens": 10,
+        "prompt_tokens": 8,
+        "completion_tokens": 4,
+        "total_tokens": 12,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
 
@@ -73,7 +73,7 @@ def test_usage_chunk_has_no_choices_and_comes_last(api: Any) -> None:
     chunks = events(api.chat("hi", stream=True, stream_options={"include_usage": True}))
     assert chunks[-1] == "[DONE]"
     assert chunks[-2]["choices"] == []
-    assert chunks[-2]["usage"]["completion_tokens"] == 7
+    assert chunks[-2]["usage"]["completion_tokens"] == 8
     assert all(chunk["usage"] is None for chunk in chunks[:-2])
 
 
@@ -82,7 +82,7 @@ def test_running_usage_counts_tokens_so_far(api: Any) -> None:
     chunks = events(api.chat("hi", stream=True, max_tokens=3, stream_options=options))[:-1]
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[0] == 1
+    assert counts[0] == 2  # the begin token of the echoed prompt has no text and no chunk
     assert counts[-1] == 3
 
 
@@ -164,7 +164,7 @@ def test_ignore_eos_drops_the_models_end_tokens(api: Any) -> None:
 def test_max_tokens_defaults_to_the_rest_of_the_context_and_never_exceeds_it(api: Any) -> None:
     api.chat("hi")
     api.chat("hi", max_tokens=1000)
-    assert [request.stop.max_tokens for request in api.upstream.requests] == [57, 57]
+    assert [request.stop.max_tokens for request in api.upstream.requests] == [56, 56]
 
 
 def test_unseeded_requests_differ(api: Any) -> None:
@@ -225,7 +225,7 @@ def test_known_but_unserved_parameters_are_named(api: Any, name: str, value: Any
         ({"messages": [{"role": "boss", "content": "x"}]}, "malformed_body", "messages[0].role", "boss"),
         ({"messages": [{"role": "user"}]}, "invalid_request", "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": "refuse"}]}, "template_failed", None, "alternate"),
-        ({"messages": [{"role": "user", "content": "x" * 99}]}, "prompt_too_long", None, "104 tokens"),
+        ({"messages": [{"role": "user", "content": "x" * 99}]}, "prompt_too_long", None, "105 tokens"),
     ],
 )
 def test_bad_input_is_named(api: Any, body: dict[str, Any], code: str, param: str | None, said: str) -> None:

@@ -1,0 +1,62 @@
+"""The listening socket: taken before anything is loaded, so that a taken port is told at once.
+
+Owns the rule that only loopback is served without a key.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from headrace.core.errors import ConfigError, PortInUse
+from headrace.core.settings import ServerSettings
+
+
+def check_exposure(server: ServerSettings) -> None:
+    """Raise ConfigError if the server would be open to others without a key."""
+    if server.api_key == "":
+        raise ConfigError("server.api_key is empty; set a key, or leave it out to serve loopback only")
+    if server.api_key is None and not is_loopback(server.host):
+        raise ConfigError(
+            f"host '{server.host}' can be reached from other machines and no key is set; "
+            "set server.api_key (HEADRACE_SERVER__API_KEY), or use --host 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(server: ServerSettings) -> socket.socket:
+    """Take the port; nothing is accepted yet. Raises PortInUse or ConfigError."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
+    except OSError as err:
+        raise ConfigError(f"host '{server.host}' cannot be resolved: {err.strerror}; use --host 127.0.0.1") from err
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as err:
+        sock.close()
+        where = f"{server.host}:{server.port}"
+        if err.errno == errno.EADDRINUSE:
+            raise PortInUse(f"{where} is in use by another process; choose another with --port, or --port 0") from err
+        raise ConfigError(f"cannot listen on {where}: {err.strerror}; choose another --host or --port") from err
+    sock.setblocking(False)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """Return the URL under which this machine reaches the server."""
+    host, port = sock.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,251 @@
+"""`LLM`: a model in this process, without a server. A blocking face on the same engine that the server runs.
+
+Owns one event loop in a thread of its own, and the engine on it, until `close`. Requests go through the same checks and
+defaults as HTTP requests. Calls may come from several threads; prompts of one call share the engine's steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal, TypedDict, TypeVar, Unpack, cast
+
+import uvloop
+
+from headrace.api.answers import collect, stream
+from headrace.api.openai_types import GenerationBody, Message
+from headrace.api.params import Wanted, build_request
+from headrace.api.prompts import encode_chat, encode_text
+from headrace.app.hardware import detect
+from headrace.app.loading import load_model, open_model, served_model
+from headrace.app.plan import Plan
+from headrace.app.pulling import ensure_pulled
+from headrace.core.clock import MonotonicClock
+from headrace.core.delta import FinishReason
+from headrace.core.errors import InvalidRequest
+from headrace.core.request import Request
+from headrace.core.settings import Settings, load
+
+T = TypeVar("T")
+Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, str]]
+_MAX_TOGETHER = 256  # prompts of one call inside the engine; the others wait here, whatever its queue holds
+
+
+class Options(TypedDict, total=False):
+    """Sampling and length, as on the wire. What is left out comes from the model, then from OpenAI's defaults.
+
+    max_tokens is the rest of the context when left out.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[str, float]
+    seed: int
+    stop: str | list[str]
+    stop_token_ids: list[int]
+    min_tokens: int
+    ignore_eos: bool
+    skip_special_tokens: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class LLM:
+    """A loaded model.
+
+    model     known name or source, as in `headrace serve`; None: the default model. Pulled if it is not here.
+    settings  None: file and environment, as the command line has them
+    Raises ConfigError and its leaves when the model cannot be loaded. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, model: str | None = None, *, settings: Settings | None = None) -> None:
+        chosen = load() if settings is None else settings
+        name = chosen.models[0] if model is None else model
+        clock = MonotonicClock()
+        loaded = load_model(open_model(ensure_pulled(chosen, name), chosen, detect()), clock)
+        self._clock = clock
+        self._engine = loaded.engine
+        self._plan = loaded.plan
+        self._vocab_size = loaded.vocab_size
+        self._model = served_model(loaded, int(time.time()))
+        self._numbers = count()
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="headrace-llm", daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._engine.start())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._model.name
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model has logits for."""
+        return self._vocab_size
+
+    @property
+    def plan(self) -> Plan:
+        """How its engine was built, each value with its reason."""
+        return self._plan
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Say whether `chat` can be used."""
+        return self._model.template is not None
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> list[Completion]:
+        """Continue one or several prompts, texts or token ids, together. One answer per prompt, in order."""
+        return self._run(self._generate(_as_list(prompts), GenerationBody(**options)))
+
+    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion:
+        """Answer a conversation: messages with `role` and `content`."""
+        return self._run(self._chat(messages, GenerationBody(**options)))
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Generator[str, None, None]:
+        """Yield the continuation's text as it is made. Closing the iterator ends the work."""
+        body = GenerationBody(**options)
+        return self._iterate(lambda: self._request(body, self._encode(prompt)))
+
+    def stream_chat(self, messages: Conversation, **options: Unpack[Options]) -> Generator[str, None, None]:
+        """Yield the answer's text as it is made. Closing the iterator ends the work."""
+        body = GenerationBody(**options)
+        return self._iterate(lambda: self._request(body, self._render(messages)))
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. Idempotent."""
+        if self._loop.is_closed():
+            return
+        self._run(self._engine.stop())
+        self._end_loop()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def _generate(self, prompts: list[Prompt], body: GenerationBody) -> list[Completion]:
+        places = asyncio.Semaphore(_MAX_TOGETHER)
+
+        async def answer(prompt: Prompt) -> Completion:
+            async with places:
+                return await self._complete(await self._request(body, self._encode(prompt)))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer(prompt)) for prompt in prompts]
+        return [task.result() for task in tasks]
+
+    async def _chat(self, messages: Conversation, body: GenerationBody) -> Completion:
+        return await self._complete(await self._request(body, self._render(messages)))
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return await encode_text(self._model, prompt, add_special=True)
+        self._model.check_token_ids(prompt, "prompt")
+        return list(prompt)
+
+    async def _render(self, messages: Conversation) -> list[int]:
+        turns = [Message(role=_role(turn["role"]), content=turn["content"]) for turn in messages]
+        return await encode_chat(
+            self._model, turns, add_generation_prompt=True, continue_final=False, add_special=False, variables={}
+        )
+
+    async def _request(self, body: GenerationBody, prompt: Coroutine[object, object, list[int]]) -> Request:
+        wanted = Wanted(prompt=tuple(await prompt), max_tokens=body.max_tokens, logprobs=None, prompt_logprobs=None)
+        return build_request(body, wanted, self._model, f"llm-{next(self._numbers)}", self._clock.now())
+
+    async def _complete(self, request: Request) -> Completion:
+        answer = await collect(self._model.upstream, request)
+        choice = answer.choices[0]
+        return Completion(
+            text=choice.text,
+            finish_reason=choice.finish,
+            prompt_tokens=answer.usage.prompt_tokens,
+            completion_tokens=answer.usage.completion_tokens,
+        )
+
+    def _iterate(self, make_request: Callable[[], Coroutine[object, object, Request]]) -> Generator[str, None, None]:
+        """Yield an answer's text in the caller's thread while the loop's thread makes it."""
+        pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async with aclosing(stream(self._model.upstream, await make_request())) as deltas:
+                    async for delta in deltas:
+                        if delta.text:
+                            pieces.put(delta.text)
+                pieces.put(None)
+            except Exception as err:
+                pieces.put(err)
+
+        task = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            task.cancel()
+
+    def _run(self, work: Coroutine[object, object, T]) -> T:
+        """Do `work` on the loop's thread and wait for it; an interrupt here cancels it there."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Tell one prompt from several: a text, or token ids, is one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    texts: list[Prompt] = []
+    token_ids: list[int] = []
+    for part in prompts:
+        if isinstance(part, int):
+            token_ids.append(part)
+        else:
+            texts.append(part)
+    if token_ids and texts:
+        raise InvalidRequest("the prompts mix token ids with texts; give one kind", param="prompt")
+    return [token_ids] if token_ids else texts
+
+
+def _role(name: str) -> Literal["system", "user", "assistant"]:
+    if name in ("system", "user", "assistant"):
+        return cast('Literal["system", "user", "assistant"]', name)
+    raise InvalidRequest(f"message role '{name}' is not served; use system, user or assistant", param="role")

