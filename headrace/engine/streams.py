@@ -146,7 +146,10 @@ class RequestStream:
                     return event.finish is None
         if event.finish is not None:
             choice.text += choice.stream.finish()
-            self._end(choice, event.finish, event.stop_token, event.error, now)
+            if choice.stream.stop_match is not None:  # completed by a character that was cut off
+                self._end(choice, FinishReason.STOP, choice.stream.stop_match, None, now)
+            else:
+                self._end(choice, event.finish, event.stop_token, event.error, now)
         return False
 
     def fail(self, seq_id: SeqId, error: str, now: float) -> None:

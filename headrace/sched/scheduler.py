@@ -130,9 +130,12 @@ class Scheduler:
 
     def abort_all(self, error: str | None = None) -> list[SequenceEvent]:
         """End every live sequence; nothing may be in flight any more, whatever was launched."""
+        members = {s.seq_id: s for _, members in self._in_flight for s in members}
         self._in_flight.clear()
-        for sequence in self._live.values():
+        for sequence in members.values():
             sequence.num_in_flight = 0
+            if sequence.status is SequenceStatus.FINISHED:
+                self._release(sequence)
         events = [self.abort(seq_id, error) for seq_id in list(self._live)]
         return [event for event in events if event is not None]
 
