@@ -146,7 +146,9 @@ class Store:
             case FileOrigin():
                 raise AssertionError("a file: source is used where it lies")
         own = (RECORD_NAME, ".lock")
-        kept = [path for path in directory.iterdir() if path.is_file() and path.name not in own]
+        kept = [
+            path for path in directory.iterdir() if path.is_file() and path.name not in own and ".part" not in path.name
+        ]
         return Record(
             name=source.name,
             source=" + ".join(_words(origin) for origin in source.origins),

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from headrace.core.errors import ConfigError, PullFailed
-from headrace.model.store.partial import CHUNK_BYTES, PartialFile, Progress, no_space
+from headrace.model.store.partial import PartialFile, Progress, no_space
 from headrace.model.store.source import check_url, shown
 from headrace.model.store.space import FreeBytes
 
@@ -56,7 +56,7 @@ class Transfer:
             try:
                 _check_status(response, url)
                 body = bytearray()
-                for chunk in response.iter_bytes(CHUNK_BYTES):
+                for chunk in response.iter_raw():
                     body += chunk
                     if len(body) > limit_bytes:
                         raise PullFailed(f"{shown(url)} is longer than {limit_bytes:,} bytes; is it the right address?")
@@ -88,9 +88,8 @@ class Transfer:
             found = part.num_bytes
             part.path.unlink()
             raise PullFailed(f"{target.name} has {found:,} bytes, expected {size_bytes:,}; it is removed, pull again")
-        digest = part.finish(sha256, progress)
-        _tag_path(part).unlink(missing_ok=True)
-        return digest
+        _tag_path(part).unlink(missing_ok=True)  # it belongs to a part, and this is one no more
+        return part.finish(sha256, progress)
 
     def _continue(self, url: str, part: PartialFile, progress: Progress) -> None:
         """Fetch what is missing, once. Raises _Cut or an httpx error when the connection ends early."""
@@ -113,7 +112,7 @@ class Transfer:
                 total = self._accept(response, part)
                 if total is not None and (free := self._free_bytes(part.path.parent)) < total - part.num_bytes:
                     raise no_space(part.path, part.num_bytes, total, free)
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                for chunk in response.iter_raw():  # as they come: a larger buffer is lost at a cut
                     part.append(chunk)
                     progress(part.num_bytes, total, f"download {part.target.name}")
                 if total is not None and part.num_bytes < total:

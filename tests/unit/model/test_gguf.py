@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.core.errors import ConfigError, HeadraceError, ModelFileBroken, UnsupportedModel
+from headrace.core.errors import ConfigError, ModelFileBroken, UnsupportedModel
 from headrace.model.gguf import GgufFile
 
 Save = Callable[[str, bytes], Path]
@@ -94,10 +94,9 @@ def test_a_flipped_byte_is_read_or_refused_but_never_crashes(files: Any, save: S
     try:
         file = GgufFile(save("m.gguf", bytes(whole)))
         dict(file.metadata)
-    except HeadraceError as error:
-        assert isinstance(error, ModelFileBroken | UnsupportedModel)
+    except (ModelFileBroken, UnsupportedModel):
         return
-    assert sum(file.rows(entry).size for entry in file.tensors.values()) <= len(whole)
+    assert all(0 < file.rows(entry).size < len(whole) for entry in file.tensors.values())
     file.close()
 
 
