@@ -7,7 +7,11 @@
 // Determinism: y[m][n] depends only on row m of x, row n of w and the format. Never on M, on the thread count, on how
 // rows are blocked or on the ISA for the integer part; float rescaling keeps one operation order (k ascending by group).
 //
-// Who calls: capi.cpp (single ops) and step.cpp (whole steps). No allocation, no exceptions, no globals here.
+// Who calls: capi_linear.cpp (single ops) and step_*.cpp (whole steps). No allocation, no exceptions, no globals here.
+//
+// Where the bytes lie is layout.h's affair. What callers may rely on: prepared activations are one self-contained record of
+// act_row_bytes() per row, so a record may be moved, or linear() given a pointer to row i of a larger buffer; a buffer is
+// 64-byte aligned. A row with a NaN or infinity in x gives NaN in the outputs it reaches, and in no other row.
 #pragma once
 #include <cstdint>
 
@@ -39,10 +43,13 @@ struct PackedWeight {
   const void* base;
 };
 
-// Bytes of a packed weight of this shape, padding included.
+// Bytes of a packed weight of this shape, padding included. Interleaved weights pad gate and up to 16 columns each: for
+// them pass packed_columns() as n (layout.h) or use the second form.
 int64_t packed_bytes(WeightFormat format, int64_t n, int64_t k, int32_t group, int32_t asymmetric);
+int64_t packed_bytes(const PackedWeight& w);
 
-// Bytes of the prepared activations of m rows for weights of (format, k, group). Rows of one buffer are contiguous.
+// Bytes of the prepared activations of m rows for weights of (format, k, group): m records of act_row_bytes each.
+int64_t act_row_bytes(WeightFormat format, int64_t k, int32_t group);
 int64_t act_bytes(WeightFormat format, int64_t k, int32_t group, int64_t m);
 
 // Prepare rows m0..m1-1 of x [m, ldx] (fp32) into `acts` (laid out for m rows): quantize or round. Threads take
@@ -56,13 +63,13 @@ struct LinearArgs {
   int64_t m;
   float* y;
   int64_t ldy;
-  const float* bias;  // [N] or null, in the weight's packed column order
+  const float* bias;  // [N] or null; interleaved: blocks of 16 gate, 16 up columns, each part padded to 16
   Epilogue epilogue;
   Activation activation;
 };
 
 // This thread's share (a contiguous range of 32-column blocks, and for large m row blocks) of y = epilogue(x w^T).
-// All `threads` threads call it with the same args; no barrier inside.
+// All `threads` threads call it with the same args; no barrier inside. Outputs past column N (Glu: N/2) are not touched.
 void linear(const LinearArgs& args, int tid, int threads);
 
 }  // namespace headrace

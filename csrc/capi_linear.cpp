@@ -1,0 +1,147 @@
+// C ABI of pool, ISA choice and single linear layers. Every function returns 0 or one of the codes below; nothing throws.
+// Callers own all memory. Pointers must be valid for the sizes the functions of linear.h state; weights and activations
+// 64-byte aligned. library.py has the Python side.
+#include <new>
+
+#include "cpu.h"
+#include "layout.h"
+#include "linear.h"
+#include "pack.h"
+#include "pool.h"
+
+#define HR_API extern "C" __attribute__((visibility("default")))
+
+using namespace headrace;
+
+namespace {
+
+enum Code : int32_t { kOk = 0, kBadArgument = 1, kNotAligned = 2, kUnavailable = 3 };
+
+constexpr int32_t kAbiVersion = 1;
+constexpr int kMaxThreads = 1024;
+
+bool is_valid(const PackedWeight& w) {
+  const bool grouped = w.format == WeightFormat::I8G || w.format == WeightFormat::I4G;
+  if (static_cast<int32_t>(w.format) < 0 || static_cast<int32_t>(w.format) > 4) return false;
+  if (w.n <= 0 || w.k <= 0 || w.n > (int64_t{1} << 31) || w.k > (int64_t{1} << 24)) return false;
+  if (grouped ? w.group != 32 && w.group != 64 && w.group != 128 : w.group != 0 || w.asymmetric != 0) return false;
+  return !(w.interleaved && w.n % 2);
+}
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
+struct PackTask {
+  const PackedWeight* w;
+  SourceFormat source;
+  const uint8_t *rows, *up;
+  int64_t block0, block1;
+};
+
+void pack_part(void* context, int tid, int threads) {
+  const PackTask& task = *static_cast<const PackTask*>(context);
+  const int64_t count = task.block1 - task.block0;
+  const int64_t first = task.block0 + count * tid / threads, last = task.block0 + count * (tid + 1) / threads;
+  if (first == last) return;
+  const int64_t width = task.w->interleaved ? kTileColumns : kBlockColumns;
+  const int64_t skip = (first - task.block0) * width * source_row_bytes(task.source, task.w->k);
+  pack_blocks(*task.w, task.source, task.rows + skip, task.up == nullptr ? nullptr : task.up + skip, first, last);
+}
+
+struct LinearTask {
+  Pool* pool;
+  LinearArgs args;
+  const float* x;
+  int64_t ldx;
+  void* acts;
+  int32_t repeats;
+};
+
+void linear_part(void* context, int tid, int threads) {
+  const LinearTask& task = *static_cast<const LinearTask*>(context);
+  const PackedWeight& w = *task.args.w;
+  const int64_t m = task.args.m;
+  for (int32_t i = 0; i < task.repeats; ++i) {
+    prepare_rows(w.format, w.k, w.group, task.x, task.ldx, m, m * tid / threads, m * (tid + 1) / threads, task.acts);
+    task.pool->barrier();
+    linear(task.args, tid, threads);
+    if (i + 1 < task.repeats) task.pool->barrier();
+  }
+}
+
+}  // namespace
+
+HR_API int32_t hr_abi_version() { return kAbiVersion; }
+
+// ---- ISA ------------------------------------------------------------------------------------------------------------------------
+// Detection at load: permission for AMX tiles must be asked before any thread starts.
+__attribute__((constructor)) static void detect_at_load() { active_isa(); }
+
+HR_API const char* hr_isa() { return isa_name(active_isa()); }
+HR_API const char* hr_isa_name(int32_t isa) { return isa >= 0 && isa < kNumIsas ? isa_name(static_cast<Isa>(isa)) : nullptr; }
+HR_API int32_t hr_has_isa(int32_t isa) { return isa >= 0 && isa < kNumIsas && has_isa(static_cast<Isa>(isa)); }
+HR_API int32_t hr_set_isa(const char* name) { return set_isa(name) ? kOk : kUnavailable; }
+
+// ---- pool -----------------------------------------------------------------------------------------------------------------------
+// `cpus`: threads entries or null. Returns null for a thread count outside 1 … 1024.
+HR_API void* hr_pool_create(int32_t threads, const int32_t* cpus) {
+  return threads < 1 || threads > kMaxThreads ? nullptr : new (std::nothrow) Pool(threads, cpus);
+}
+HR_API void hr_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
+HR_API int32_t hr_pool_threads(const void* pool) { return static_cast<const Pool*>(pool)->threads(); }
+HR_API void hr_pool_pin_caller(const void* pool) { static_cast<const Pool*>(pool)->pin_caller(); }
+
+// ---- sizes ----------------------------------------------------------------------------------------------------------------------
+// -1 for a weight that is not valid.
+HR_API int64_t hr_packed_bytes(const PackedWeight* w) { return is_valid(*w) ? packed_bytes(*w) : -1; }
+HR_API int64_t hr_packed_blocks(const PackedWeight* w) { return is_valid(*w) ? weight_layout(*w).blocks : -1; }
+HR_API int64_t hr_act_bytes(const PackedWeight* w, int64_t m) {
+  return is_valid(*w) ? act_bytes(w->format, w->k, w->group, m) : -1;
+}
+HR_API int32_t hr_can_pack(int32_t source, const PackedWeight* w) {
+  return is_valid(*w) && can_pack(static_cast<SourceFormat>(source), *w);
+}
+
+// ---- packing --------------------------------------------------------------------------------------------------------------------
+// pack.h: pack_blocks, shared among the pool's threads.
+HR_API int32_t hr_pack(void* pool, const PackedWeight* w, int32_t source, const void* rows, const void* up, int64_t block0,
+                       int64_t block1) {
+  if (!is_valid(*w) || !can_pack(static_cast<SourceFormat>(source), *w)) return kBadArgument;
+  if (block0 < 0 || block1 < block0 || block1 > weight_layout(*w).blocks) return kBadArgument;
+  if (rows == nullptr || (up == nullptr) == (w->interleaved != 0)) return kBadArgument;
+  if (!is_aligned(w->base)) return kNotAligned;
+  PackTask task{w, static_cast<SourceFormat>(source), static_cast<const uint8_t*>(rows), static_cast<const uint8_t*>(up),
+                block0, block1};
+  static_cast<Pool*>(pool)->run(pack_part, &task);
+  return kOk;
+}
+
+// Decode logical rows row0 … row1-1 to out [row1-row0, k].
+HR_API int32_t hr_unpack(const PackedWeight* w, int64_t row0, int64_t row1, float* out) {
+  if (!is_valid(*w) || row0 < 0 || row1 > w->n) return kBadArgument;
+  if (!is_aligned(w->base)) return kNotAligned;
+  for (int64_t row = row0; row < row1; ++row) unpack_row(*w, row, out + (row - row0) * w->k);
+  return kOk;
+}
+
+// ---- linear ---------------------------------------------------------------------------------------------------------------------
+// Prepare x [m, ldx] alone, on the calling thread.
+HR_API int32_t hr_prepare(const PackedWeight* w, const float* x, int64_t ldx, int64_t m, void* acts) {
+  if (!is_valid(*w) || m < 0) return kBadArgument;
+  if (!is_aligned(acts)) return kNotAligned;
+  prepare_rows(w->format, w->k, w->group, x, ldx, m, 0, m, acts);
+  return kOk;
+}
+
+// y [m, ldy] = epilogue(x [m, ldx] w^T + bias); acts: hr_act_bytes(w, m) of scratch. `repeats` > 1 does the same again in one
+// wake of the pool: for measuring (with Epilogue::Add it adds again).
+HR_API int32_t hr_linear(void* pool, const PackedWeight* w, const float* x, int64_t ldx, int64_t m, void* acts, float* y,
+                         int64_t ldy, const float* bias, int32_t epilogue, int32_t activation, int32_t repeats) {
+  if (!is_valid(*w) || m < 0 || epilogue < 0 || epilogue > 2 || activation < 0 || activation > 3) return kBadArgument;
+  if ((epilogue == static_cast<int32_t>(Epilogue::Glu)) != (w->interleaved != 0)) return kBadArgument;
+  if (!is_aligned(w->base) || !is_aligned(acts)) return kNotAligned;
+  LinearTask task{static_cast<Pool*>(pool),
+                  {w, acts, m, y, ldy, bias, static_cast<Epilogue>(epilogue), static_cast<Activation>(activation)},
+                  x, ldx, acts, repeats};
+  task.pool->run(linear_part, &task);
+  return kOk;
+}

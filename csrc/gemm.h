@@ -1,0 +1,34 @@
+// The table of one ISA's linear-layer kernels. Filled in gemm_<isa>.cpp, chosen in linear.cpp.
+#pragma once
+#include "linear.h"
+
+namespace headrace {
+
+// A share of a linear layer: column blocks block0 … block1-1, rows row0 … row1-1.
+struct Share {
+  int64_t block0, block1, row0, row1;
+};
+
+struct GemmKernels {
+  void (*prepare)(WeightFormat format, int64_t k, int32_t group, const float* x, int64_t ldx, int64_t m0, int64_t m1,
+                  void* acts);
+  void (*linear)(const LinearArgs& args, const Share& share);
+};
+
+extern const GemmKernels kGemmGeneric;
+#if HEADRACE_HAS_AVX2
+extern const GemmKernels kGemmAvx2;
+extern const GemmKernels kGemmAvxVnni;
+#endif
+#if HEADRACE_HAS_AVX512
+extern const GemmKernels kGemmAvx512;
+extern const GemmKernels kGemmAvx512Bf16;
+#endif
+#if HEADRACE_HAS_AMX
+extern const GemmKernels kGemmAmx;
+#endif
+#if HEADRACE_HAS_NEON
+extern const GemmKernels kGemmNeon;
+#endif
+
+}  // namespace headrace

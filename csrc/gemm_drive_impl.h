@@ -1,0 +1,114 @@
+// Walks a share of a linear layer with a format's micro-kernel. Part of gemm_impl.h.
+#pragma once
+
+namespace headrace {
+namespace {
+
+struct Job {
+  const LinearArgs* args;
+  WeightLayout weight;
+  ActLayout acts;
+};
+
+// R rows from `row` and NB blocks: `block` and, for NB = 2, `other`.
+template <class Vec, class Micro, int R, int NB>
+HR_NOINLINE void tile(const Job& job, int64_t block, int64_t other, int64_t row) {
+  const uint8_t* base = static_cast<const uint8_t*>(job.args->w->base);
+  const uint8_t* acts = static_cast<const uint8_t*>(job.args->acts);
+  const Operands o{{base + block * job.weight.block_bytes, base + other * job.weight.block_bytes},
+                   acts + row * job.acts.row_bytes,
+                   job.acts.row_bytes,
+                   job.weight.steps,
+                   job.weight.step_bytes,
+                   job.weight.data_bytes,
+                   job.acts.meta,
+                   job.acts.groups};
+  Sums<Vec, R, 2 * NB> s;
+  Micro::template run<R, NB>(o, s);
+  unroll<R>([&] HR_EACH(r) {
+    finish<Vec>(*job.args, block, row + r, s.v[r][0], s.v[r][1]);
+    if constexpr (NB == 2) finish<Vec>(*job.args, other, row + r, s.v[r][2], s.v[r][3]);
+  });
+}
+
+using TileFn = void (*)(const Job&, int64_t, int64_t, int64_t);
+
+// tables[NB-1][R-1]
+template <class Vec, class Micro, int NB, int... Rs>
+HR_INLINE TileFn tile_for(int rows, std::integer_sequence<int, Rs...>) {
+  static constexpr TileFn table[] = {tile<Vec, Micro, Rs + 1, NB>...};
+  return table[rows - 1];
+}
+
+// Few rows: the weights stream from memory once, as two streams that run half the share apart.
+template <class Vec, class Micro>
+void drive_few(const Job& job, const Share& share) {
+  const int rows = static_cast<int>(share.row1 - share.row0);
+  static_assert(Vec::kRowsTwoStreams <= Micro::kRows);
+  const TileFn two = tile_for<Vec, Micro, 2>(rows, std::make_integer_sequence<int, Vec::kRowsTwoStreams>{});
+  const TileFn one = tile_for<Vec, Micro, 1>(rows, std::make_integer_sequence<int, Micro::kRows>{});
+  const int64_t half = (share.block1 - share.block0) / 2;
+  for (int64_t i = 0; i < half; ++i) two(job, share.block0 + i, share.block0 + half + i, share.row0);
+  if ((share.block1 - share.block0) % 2) one(job, share.block1 - 1, share.block1 - 1, share.row0);
+}
+
+// Many rows: a block's weights come from memory once and then from L1 or L2 for the other row groups, which are of nearly
+// equal size so that no group is left with a row or two.
+template <class Vec, class Micro>
+void drive_many(const Job& job, const Share& share) {
+  const int64_t rows = share.row1 - share.row0;
+  const int64_t pieces = (rows + Micro::kRows - 1) / Micro::kRows;
+  for (int64_t block = share.block0; block < share.block1; ++block) {
+    int64_t row = share.row0;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t end = share.row0 + rows * (piece + 1) / pieces;
+      const TileFn one = tile_for<Vec, Micro, 1>(static_cast<int>(end - row), std::make_integer_sequence<int, Micro::kRows>{});
+      one(job, block, block, row);
+      row = end;
+    }
+  }
+}
+
+template <class Vec, class Micro>
+void drive(const Job& job, const Share& share) {
+  if (share.row1 <= share.row0) return;
+  if constexpr (Vec::kRowsTwoStreams > 0) {
+    if (share.row1 - share.row0 <= Vec::kRowsTwoStreams) return drive_few<Vec, Micro>(job, share);
+  }
+  drive_many<Vec, Micro>(job, share);
+}
+
+template <class Vec, template <class, int, bool> class Micro>
+void drive_grouped(const Job& job, const Share& share) {
+  const PackedWeight& w = *job.args->w;
+  switch (w.group) {
+    case 32:
+      return w.asymmetric ? drive<Vec, Micro<Vec, 32, true>>(job, share) : drive<Vec, Micro<Vec, 32, false>>(job, share);
+    case 64:
+      return w.asymmetric ? drive<Vec, Micro<Vec, 64, true>>(job, share) : drive<Vec, Micro<Vec, 64, false>>(job, share);
+    case 128:
+      return w.asymmetric ? drive<Vec, Micro<Vec, 128, true>>(job, share) : drive<Vec, Micro<Vec, 128, false>>(job, share);
+  }
+}
+
+// Bf: the vectors for bf16 weights, where they differ from the others'.
+template <class Vec, class Bf = Vec>
+void linear_share(const LinearArgs& args, const Share& share) {
+  const PackedWeight& w = *args.w;
+  const Job job{&args, weight_layout(w), act_layout(w.format, w.k, w.group)};
+  switch (w.format) {
+    case WeightFormat::F32:
+      return drive<Vec, MicroF32<Vec>>(job, share);
+    case WeightFormat::BF16:
+      return drive<Bf, MicroBf16<Bf>>(job, share);
+    case WeightFormat::I8:
+      return drive<Vec, MicroI8<Vec>>(job, share);
+    case WeightFormat::I8G:
+      return drive_grouped<Vec, MicroI8G>(job, share);
+    case WeightFormat::I4G:
+      return drive_grouped<Vec, MicroI4G>(job, share);
+  }
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,265 @@
+// Linear layers for one ISA, written once over its vectors. A gemm_<isa>.cpp defines `Vec` and includes this.
+//
+// Vec: 16 columns wide. F (16 fp32), I (16 int32), W (one 64-byte tile row); register budgets kRows* and the operations
+// below. Everything is in an unnamed namespace: code compiled for one ISA must not be merged with another's.
+//
+// A micro-kernel holds rows x (16-column tiles) sums in registers and walks K once. Each sum is one chain in ascending k
+// (integers: any order, they are exact), so a result does not depend on how many rows or blocks are done together.
+#pragma once
+#include <cstdint>
+#include <utility>
+
+#include "gemm.h"
+#include "layout.h"
+
+#ifndef HR_UNROLL_ROWS
+#define HR_UNROLL_ROWS _Pragma("GCC unroll 4")
+#endif
+#define HR_INLINE __attribute__((always_inline)) inline
+#define HR_NOINLINE __attribute__((noinline))
+
+namespace headrace {
+namespace {
+
+template <int N>
+struct Int {
+  constexpr operator int() const { return N; }
+};
+
+template <int... Is, class Fn>
+HR_INLINE void unroll_each(std::integer_sequence<int, Is...>, Fn&& fn) {
+  (fn(Int<Is>{}), ...);
+}
+
+// fn(Int<0>{}), …, fn(Int<N-1>{}): indices are constants, so arrays indexed by them live in registers.
+template <int N, class Fn>
+HR_INLINE void unroll(Fn&& fn) {
+  unroll_each(std::make_integer_sequence<int, N>{}, fn);
+}
+
+#define HR_EACH(name) (auto name) __attribute__((always_inline))
+
+template <class T>
+HR_INLINE T load_as(const uint8_t* p) {
+  T v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Weight bytes ahead of use: far enough for DRAM, near enough to stay in L1 until used.
+constexpr int kPrefetchBytes = 2048;
+HR_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p + kPrefetchBytes, 0, 3); }
+
+// Operands of a micro-kernel: NB column blocks (one weight stream each), R activation records.
+struct Operands {
+  const uint8_t* w[2];
+  const uint8_t* a;
+  int64_t row_bytes;
+  int64_t steps, step_bytes, data_bytes;
+  int64_t meta, groups;  // of the activation record
+};
+
+template <class Vec, int R, int T>
+struct Sums {
+  typename Vec::F v[R][T];  // T = 2 tiles per block
+};
+
+// ---- fp32 ---------------------------------------------------------------------------------------------------------------
+template <class Vec>
+struct MicroF32 {
+  static constexpr int kRows = Vec::kRowsFloat;
+  template <int R, int NB>
+  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    for (int64_t k = 0; k < o.steps; ++k) {
+      typename Vec::F w[2 * NB];
+      unroll<2 * NB>([&] HR_EACH(t) {
+        const uint8_t* p = o.w[t / 2] + k * 128 + t % 2 * 64;
+        w[t] = Vec::load(reinterpret_cast<const float*>(p));
+        prefetch(p);
+      });
+      unroll<R>([&] HR_EACH(r) {
+        const auto a = Vec::set(load_as<float>(o.a + r * o.row_bytes + k * 4));
+        unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::fma(w[t], a, s.v[r][t]); });
+      });
+    }
+  }
+};
+
+// ---- bf16 ---------------------------------------------------------------------------------------------------------------
+template <class Vec>
+struct MicroBf16 {
+  static constexpr int kRows = Vec::kRowsFloat;
+  template <int R, int NB>
+  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    for (int64_t step = 0; step < o.steps; ++step) {
+HR_UNROLL_ROWS
+      for (int row = 0; row < 16; ++row) {
+        typename Vec::W w[2 * NB];
+        unroll<2 * NB>([&] HR_EACH(t) {
+          const uint8_t* p = o.w[t / 2] + step * 2048 + t % 2 * 1024 + row * 64;
+          w[t] = Vec::load_row(p);
+          prefetch(p);
+        });
+        unroll<R>([&] HR_EACH(r) {
+          const uint32_t a = load_as<uint32_t>(o.a + r * o.row_bytes + step * 64 + row * 4);
+          unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::dot_bf16(s.v[r][t], w[t], a); });
+        });
+      }
+    }
+  }
+};
+
+// ---- int8, one scale per column and one per token ---------------------------------------------------------------------------
+template <class Vec>
+struct MicroI8 {
+  static constexpr int kRows = Vec::kRowsInt;
+  template <int R, int NB>
+  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
+    typename Vec::I acc[R][2 * NB];
+    unroll<R>([&] HR_EACH(r) {
+      const auto start = Vec::template start_u8<false>(load_as<int32_t>(o.a + r * o.row_bytes + o.meta + 4));
+      unroll<2 * NB>([&] HR_EACH(t) { acc[r][t] = start; });
+    });
+    for (int64_t step = 0; step < o.steps; ++step) {
+HR_UNROLL_ROWS
+      for (int row = 0; row < 16; ++row) {
+        typename Vec::W w[2 * NB];
+        unroll<2 * NB>([&] HR_EACH(t) {
+          const uint8_t* p = o.w[t / 2] + step * 2048 + t % 2 * 1024 + row * 64;
+          w[t] = Vec::load_row_u8(p);
+          prefetch(p);
+        });
+        unroll<R>([&] HR_EACH(r) {
+          const int32_t a = load_as<int32_t>(o.a + r * o.row_bytes + step * 64 + row * 4);
+          unroll<2 * NB>([&] HR_EACH(t) { acc[r][t] = Vec::dot_u8(acc[r][t], w[t], a); });
+        });
+      }
+    }
+    unroll<2 * NB>([&] HR_EACH(t) {
+      const auto scale = Vec::load(reinterpret_cast<const float*>(o.w[t / 2] + o.steps * 2048) + t % 2 * 16);
+      unroll<R>([&] HR_EACH(r) {
+        const auto both = Vec::mul(scale, Vec::set(load_as<float>(o.a + r * o.row_bytes + o.meta)));
+        s.v[r][t] = Vec::mul(Vec::from_int(acc[r][t]), both);
+      });
+    });
+  }
+};
+
+// Add one group's integer sums, scaled, to the float sums of tile t. The one order of float operations of grouped formats.
+template <class Vec, bool Asym, int R, int T>
+HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t groups_per_step, int group_in_step, int64_t group,
+                         int t, const typename Vec::I* acc, Sums<Vec, R, T>& s) {
+  const uint8_t* p = scales + group_in_step * 64 + t % 2 * 32;
+  const auto scale = Vec::load_half(p);
+  const uint8_t* meta = o.a + o.meta + group * 4;
+  unroll<R>([&] HR_EACH(r) {
+    const auto both = Vec::mul(scale, Vec::set(load_as<float>(meta + r * o.row_bytes)));
+    s.v[r][t] = Vec::fma(Vec::from_int(acc[r]), both, s.v[r][t]);
+  });
+  if constexpr (Asym) {
+    const auto bias = Vec::load_half(p + groups_per_step * 64);
+    unroll<R>([&] HR_EACH(r) {
+      const auto sum = Vec::set(load_as<float>(meta + r * o.row_bytes + o.groups * 8));
+      s.v[r][t] = Vec::fma(bias, sum, s.v[r][t]);
+    });
+  }
+}
+
+// ---- int8 in groups -------------------------------------------------------------------------------------------------------
+template <class Vec, int G, bool Asym>
+struct MicroI8G {
+  static constexpr int kRows = Vec::kRowsGroup8;
+  static constexpr int kParts = G > 64 ? G / 64 : 1;       // data parts of 64 k in a step
+  static constexpr int kGroups = G > 64 ? 1 : 64 / G;      // groups in a step
+  static constexpr int kTileRows = G >= 64 ? 16 : G / 4;   // of one part that belong to one group
+  template <int R, int NB>
+  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    for (int64_t step = 0; step < o.steps; ++step) {
+      for (int g = 0; g < kGroups; ++g) {
+        const int64_t group = step * kGroups + g;
+        typename Vec::I acc[2 * NB][R];
+        unroll<R>([&] HR_EACH(r) {
+          const int32_t offset = load_as<int32_t>(o.a + o.meta + r * o.row_bytes + (o.groups + group) * 4);
+          const auto start = Vec::template start_u8<Asym>(offset);
+          unroll<2 * NB>([&] HR_EACH(t) { acc[t][r] = start; });
+        });
+        for (int part = 0; part < kParts; ++part) {
+HR_UNROLL_ROWS
+          for (int row = 0; row < kTileRows; ++row) {
+            const int place = g * kTileRows + row;
+            typename Vec::W w[2 * NB];
+            unroll<2 * NB>([&] HR_EACH(t) {
+              const uint8_t* p = o.w[t / 2] + step * o.step_bytes + part * 2048 + t % 2 * 1024 + place * 64;
+              w[t] = Vec::load_row_u8(p);
+              prefetch(p);
+            });
+            unroll<R>([&] HR_EACH(r) {
+              const int32_t a = load_as<int32_t>(o.a + r * o.row_bytes + (step * kParts + part) * 64 + place * 4);
+              unroll<2 * NB>([&] HR_EACH(t) { acc[t][r] = Vec::dot_u8(acc[t][r], w[t], a); });
+            });
+          }
+        }
+        unroll<2 * NB>([&] HR_EACH(t) {
+          const uint8_t* scales = o.w[t / 2] + step * o.step_bytes + o.data_bytes;
+          add_group<Vec, Asym>(o, scales, kGroups, g, group, t, acc[t], s);
+        });
+      }
+    }
+  }
+};
+
+// ---- int4 in groups -------------------------------------------------------------------------------------------------------
+// A row of 64 bytes gives two operands: low nibbles (k 0..31 of the part) and high nibbles (k 32..63).
+template <class Vec, int G, bool Asym>
+struct MicroI4G {
+  static constexpr int kRows = Vec::kRowsGroup4;
+  static constexpr int kParts = G > 64 ? G / 64 : 1;
+  static constexpr int kGroups = G > 64 ? 1 : 64 / G;
+  template <int R, int NB>
+  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    for (int64_t step = 0; step < o.steps; ++step) {
+      unroll<2 * NB>([&] HR_EACH(t) {
+        const uint8_t* data = o.w[t / 2] + step * o.step_bytes + t % 2 * 512;
+        typename Vec::I low[R], high[R];
+        unroll<R>([&] HR_EACH(r) {
+          const uint8_t* offsets = o.a + o.meta + r * o.row_bytes + (o.groups + step * kGroups) * 4;
+          low[r] = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets));
+          high[r] = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets + 4));
+        });
+        for (int part = 0; part < kParts; ++part) {
+HR_UNROLL_ROWS
+          for (int row = 0; row < 8; ++row) {
+            const uint8_t* p = data + part * 1024 + row * 64;
+            const auto both = Vec::load_row(p);
+            prefetch(p);
+            const auto w0 = Vec::low_nibbles(both), w1 = Vec::high_nibbles(both);
+            unroll<R>([&] HR_EACH(r) {
+              const uint8_t* a = o.a + r * o.row_bytes + (step * kParts + part) * 64 + row * 4;
+              low[r] = Vec::dot_u4(low[r], w0, load_as<int32_t>(a));
+              high[r] = Vec::dot_u4(high[r], w1, load_as<int32_t>(a + 32));
+            });
+          }
+        }
+        const uint8_t* scales = o.w[t / 2] + step * o.step_bytes + o.data_bytes;
+        if constexpr (kGroups == 2) {
+          add_group<Vec, Asym>(o, scales, 2, 0, step * 2, t, low, s);
+          add_group<Vec, Asym>(o, scales, 2, 1, step * 2 + 1, t, high, s);
+        } else {
+          unroll<R>([&] HR_EACH(r) { low[r] = Vec::add_int(low[r], high[r]); });
+          add_group<Vec, Asym>(o, scales, 1, 0, step, t, low, s);
+        }
+      });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace headrace
+
+#include "gemm_epilogue_impl.h"
+#include "gemm_drive_impl.h"
+#include "gemm_prepare_impl.h"
