@@ -1,0 +1,102 @@
+// The per-ISA kernels of everything that is not a matrix product: norms, rotation, KV writes, attention, logit scans.
+//
+// One table of function pointers per ISA, filled in kernels_<isa>.cpp and chosen once by `kernels()`. Callers own
+// all memory; nothing allocates or throws. Threads call kernels on disjoint rows or items.
+#pragma once
+#include <cstdint>
+
+namespace headrace {
+
+// KV cache of one layer. bf16, blocks of `block_size` tokens (a multiple of 16), per (block, kv head):
+//   K [block_size/16][dim/2][16 tokens][2]   tokens in lanes: a pair of channels per 32-bit lane (operand of q.k)
+//   V [block_size/2][dim][2 tokens]          channels in lanes: a pair of tokens per 32-bit lane (operand of p.v)
+// dim is head_dim rounded up to 16; the padding stays zero. The last token a sequence writes into a block it has just
+// begun zeroes the V behind it, so that masked lanes (weight 0) never meet another sequence's NaN.
+struct KvLayer {
+  uint16_t* k;
+  uint16_t* v;
+  int64_t block_stride;  // elements from one block to the next: kv_heads * head_stride
+  int64_t head_stride;   // elements from one kv head to the next: block_size * dim
+  int32_t block_size, kv_heads, head_dim, dim;
+};
+
+// Where one token's K and V go.
+struct KvSlot {
+  int32_t block, offset;
+  int32_t clears_tail;  // 1: also zero V behind this offset in the block
+};
+
+struct QkWriteArgs {
+  const float* src;  // [T, ld_src]: q heads, k heads, v heads
+  int64_t ld_src;
+  float* dst;  // [T, ld_dst]: rotated q
+  int64_t ld_dst;
+  const float *q_norm, *k_norm;  // [head_dim] or null
+  float eps;
+  const float *cos, *sin;  // [T, half]; null: no rotation
+  int32_t half;            // rotated pairs (i, i + half)
+  int32_t num_heads;
+  const KvLayer* kv;
+  const KvSlot* slots;  // [T]
+};
+
+struct AttentionArgs {
+  const float* q;  // [T, ldq]
+  int64_t ldq;
+  float* out;  // [T, ldo]
+  int64_t ldo;
+  const KvLayer* kv;
+  int32_t group;  // query heads per kv head
+  float scale;
+  float softcap;   // 0: none
+  int32_t window;  // 0: none
+};
+
+// Some (token, query head of one group) pairs of one sequence: pairs first … last-1, pair = token * group + head.
+struct AttentionItem {
+  const int32_t* blocks;
+  int32_t token0;  // packed index of the sequence's first token in this step
+  int32_t pos0;    // its position
+  int32_t kv_head;
+  int32_t first, last;
+};
+
+constexpr int kMaxItemRows = 64;   // pairs in an item at most
+constexpr int kKvTile = 64;        // positions per online-softmax step, aligned to absolute positions
+constexpr int kMaxHeadDim = 512;
+
+// Scratch bytes one thread needs for attention items of this padded head size.
+constexpr int64_t attention_scratch_bytes(int64_t dim) {
+  return kMaxItemRows * (dim * 2 + dim * 4 + kKvTile * 4 + kKvTile * 2 + 16) + 1024;
+}
+
+// What one scan of a row's logits finds.
+struct LogitScan {
+  float best;        // largest logit
+  int32_t best_id;   // its lowest index
+  int32_t num_bad;   // NaN or +inf entries
+};
+
+struct Kernels {
+  // out = (add ? out : 0) + x / sqrt(mean(x^2) + eps) * weight
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, bool add, float* out);
+  // y[i] *= scale
+  void (*scale)(float* y, int64_t n, float scale);
+  // heads head0 … head1-1 of one token, counted over q heads, then k heads, then v heads
+  void (*qk_write)(const QkWriteArgs& args, int64_t token, int32_t head0, int32_t head1);
+  void (*attention)(const AttentionArgs& args, const AttentionItem& item, void* scratch);
+  // y[i] = cap * tanh(y[i] * scale / cap), or y[i] * scale when cap is 0
+  void (*finish_logits)(float* y, int64_t n, float scale, float cap);
+  LogitScan (*scan_logits)(const float* y, int64_t n);
+  // sum of exp((y[i] - best) * inverse_temperature), blocks of fixed size in ascending order, blocks added in double
+  double (*sum_exp)(const float* y, int64_t n, float best, float inverse_temperature);
+  // append (index) of entries >= threshold to out until `capacity`; returns how many there are in all
+  int64_t (*collect_ge)(const float* y, int64_t n, float threshold, int32_t* out, int64_t capacity);
+};
+
+const Kernels& kernels();          // the table of the chosen ISA
+extern const Kernels kKernelsGeneric;
+extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvx512;
+
+}  // namespace headrace

@@ -1,0 +1,118 @@
+// Portable vectors for the per-ISA kernel files: GCC/Clang vector extensions, `kLanes` floats wide.
+//
+// Each kernels_<isa>.cpp defines HR_ISA (namespace) and HR_LANES and then includes this and the *_impl.h files, so that one
+// source gives generic, AVX2 and AVX512 code. Everything here is internal to that translation unit: nothing from the
+// standard library that could be merged by the linker with a copy compiled for another ISA.
+//
+// Determinism: element operations only, in source order; a row's result never depends on how rows are blocked.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace headrace {
+namespace HR_ISA {
+
+constexpr int kLanes = HR_LANES;
+
+typedef float vf __attribute__((vector_size(4 * HR_LANES), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * HR_LANES), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * HR_LANES), may_alias));
+typedef uint16_t vh __attribute__((vector_size(2 * HR_LANES), may_alias));
+typedef float vf_any __attribute__((vector_size(4 * HR_LANES), may_alias, aligned(4)));
+typedef uint32_t vu_any __attribute__((vector_size(4 * HR_LANES), may_alias, aligned(2)));
+typedef uint16_t vh_any __attribute__((vector_size(2 * HR_LANES), may_alias, aligned(2)));
+
+#define HR_INLINE static inline __attribute__((always_inline))
+
+HR_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+HR_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
+HR_INLINE vu load_pairs(const uint16_t* p) { return *reinterpret_cast<const vu_any*>(p); }
+HR_INLINE vf splat(float x) { return x - vf{}; }
+HR_INLINE vi splat_i(int32_t x) { return x - vi{}; }
+HR_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+HR_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+
+HR_INLINE vi iota() {
+  vi v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
+// Halving tree: one fixed order for every caller.
+HR_INLINE float hsum(vf v) {
+  for (int w = kLanes / 2; w > 0; w /= 2) v = v + __builtin_shuffle(v, iota() ^ w);
+  return v[0];
+}
+
+HR_INLINE float hmax(vf v) {
+  for (int w = kLanes / 2; w > 0; w /= 2) v = vmax(v, __builtin_shuffle(v, iota() ^ w));
+  return v[0];
+}
+
+// The bf16 in the low / high half of each 32-bit lane, as fp32.
+HR_INLINE vf low_half(vu pairs) { return reinterpret_cast<vf>(pairs << 16); }
+HR_INLINE vf high_half(vu pairs) { return reinterpret_cast<vf>(pairs & 0xFFFF0000u); }
+
+// fp32 to bf16, nearest even; NaN stays NaN. The 16 bits end in the low half of each lane.
+HR_INLINE vu bf16_bits(vf x) {
+  vu u = reinterpret_cast<vu>(x);
+  vu rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  vu nan = (u >> 16) | 0x40u;
+  vi is_nan = x != x;
+  return (reinterpret_cast<vu>(is_nan) & nan) | (~reinterpret_cast<vu>(is_nan) & rounded);
+}
+HR_INLINE void store_bf16(uint16_t* p, vf x) {
+#if HR_LANES == 16 && defined(__AVX512BF16__)
+  __m256bh b = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+  memcpy(p, &b, 32);
+#else
+  *reinterpret_cast<vh_any*>(p) = __builtin_convertvector(bf16_bits(x), vh);
+#endif
+}
+HR_INLINE uint16_t to_bf16(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  if (x != x) return static_cast<uint16_t>((u >> 16) | 0x40u);
+  return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+
+// 2^x for x <= ~126, relative error below 2e-7; exactly 1 at 0, exactly 0 below -126 (so at -inf).
+// Polynomial: Taylor of 2^f on |f| <= 1/2, degree 7.
+HR_INLINE vf exp2v(vf x) {
+  vf clamped = x < -126.0f ? splat(-126.0f) : x;
+  clamped = clamped > 126.0f ? splat(126.0f) : clamped;
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  vf shifted = clamped + magic;
+  vf f = clamped - (shifted - magic);
+  vi n = reinterpret_cast<vi>(shifted) - 0x4B400000;
+  vf p = splat(1.5252734e-05f);
+  p = p * f + 1.5403530e-04f;
+  p = p * f + 1.3333558e-03f;
+  p = p * f + 9.6181291e-03f;
+  p = p * f + 5.5504109e-02f;
+  p = p * f + 2.4022651e-01f;
+  p = p * f + 6.9314718e-01f;
+  p = p * f + 1.0f;
+  vf r = p * reinterpret_cast<vf>((n + 127) << 23);
+  r = x < -126.0f ? vf{} : r;
+  return x != x ? x : r;
+}
+constexpr float kLog2e = 1.44269504f;
+HR_INLINE vf expv(vf x) { return exp2v(x * kLog2e); }
+
+// tanh by exp, accurate to 1e-6 relative; an odd polynomial near 0, where 1 - e^-2x cancels.
+HR_INLINE vf tanhv(vf x) {
+  vf a = x < 0.0f ? -x : x;
+  vf e = exp2v(a * (-2.0f * kLog2e));
+  vf big = (1.0f - e) / (1.0f + e);
+  vf s = x * x;
+  vf small = a * (1.0f + s * (-0.33333333f + s * (0.13333333f + s * (-0.05396825f + s * 0.02186949f))));
+  vf t = a < 0.25f ? small : big;
+  return x < 0.0f ? -t : t;
+}
+
+}  // namespace HR_ISA
+}  // namespace headrace
