@@ -1,0 +1,111 @@
+// StepProgram::begin: check a step, list the logits it wants and share out its attention. One thread. See step.h.
+#include <algorithm>
+#include <numeric>
+
+#include "step.h"
+
+namespace headrace {
+namespace {
+
+// Rows of a block of the attention micro-kernel; items are cut at multiples of it.
+constexpr int32_t kRowStep = 6, kItemRows = 48;
+
+int64_t span(int64_t pos, int32_t window) { return window > 0 ? std::min<int64_t>(pos + 1, window) : pos + 1; }
+
+}  // namespace
+
+StepStatus StepProgram::begin(const StepIn& in) {
+  in_ = in;
+  if (in.num_tokens > desc_.max_tokens) return kStepTooLong;
+  row_starts_.assign(1, 0);
+  logit_list_.clear();
+  selected_.clear();
+  for (int32_t r = 0; r < in.num_rows; ++r) {
+    const RowIn& row = in.rows[r];
+    const int32_t first = row_starts_.back(), end = first + row.num_tokens;
+    if (end > in.num_tokens || row.num_tokens < 1 || row.num_history > kMaxHistory) return kStepTooLong;
+    const int32_t last_pos = row.start + row.num_tokens - 1;
+    const int32_t* blocks = in.block_tables + static_cast<int64_t>(row.entry) * in.table_width;
+    if (last_pos / desc_.block_size >= in.table_width) return kStepBadBlock;
+    for (int32_t b = 0; b <= last_pos / desc_.block_size; ++b)
+      if (blocks[b] < 0 || blocks[b] >= desc_.num_blocks) return kStepBadBlock;
+    in.samples[r].status = kSampled;
+    for (int32_t i = 0; i < row.num_tokens; ++i) {
+      const int32_t pos = row.start + i, offset = pos % desc_.block_size;
+      const bool begins_here = pos - offset >= row.start;
+      const int32_t token = in.tokens[first + i];
+      const bool known = token >= 0 && token < desc_.vocab;
+      if (!known && in.samples[r].status != kUnknownToken) {
+        in.samples[r].status = kUnknownToken;
+        in.samples[r].token = token;
+      }
+      tokens_[first + i] = known ? token : 0;
+      positions_[first + i] = pos;
+      kv_slots_[first + i] = {blocks[pos / desc_.block_size], offset, i == row.num_tokens - 1 && begins_here};
+    }
+    if (row.samples) {
+      selected_.push_back(end - 1);
+      logit_list_.push_back({end - 1, r, -1});
+    }
+    row_starts_.push_back(end);
+  }
+  for (int32_t i = 0; i < in.num_scores; ++i) {
+    if (in.scores[i].token < 0 || in.scores[i].token >= in.num_tokens) return kStepTooLong;
+    const bool known = in.scores[i].target >= 0 && in.scores[i].target < desc_.vocab;
+    in.scored[i].status = known ? kSampled : kUnknownToken;
+    selected_.push_back(in.scores[i].token);
+    logit_list_.push_back({in.scores[i].token, -1, i});
+  }
+  std::sort(selected_.begin(), selected_.end());
+  selected_.erase(std::unique(selected_.begin(), selected_.end()), selected_.end());
+  for (LogitRow& row : logit_list_)
+    row.token = static_cast<int32_t>(std::lower_bound(selected_.begin(), selected_.end(), row.token) - selected_.begin());
+  for (AttentionPlan& plan : plans_) plan_attention(plan);
+  return kStepDone;
+}
+
+// Cut rows into items and give each, longest first, to the thread with the least to do.
+void StepProgram::plan_attention(AttentionPlan& plan) {
+  struct Costed {
+    AttentionItem item;
+    int64_t cost;
+  };
+  std::vector<Costed> all;
+  int64_t pairs_in_all = 0;
+  for (int32_t r = 0; r < in_.num_rows; ++r) pairs_in_all += static_cast<int64_t>(in_.rows[r].num_tokens) * plan.kv_heads;
+  for (int32_t r = 0; r < in_.num_rows; ++r) {
+    const RowIn& row = in_.rows[r];
+    const int32_t pairs = row.num_tokens * plan.group;
+    int32_t size = kItemRows;
+    if (pairs > kItemRows) {
+      const int32_t parts = (pairs + kItemRows - 1) / kItemRows;
+      size = ((pairs + parts - 1) / parts + kRowStep - 1) / kRowStep * kRowStep;
+    } else if (pairs_in_all < threads_) {
+      size = std::max<int32_t>(1, (pairs + threads_ - 1) / threads_);  // too few items for the threads: cut the group
+    }
+    const int32_t* blocks = in_.block_tables + static_cast<int64_t>(row.entry) * in_.table_width;
+    for (int32_t head = 0; head < plan.kv_heads; ++head) {
+      for (int32_t first = 0; first < pairs; first += size) {
+        const int32_t last = std::min(pairs, first + size);
+        const int64_t reach = span(row.start + (last - 1) / plan.group, plan.window);
+        all.push_back({{blocks, row_starts_[r], row.start, head, first, last}, (reach + 32) * (last - first + 3)});
+      }
+    }
+  }
+  std::stable_sort(all.begin(), all.end(), [](const Costed& a, const Costed& b) { return a.cost > b.cost; });
+  std::vector<int64_t> load(static_cast<size_t>(threads_), 0);
+  std::vector<std::vector<AttentionItem>> shares(static_cast<size_t>(threads_));
+  for (const Costed& costed : all) {
+    const size_t t = static_cast<size_t>(std::min_element(load.begin(), load.end()) - load.begin());
+    load[t] += costed.cost;
+    shares[t].push_back(costed.item);
+  }
+  plan.items.clear();
+  plan.starts.assign(1, 0);
+  for (const auto& share : shares) {
+    plan.items.insert(plan.items.end(), share.begin(), share.end());
+    plan.starts.push_back(static_cast<int32_t>(plan.items.size()));
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,199 @@
+"""Each native op alone, on numpy arrays in the shapes of `ops.reference`: for debugging and for the parity tests.
+
+Owns nothing: `PagedCache` holds the bf16 blocks it allocates, the functions only borrow. Serving never comes through
+here; whole steps run inside `step.NativeProgram`, which calls the same kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.ops.native.step import (
+    KV_SLOT,
+    SAMPLE,
+    SAMPLING,
+    AttentionArgs,
+    AttentionItem,
+    KvLayer,
+    QkWriteArgs,
+    SampleContext,
+    step_library,
+)
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int32]
+
+
+class PagedCache:
+    """K and V of one layer in the native layout, zeroed."""
+
+    def __init__(self, *, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> None:
+        dim = -(-head_dim // 16) * 16
+        elements = num_blocks * kv_heads * block_size * dim
+        self.k = np.zeros(elements, np.uint16)
+        self.v = np.zeros(elements, np.uint16)
+        self.layer = KvLayer(
+            k=self.k.ctypes.data,
+            v=self.v.ctypes.data,
+            block_stride=kv_heads * block_size * dim,
+            head_stride=block_size * dim,
+            block_size=block_size,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dim=dim,
+        )
+
+    def unpack(self) -> Floats:
+        """Return [2, blocks, block_size, kv_heads, head_dim] fp32: what `ops.reference` keeps."""
+        layer = self.layer
+        size, heads, dim = layer.block_size, layer.kv_heads, layer.dim
+        k = self.k.reshape(-1, heads, size // 16, dim // 2, 16, 2).transpose(0, 2, 4, 1, 3, 5)
+        v = self.v.reshape(-1, heads, size // 2, dim, 2).transpose(0, 2, 4, 1, 3)
+        both = np.stack([k.reshape(-1, size, heads, dim), v.reshape(-1, size, heads, dim)])
+        wide = (both.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return np.ascontiguousarray(wide[..., : layer.head_dim])
+
+
+def rms_norm(x: Floats, weight: Floats, *, eps: float, add_to: Floats | None = None) -> Floats:
+    """Return rms_norm(x) * weight, or that added to `add_to`. x [T, N]."""
+    out = np.empty_like(x) if add_to is None else add_to.copy()
+    step_library().hr_rms_norm(
+        x.ctypes.data, weight.ctypes.data, eps, x.shape[0], x.shape[1], int(add_to is not None), out.ctypes.data
+    )
+    return out
+
+
+def qk_write(
+    qkv: Floats,
+    cache: PagedCache,
+    slots: NDArray[np.int64],
+    *,
+    num_heads: int,
+    cos: Floats | None,
+    sin: Floats | None,
+    q_norm: Floats | None = None,
+    k_norm: Floats | None = None,
+    eps: float = 1e-6,
+    clears_tail: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """Norm and rotate, write K and V at `slots`, return q [T, Nq·D]. cos, sin [T, R/2]: of each token's angles."""
+    layer = cache.layer
+    where = np.zeros(len(slots), KV_SLOT)
+    where["block"], where["offset"] = np.divmod(slots, layer.block_size)
+    if clears_tail is not None:
+        where["clears_tail"] = clears_tail
+    q = np.empty((len(qkv), num_heads * layer.head_dim), np.float32)
+    args = QkWriteArgs(
+        src=qkv.ctypes.data,
+        ld_src=qkv.shape[1],
+        dst=q.ctypes.data,
+        ld_dst=q.shape[1],
+        q_norm=None if q_norm is None else q_norm.ctypes.data,
+        k_norm=None if k_norm is None else k_norm.ctypes.data,
+        eps=eps,
+        cos=None if cos is None else cos.ctypes.data,
+        sin=None if sin is None else sin.ctypes.data,
+        half=0 if cos is None else cos.shape[1],
+        num_heads=num_heads,
+        kv=ctypes.pointer(layer),
+        slots=where.ctypes.data,
+    )
+    step_library().hr_qk_write(ctypes.byref(args), len(qkv))
+    return q
+
+
+def attention(
+    q: Floats,
+    cache: PagedCache,
+    block_tables: Indices,
+    row_starts: Indices,
+    positions: Indices,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    item_rows: int = 48,
+) -> Floats:
+    """Attend as `ops.reference.attention`; `item_rows` (token, head) pairs at a time, which must not change a bit."""
+    layer = cache.layer
+    num_heads = q.shape[1] // layer.head_dim
+    group = num_heads // layer.kv_heads
+    out = np.full_like(q, np.nan)
+    args = AttentionArgs(
+        q=q.ctypes.data,
+        ldq=q.shape[1],
+        out=out.ctypes.data,
+        ldo=q.shape[1],
+        kv=ctypes.pointer(layer),
+        group=group,
+        scale=scale,
+        softcap=softcap or 0.0,
+        window=window or 0,
+    )
+    items = []
+    for row in range(len(row_starts) - 1):
+        start, stop = int(row_starts[row]), int(row_starts[row + 1])
+        pairs = (stop - start) * group
+        for head in range(layer.kv_heads):
+            for first in range(0, pairs, item_rows):
+                last = min(first + item_rows, pairs)
+                table = block_tables[row].ctypes.data
+                items.append(AttentionItem(table, start, int(positions[start]), head, first, last))
+    fault = step_library().hr_attention(ctypes.byref(args), (AttentionItem * len(items))(*items), len(items))
+    if fault:
+        raise ValueError(f"items of {item_rows} pairs are more than the kernel takes")
+    return out
+
+
+def finish_logits(logits: Floats, *, scale: float = 1.0, softcap: float | None = None) -> Floats:
+    """Return the scaled and soft-capped logits."""
+    out = logits.copy()
+    step_library().hr_finish_logits(out.ctypes.data, out.size, scale, softcap or 0.0)
+    return out
+
+
+def sample_row(
+    logits: Floats,
+    sampling: NDArray[np.void],  # one record of dtype SAMPLING
+    *,
+    num_output: int = 0,
+    history: Sequence[int] = (),
+    prompt_len: int = 0,
+    banned: Sequence[int] = (),
+    bias: Sequence[tuple[int, float]] = (),
+) -> np.void:
+    """Draw one token; return the SAMPLE record."""
+    if sampling.dtype != SAMPLING:
+        raise ValueError("sampling is one record of dtype SAMPLING")
+    spec = sampling.copy()
+    spec["num_bias"], spec["bias_at"] = len(bias), 0
+    ids = np.array([token for token, _ in bias], np.int32)
+    values = np.array([value for _, value in bias], np.float32)
+    seen, never = np.array(history, np.int32), np.array(banned, np.int32)
+    context = SampleContext(
+        sampling=spec.ctypes.data,
+        bias_ids=ids.ctypes.data,
+        bias_values=values.ctypes.data,
+        history=seen.ctypes.data if len(seen) else None,
+        num_history=len(seen),
+        prompt_len=prompt_len,
+        banned=never.ctypes.data,
+        num_banned=len(never),
+        num_output=num_output,
+    )
+    scratch, out = logits.copy(), np.zeros(1, SAMPLE)
+    step_library().hr_sample_row(scratch.ctypes.data, len(scratch), ctypes.byref(context), out.ctypes.data)
+    record: np.void = out[0]
+    return record
+
+
+def score_row(logits: Floats, token: int, *, num_top: int = 0) -> np.void:
+    """Return the SAMPLE record with the log probability of `token` and the best alternatives."""
+    out = np.zeros(1, SAMPLE)
+    step_library().hr_score_row(logits.ctypes.data, len(logits), token, num_top, out.ctypes.data)
+    record: np.void = out[0]
+    return record
