@@ -1,0 +1,174 @@
+"""`NativeExecutor`: whole Steps in one native call on the CPU: embedding, layers, head, sampling.
+
+Owns the packed weights (one mapping), the worker threads, the KV pool and the step arrays. Implements
+`core.protocols.Executor`; work is done inline, at launch, on the calling thread and the workers; the interpreter lock
+is free meanwhile.
+Invariant: a row's tokens have the same bits alone or in a batch, in one chunk or many, on any number of threads; a row
+whose numbers went wrong fails alone.
+Called by the engine; `problem()` by whoever has to choose a backend.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
+from headrace.core.protocols import Pending
+from headrace.core.step import Step, StepResult
+from headrace.executor.native_parts import program_parts
+from headrace.executor.pending import Finished
+from headrace.executor.step_arrays import StepArrays
+from headrace.executor.weights_pack import NativeWeights, load_weights, packed_bytes
+from headrace.model.checkpoint import Checkpoint
+from headrace.model.program import CacheLayer, Head, Program
+from headrace.ops.native.library import Pool
+from headrace.ops.native.step import NativeProgram, step_library
+from headrace.quant.policy import Quantization
+
+_LANES = 16  # head sizes and block sizes are whole multiples of this in the cache
+
+
+def problem() -> str | None:
+    """Say why this backend cannot run here; None if it can."""
+    try:
+        step_library()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def kv_block_bytes(layers: tuple[CacheLayer, ...], *, block_size: int) -> int:
+    """Return the bytes of one block over all layers: bf16, head sizes rounded up to 16 channels."""
+    return sum(4 * block_size * layer.kv_heads * (-(-layer.head_dim // _LANES) * _LANES) for layer in layers)
+
+
+class NativeExecutor:
+    """Runs Steps natively. Not for two threads at once."""
+
+    def __init__(
+        self,
+        program: Program,
+        checkpoint: Checkpoint,
+        *,
+        num_blocks: int,
+        block_size: int,
+        threads: int | None = None,
+        max_step_tokens: int = 512,
+        cache_dir: Path | None = None,
+        quantization: Quantization = "auto",
+    ) -> None:
+        """Map or pack the weights, start the workers, allocate the pool. The checkpoint may be closed afterwards.
+
+        threads          None: one per core this process may use
+        max_step_tokens  longest step; scratch memory is proportional to it
+        cache_dir        where packed weights are kept between starts; None packs into memory at every start
+        Raises OutOfMemory with the sizes before anything is loaded, ConfigError for a block size that is not served.
+        """
+        if not isinstance(program.ops[-1], Head):
+            raise ValueError(f"the program ends with {type(program.ops[-1]).__name__}; an executor samples from a Head")
+        if block_size % _LANES:
+            raise ConfigError(f"block_size is {block_size}; the native backend takes multiples of {_LANES}: try 32")
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._pool = Pool(threads or len(os.sched_getaffinity(0)))
+        _check_memory(
+            packed_bytes(program, checkpoint, quantization),
+            num_blocks * kv_block_bytes(program.cache_layers, block_size=block_size),
+        )
+        self._weights: NativeWeights | None = load_weights(
+            program,
+            checkpoint,
+            self._pool,
+            quantization=quantization,
+            cache_dir=None if cache_dir is None else cache_dir / "packed",
+        )
+        self._program: NativeProgram | None = NativeProgram(
+            self._pool,
+            program_parts(program, self._weights.structs(), self._weights.vectors),
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_tokens=max_step_tokens,
+        )
+        self._arrays = StepArrays(
+            max_tokens=max_step_tokens,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_positions=program.max_positions,
+            vocab_size=program.vocab_size,
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the KV pool."""
+        return self._num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self._block_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return 0 if self._weights is None else self._weights.mapping.num_bytes
+
+    def launch(self, step: Step) -> Pending[StepResult]:
+        """Run the step and return its finished result."""
+        return Finished(lambda: self._execute(step))
+
+    def times(self, *, on: bool) -> dict[str, int]:
+        """Switch per-region timing; return the nanoseconds by kind of region since the last call."""
+        return self._alive().times(on=on)
+
+    def shutdown(self) -> None:
+        """Free pool and weights and stop the workers. Idempotent; a later launch ends in EngineDead."""
+        if self._program is not None:
+            self._program.close()
+            self._program = None
+            self._weights = None
+            self._pool.close()
+
+    def _alive(self) -> NativeProgram:
+        """Return the program; EngineDead after shutdown."""
+        if self._program is None:
+            raise EngineDead("the executor is shut down; start a new engine")
+        return self._program
+
+    def _execute(self, step: Step) -> StepResult:
+        """Fill, run, read back."""
+        program = self._alive()
+        started = time.perf_counter()
+        program.run(self._arrays.fill(step))
+        samples, scored, failures = self._arrays.results(step)
+        return StepResult(
+            step_id=step.step_id,
+            samples=samples,
+            scored=scored,
+            failures=failures,
+            elapsed_s=time.perf_counter() - started,
+        )
+
+
+def _check_memory(weight_bytes: int, kv_bytes: int) -> None:
+    """Raise OutOfMemory if weights and KV pool cannot fit into what the system has free."""
+    available = _available_bytes()
+    if available is not None and weight_bytes + kv_bytes > available:
+        mib = [f"{value / 2**20:,.0f} MiB" for value in (weight_bytes, kv_bytes, available)]
+        raise OutOfMemory(
+            f"the weights take {mib[0]} and the KV pool {mib[1]}, but only {mib[2]} are free; "
+            "lower engine.kv_memory_mib or use a smaller model"
+        )
+
+
+def _available_bytes() -> int | None:
+    """Return what the system says is available; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
