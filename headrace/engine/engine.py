@@ -47,13 +47,17 @@ class Engine:
         self._executor = executor
         self._clock = clock
         self._inbox = Inbox()
+        self._thread: threading.Thread | None = None
         self._held: StepReport | None = None  # made, not yet delivered
         self._last_step_s: float | None = None
 
     def start(self, deliver: Callable[[StepReport], None]) -> None:
-        """Start the thread; `deliver` is called on it."""
+        """Start the thread; `deliver` is called on it. Raises EngineDead after `stop`."""
+        if self.dead.done():
+            raise EngineDead("the engine was stopped before it started")
         self._deliver = deliver
-        threading.Thread(target=self._run, name="headrace-engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="headrace-engine", daemon=True)
+        self._thread.start()
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Hand in the sequences of one request, all or none. Raises EngineDead, PromptTooLong or Overloaded."""
@@ -67,6 +71,8 @@ class Engine:
     def stop(self) -> None:
         """Ask the loop to end after the step in flight; live sequences end as ABORT. Idempotent; see `dead`."""
         self._inbox.stop()
+        if self._thread is None and not self.dead.done():
+            self._settle(None)
 
     def snapshot(self) -> EngineSnapshot:
         """Return the counts of this moment; any thread."""

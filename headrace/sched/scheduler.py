@@ -280,9 +280,10 @@ class Scheduler:
             self._drain.note(now)
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = now
-            count = min(length, budget)
+            start = sequence.num_computed
+            count = min(length - start, budget)
             budget -= count
-            rows.append(self._plan(sequence, 0, count))
+            rows.append(self._plan(sequence, start, count))
             members.append(sequence)
 
     # --- results -------------------------------------------------------------------------------------------------

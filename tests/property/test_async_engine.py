@@ -1,4 +1,4 @@
-"""Random requests, stop strings, leaving readers and pool sizes over the whole engine, threads and event loop included."""
+"""Random requests, stop strings, leaving readers and pool sizes over the whole engine, threads included."""
 
 from __future__ import annotations
 
