@@ -18,9 +18,9 @@ NATIVE = @test -e $(LIBRARY) || echo "No native library was built (is there a C+
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-setup: .venv/.dev  ## install for development: package, tests, linters (no torch)
-	@test -e $(LIBRARY) || $(PIP) --editable '.[dev]'
-	$(NATIVE)
+setup:  ## install for development: package, tests, linters (no torch)
+	@test -e $(LIBRARY) || rm -f .venv/.base .venv/.dev
+	@$(MAKE) --no-print-directory .venv/.dev
 
 serve: .venv/.base  ## pull the default model and serve it on 127.0.0.1:8000 (ARGS="--port 9000 …")
 	@exec $(BIN)/headrace serve $(ARGS)
