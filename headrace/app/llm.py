@@ -158,9 +158,13 @@ class LLM:
             async with places:
                 return await self._complete(await self._request(body, self._encode(prompt)))
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(prompt)) for prompt in prompts]
-        return [task.result() for task in tasks]
+        tasks = [asyncio.ensure_future(answer(prompt)) for prompt in prompts]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _chat(self, messages: Conversation, body: GenerationBody) -> Completion:
         return await self._complete(await self._request(body, self._render(messages)))

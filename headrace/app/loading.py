@@ -39,6 +39,7 @@ class OpenedModel:
 
     name: str
     path: Path
+    cache: Path
     checkpoint: Checkpoint
     program: Program
     plan: Plan
@@ -71,10 +72,10 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         undo.callback(checkpoint.close)
         program = build_program(checkpoint.config)
         backend = backends.choose(settings.engine.backend)
-        facts = backends.facts(local.name, backend.value, program, checkpoint)
+        facts = backends.facts(local.name, backend.value, program, checkpoint, settings.engine)
         plan = resolve(settings.engine, hardware, facts, backend)
         undo.pop_all()
-    return OpenedModel(name=local.name, path=local.path, checkpoint=checkpoint, program=program, plan=plan)
+    return OpenedModel(name=local.name, path=local.path, cache=cache, checkpoint=checkpoint, program=program, plan=plan)
 
 
 def load_model(opened: OpenedModel, clock: Clock, observer: Observer | None = None) -> LoadedModel:
@@ -85,7 +86,7 @@ def load_model(opened: OpenedModel, clock: Clock, observer: Observer | None = No
         tokenizer = load_tokenizer(files)
         template = load_chat_template(files, special_tokens=tokenizer.special_tokens)
         defaults = generation_defaults(files)
-        executor = backends.open_executor(plan, opened.program, opened.checkpoint)
+        executor = backends.open_executor(plan, opened.program, opened.checkpoint, cache_directory=opened.cache)
     finally:
         opened.close()
     for fault in find_template_faults(tokenizer, template) if template is not None else ():

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from headrace.app.hardware import Hardware
 from headrace.core.errors import ConfigError, OutOfMemory
-from headrace.core.settings import EngineSettings
+from headrace.core.settings import EngineSettings, Quantization
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class Plan:
 
     model: str
     backend: Derived[str]
+    quantization: Derived[Quantization]
     threads: Derived[int]
     max_context: Derived[int]
     num_blocks: Derived[int]
@@ -80,6 +81,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
     return Plan(
         model=facts.name,
         backend=backend,
+        quantization=_quantization(engine, backend.value),
         threads=_threads(engine, hardware),
         max_context=context,
         num_blocks=num_blocks,
@@ -100,6 +102,16 @@ def _threads(engine: EngineSettings, hardware: Hardware) -> Derived[int]:
     if engine.threads is not None:
         return _set(engine.threads, "engine.threads")
     return Derived(hardware.cores, f"one per core, {hardware.cores} of them may be used")
+
+
+def _quantization(engine: EngineSettings, backend: str) -> Derived[Quantization]:
+    if backend == "reference" and engine.quantization != "auto":
+        raise ConfigError(
+            f"engine.quantization is '{engine.quantization}', and the reference backend computes in fp32 only; "
+            "leave it at 'auto', or use the native backend",
+            param="engine.quantization",
+        )
+    return _set(engine.quantization, "engine.quantization")
 
 
 def _context(engine: EngineSettings, facts: ModelFacts) -> Derived[int]:

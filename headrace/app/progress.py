@@ -20,7 +20,7 @@ class Progress:
         self._name = name
         self._snapshot = snapshot
         self._clock = clock
-        self._num_steps = -1
+        self._num_steps: int | None = None  # at the last question that found work
         self._since_s = clock.now()
 
     def problem(self) -> str | None:
@@ -28,9 +28,9 @@ class Progress:
         snapshot = self._snapshot()
         has_work = bool(snapshot.num_running or snapshot.num_waiting)
         now = self._clock.now()
-        if not has_work or snapshot.num_steps != self._num_steps:
-            self._num_steps = snapshot.num_steps
-            self._since_s = now
+        seen = snapshot.num_steps if has_work else None
+        if seen is None or seen != self._num_steps:
+            self._num_steps, self._since_s = seen, now
             return None
         stalled_s = now - self._since_s
         return f"engine of '{self._name}' has made no step for {stalled_s:.0f} s" if stalled_s >= STALL_S else None

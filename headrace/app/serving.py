@@ -167,7 +167,7 @@ def _invitation(url: str, model: LoadedModel, wants_key: bool) -> str:
     else:
         path, rest = "completions", '"prompt":"The capital of France is"'
     key = " -H 'Authorization: Bearer KEY'" if wants_key else ""
-    body = f'{{"model":"{model.name}",{rest},"max_tokens":32}}'
+    body = f'{{"model":"{model.name}",{rest},"temperature":0,"max_tokens":32}}'
     return (
         f"Serving {model.name} at {url}/v1 · curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'"
     )

@@ -21,6 +21,7 @@ from headrace.core.errors import ConfigError
 
 Backend = Literal["auto", "reference", "native", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+Quantization = Literal["auto", "bf16", "int8", "int4"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 _ENV_PREFIX = "HEADRACE_"
@@ -53,6 +54,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One engine's dials. None is derived from model and machine.
 
     backend          what computes a step; auto takes the fastest that works here
+    quantization     how the native backend keeps weights; auto keeps the numbers of the file wherever it can
     max_num_seqs     sequences in a step at most
     max_step_tokens  token budget of a step: decodes first, the rest for prompt chunks
     block_size       tokens in a KV block
@@ -64,6 +66,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     backend: Backend = "auto"
+    quantization: Quantization = "auto"
     max_num_seqs: Positive = 64
     max_step_tokens: Positive = 512
     block_size: Positive = 32

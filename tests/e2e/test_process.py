@@ -1,0 +1,154 @@
+"""The life of a server process: its start, its end, what it costs when nobody asks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+SMALL = ["--backend", "reference", "--kv-memory-mib", "8", "--max-num-seqs", "16", "--max-step-tokens", "64"]
+
+# A server whose executor fails at the first step that is no warm-up.
+FAILING = """
+import sys
+from functools import partial
+from headrace.app import backends, serving
+from headrace.cli.progress import pull_with_bar
+from headrace.core.settings import load
+
+real = backends.open_executor
+
+def open_failing(*args, **kwargs):
+    executor = real(*args, **kwargs)
+    launch = executor.launch
+    def failing(step):
+        if not step.is_dry_run:
+            raise RuntimeError("device lost")
+        return launch(step)
+    executor.launch = failing
+    return executor
+
+backends.open_executor = open_failing
+settings = load(overrides={"models": [sys.argv[1]], "server.port": 0, "engine.kv_memory_mib": 8,
+                           "engine.backend": "reference", "engine.max_step_tokens": 64})
+sys.exit(serving.serve(settings, partial(pull_with_bar, settings)))
+"""
+
+
+def headrace(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "headrace", *args], input=stdin, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads so far, from the scheduler's own clock (ns)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def test_the_invitation_works_as_it_stands(tiny: Any) -> None:
+    command = tiny.invitation.partition(" · ")[2]
+    reply = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert '"finish_reason":"' in reply.stdout
+
+
+def test_the_start_is_told_phase_by_phase(tiny: Any) -> None:
+    assert all(f" {phase} " in tiny.log for phase in ("resolve", "load", "warm", "ready"))
+
+
+def test_an_idle_server_uses_no_cpu(tiny: Any) -> None:
+    tiny.get("/health")
+    before = cpu_seconds(tiny.process.pid)
+    time.sleep(1.5)
+    assert cpu_seconds(tiny.process.pid) - before < 0.03  # two percent of one core
+
+
+def test_a_stopping_server_ends_its_answers_first(tiny_path: Path, start_server: Any) -> None:
+    body = {"prompt": "go on", "max_tokens": 200, "stream": True, "ignore_eos": True, "temperature": 0}
+    with start_server(f"file:{tiny_path}", *SMALL) as server:
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60, trust_env=False) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            told = [line for line in (first, *lines) if line]
+        assert told[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in told[-2]
+        assert server.wait() == 0
+
+
+def test_answers_that_outlast_the_drain_are_aborted_cleanly(tiny_path: Path, start_server: Any) -> None:
+    body = {"prompt": "go on", "max_tokens": 500, "stream": True, "ignore_eos": True}
+    with start_server(f"file:{tiny_path}", *SMALL, "--drain-s", "0") as server:
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60, trust_env=False) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            told = [line for line in lines if line]
+        assert '"finish_reason":"abort"' in told[-2]
+        assert server.wait() == 0
+
+
+def test_a_dead_engine_ends_the_process_with_1(tiny_path: Path, start_server: Any) -> None:
+    with start_server(f"file:{tiny_path}", script=FAILING) as server:
+        reply = server.post("/v1/completions", prompt="a")
+        assert reply.status_code in (500, 503)
+        assert "device lost" in reply.json()["error"]["message"]
+        assert server.wait() == 1
+        assert "device lost" in server.log
+
+
+def test_a_taken_port_ends_the_start_with_2(tiny: Any, tiny_path: Path) -> None:
+    port = tiny.url.rpartition(":")[2]
+    done = headrace("serve", f"file:{tiny_path}", "--port", port)
+    assert done.returncode == 2
+    assert f":{port} is in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["serve", "--host", "0.0.0.0"], "api_key"),
+        (["serve", "smolm2-135m", "--port", "0"], "smollm2-135m"),
+        (["serve", "--port", "many"], "server.port"),
+        (["serve", "--backend", "gpu"], "engine.backend"),
+        (["generate", "--model", "file:/nowhere/at/all", "--prompt", "x"], "nowhere"),
+        (["chat", "--url", "http://127.0.0.1:9"], "no answer from"),
+    ],
+)
+def test_wrong_usage_is_one_line(args: list[str], said: str) -> None:
+    done = headrace(*args)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("headrace: ")]) == 1
+
+
+def test_a_key_is_asked_for(tiny_path: Path, start_server: Any) -> None:
+    with start_server(f"file:{tiny_path}", *SMALL, "--api-key", "k3y") as server:
+        assert server.get("/v1/models").status_code == 401
+        assert server.get("/health").status_code == 200
+        done = headrace("chat", "--url", server.url, "--api-key", "k3y", "--max-tokens", "4", stdin="hello\n/exit\n")
+        assert done.returncode == 0, done.stderr
+        assert "k3y" not in server.log
+
+
+def test_two_models_are_served_side_by_side(tiny_path: Path, start_server: Any, tmp_path: Path) -> None:
+    from headrace.testing.checkpoints import write_checkpoint
+
+    other = write_checkpoint(tmp_path / "other", "qwen3")
+    with start_server(f"file:{tiny_path}", f"file:{other}", *SMALL) as server:
+        assert [card["id"] for card in server.get("/v1/models").json()["data"]] == ["tiny", "other"]
+        replies = {
+            name: server.post("/v1/completions", model=name, prompt="a", temperature=0).json()
+            for name in ("tiny", "other")
+        }
+        assert {name: reply["model"] for name, reply in replies.items()} == {"tiny": "tiny", "other": "other"}
+        assert replies["tiny"]["choices"][0]["text"] != replies["other"]["choices"][0]["text"]

@@ -1,0 +1,25 @@
+"""The default model behind the whole path: it knows the capital of France."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.mark.server
+def test_the_capital_of_france_is_paris(smollm2_path: Path, start_server: Any) -> None:
+    sizes = ["--kv-memory-mib", "256", "--max-num-seqs", "4", "--max-step-tokens", "64"]
+    with start_server(f"file:{smollm2_path}", *sizes) as server:
+        client = server.openai()
+        options: Any = {"model": client.models.list().data[0].id, "temperature": 0, "max_tokens": 16}
+        chunks = client.chat.completions.create(messages=QUESTION, stream=True, **options)
+        answer = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert "Paris" in answer
+        whole = client.chat.completions.create(messages=QUESTION, **options)
+        assert whole.choices[0].message.content == answer
+        assert whole.choices[0].finish_reason == "stop"
+        assert server.metric("vllm:kv_cache_usage_perc") == 0

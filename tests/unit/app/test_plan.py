@@ -1,0 +1,92 @@
+"""Plans: what is derived, why, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from headrace.app.hardware import Hardware, detect
+from headrace.app.plan import MIB, Derived, ModelFacts, resolve
+from headrace.core.errors import ConfigError, OutOfMemory
+from headrace.core.settings import EngineSettings
+
+BACKEND = Derived("reference", "asked for")
+FACTS = ModelFacts(name="m", max_positions=1024, weight_bytes=100 * MIB, kv_token_bytes=1024)
+
+
+def machine(available_mib: int = 1000, cores: int = 4) -> Hardware:
+    return Hardware(
+        cpu="c", architecture="x86_64", cores=cores, isa=(), memory_total=available_mib * MIB,
+        memory_available=available_mib * MIB, memory_limit=None, extras=(), python="3",
+    )  # fmt: skip
+
+
+def engine(**changes: Any) -> EngineSettings:
+    return msgspec.structs.replace(EngineSettings(), **changes)
+
+
+def test_pool_holds_all_full_contexts_when_memory_is_plenty() -> None:
+    plan = resolve(engine(max_num_seqs=2), machine(), FACTS, BACKEND)
+    assert plan.num_blocks.value == 2 * 1024 // 32
+    assert plan.max_context.value == 1024
+    assert "full contexts" in plan.num_blocks.reason
+
+
+def test_pool_takes_a_quarter_of_what_is_free() -> None:
+    plan = resolve(engine(max_num_seqs=1000), machine(500), FACTS, BACKEND)
+    assert plan.kv_bytes.value == 100 * MIB
+    assert "400 MiB" in plan.num_blocks.reason
+
+
+def test_settings_win_over_derivation() -> None:
+    plan = resolve(engine(kv_memory_mib=10, threads=3, max_context=512), machine(), FACTS, BACKEND)
+    assert (plan.num_blocks.value, plan.threads.value, plan.max_context.value) == (320, 3, 512)
+    assert plan.threads.reason == "engine.threads"
+
+
+def test_threads_follow_cores() -> None:
+    assert resolve(engine(), machine(cores=7), FACTS, BACKEND).threads.value == 7
+
+
+def test_context_shrinks_to_what_the_pool_holds() -> None:
+    plan = resolve(engine(kv_memory_mib=1, block_size=16), machine(), FACTS, BACKEND)
+    assert plan.max_context.value == 1024
+    small = resolve(engine(kv_memory_mib=1), machine(), msgspec_like(FACTS, kv_token_bytes=2048), BACKEND)
+    assert small.max_context.value == 512
+    assert "KV pool" in small.max_context.reason
+
+
+def msgspec_like(facts: ModelFacts, **changes: int) -> ModelFacts:
+    values = {name: getattr(facts, name) for name in facts.__dataclass_fields__}
+    return ModelFacts(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("settings", "available_mib"),
+    [({}, 90), ({}, 100), ({"kv_memory_mib": 901}, 1000)],
+)
+def test_too_little_memory_is_told_with_numbers(settings: dict[str, int], available_mib: int) -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        resolve(engine(**settings), machine(available_mib), FACTS, BACKEND)
+    assert "needs 100 MiB for weights" in caught.value.message
+    assert f"{available_mib:,} MiB are available" in caught.value.message
+
+
+def test_context_beyond_training_is_refused() -> None:
+    with pytest.raises(ConfigError, match="trained for 1,024"):
+        resolve(engine(max_context=2048), machine(), FACTS, BACKEND)
+
+
+def test_every_value_has_a_reason() -> None:
+    rows = list(resolve(engine(), machine(), FACTS, BACKEND).rows())
+    assert [row for row in rows if not all(row)] == []
+    assert {"backend", "threads", "num_blocks", "max_context", "weight", "kv"} <= {row[0] for row in rows}
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    here = detect()
+    assert here.cores >= 1
+    assert 0 < here.memory_available <= here.memory_total
+    assert here.without(here.memory_total).memory_available == 0
