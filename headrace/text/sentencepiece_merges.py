@@ -26,16 +26,18 @@ def merges_from_scores(pieces: Sequence[str], scores: Sequence[float]) -> list[P
     built: dict[str, Pair] = {piece: (piece, piece) for piece in pieces if len(piece) == 1}
     merges = []
     for piece, r in rank.items():
-        splits = [(piece[:k], piece[k:]) for k in range(1, len(piece)) if piece[:k] in built and piece[k:] in built]
-        if len(splits) == 1:
-            merge: Pair | None = splits[0]
-        else:
-            merge = next((pair for pair in splits if _stay_apart(*pair, r, rank, built)), None)
-            if merge is None:  # a part ranks after the whole, or the piece cannot be built
-                merge = _last_step(piece, rank)
-        if merge is not None and merge[0] in built and merge[1] in built:
+        cuts = ((piece[:k], piece[k:]) for k in range(1, len(piece)))
+        merge = next(
+            (cut for cut in cuts if cut[0] in built and cut[1] in built and _stay_apart(*cut, r, rank, built)), None
+        )
+        if merge is not None:
             built[piece] = merge
             merges.append(merge)
+        elif all(char in built for char in piece):
+            # It cannot be built, or a part of it ranks after the whole, which `built` has no place for.
+            merge = _last_step(piece, rank)
+            if merge is not None:
+                merges.append(merge)
     return merges
 
 

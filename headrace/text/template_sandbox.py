@@ -79,6 +79,7 @@ def _tojson(
 def _new_environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
     environment.filters["tojson"] = _tojson
+    del environment.globals["lipsum"]  # filler text of any length
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment
 
