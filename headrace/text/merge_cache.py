@@ -1,6 +1,6 @@
 """Keeps the merges of a SentencePiece vocabulary on disk, because finding them takes seconds for a large one.
 
-Owns `merges-<key>.bin` in the cache directory. The key is a digest of the vocabulary, the file begins with a digest of
+Owns `tokenizers/merges-<key>.bin` in the cache. The key is a digest of the vocabulary, the file begins with a digest of
 its body: a file that does not belong, or was cut short, is not used and is written anew.
 Invariant: a directory that cannot be read or written costs time and nothing else.
 Callers: `gguf_tokenizer.py`.
@@ -26,7 +26,7 @@ def cached_merges(pieces: Sequence[str], scores: Sequence[float], directory: Pat
     """Return `merges_from_scores`, from `directory` if it has them. `pieces` are distinct."""
     if directory is None:
         return merges_from_scores(pieces, scores)
-    path = directory / f"merges-{_key(pieces, scores)}.bin"
+    path = directory / "tokenizers" / f"merges-{_key(pieces, scores)}.bin"
     found = _load(path, pieces)
     if found is None:
         found = merges_from_scores(pieces, scores)
