@@ -37,20 +37,16 @@ class ModelRow:
 
 def model_rows(settings: Settings) -> list[ModelRow]:
     """List the known models, then others that are here."""
-    store = store_of(settings)
-    here = {local.name: local for local in store.list()}
-    rows = [_row(here[local]) for local in here if local not in catalogue()]
-    known = []
-    for name, source in catalogue().items():
-        found = store.find(name)
-        known.append(
-            _row(found)
-            if found is not None
-            else ModelRow(
-                name=name, path=None, size_bytes=source.size_bytes, license=source.license, source="known by name"
-            )
+    here = {local.name: local for local in store_of(settings).list()}
+    known = [
+        _row(here[name])
+        if name in here
+        else ModelRow(
+            name=name, path=None, size_bytes=source.size_bytes, license=source.license, source="known by name"
         )
-    return known + rows
+        for name, source in catalogue().items()
+    ]
+    return known + [_row(local) for name, local in here.items() if name not in catalogue()]
 
 
 def _row(local: LocalModel) -> ModelRow:
