@@ -2,7 +2,7 @@
 
 Owns: field names and order. Values are copied out of `Delta` and `Usage` by `chat` and `completions`.
 Invariant: a chunk always has `object`, and the usage chunk has `"choices": []`; load generators rely on both.
-UNSET fields are left out of the JSON; None fields are written as null.
+UNSET fields are left out of the JSON; None fields are written as null; a struct's tag is its `object` field.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class PromptToken(msgspec.Struct):
 PromptLogprobs = list[dict[str, PromptToken] | None]
 
 
-class ChatChunk(msgspec.Struct):
+class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk"):
     """One event of a chat stream."""
 
     id: str
@@ -100,14 +100,12 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChatChunkChoice]
     usage: UsageReply | UnsetType | None = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
-class AssistantMessage(msgspec.Struct):
+class AssistantMessage(msgspec.Struct, tag_field="role", tag="assistant"):
     """A whole answer."""
 
     content: str
-    role: Literal["assistant"] = "assistant"
 
 
 class ChatChoice(msgspec.Struct):
@@ -120,7 +118,7 @@ class ChatChoice(msgspec.Struct):
     stop_reason: str | int | None = None
 
 
-class ChatReply(msgspec.Struct):
+class ChatReply(msgspec.Struct, tag_field="object", tag="chat.completion"):
     """A whole chat answer."""
 
     id: str
@@ -129,7 +127,6 @@ class ChatReply(msgspec.Struct):
     choices: list[ChatChoice]
     usage: UsageReply
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    object: Literal["chat.completion"] = "chat.completion"
 
 
 class TextLogprobs(msgspec.Struct):
@@ -152,7 +149,7 @@ class TextChoice(msgspec.Struct):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class TextReply(msgspec.Struct):
+class TextReply(msgspec.Struct, tag_field="object", tag="text_completion"):
     """A text completion, or one event of its stream."""
 
     id: str
@@ -160,10 +157,9 @@ class TextReply(msgspec.Struct):
     model: str
     choices: list[TextChoice]
     usage: UsageReply | UnsetType | None = UNSET
-    object: Literal["text_completion"] = "text_completion"
 
 
-class ModelCard(msgspec.Struct):
+class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     """One served model."""
 
     id: str
@@ -172,14 +168,12 @@ class ModelCard(msgspec.Struct):
     max_model_len: int
     parent: str | None = None
     owned_by: Literal["headrace"] = "headrace"
-    object: Literal["model"] = "model"
 
 
-class ModelList(msgspec.Struct):
+class ModelList(msgspec.Struct, tag_field="object", tag="list"):
     """All served models, the default first."""
 
     data: list[ModelCard]
-    object: Literal["list"] = "list"
 
 
 class TokenizeReply(msgspec.Struct):
