@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Row, Sample, ScoredPosition, Step
@@ -187,20 +188,7 @@ class StepArrays:
 
     def _set_sampling(self, entry: _Entry, params: SamplingParams) -> None:
         """Rewrite a sequence's sampling parameters."""
-        self._samplings[entry.index] = (
-            params.temperature,
-            params.top_p,
-            params.min_p,
-            params.typical_p,
-            params.seed % 2**64,
-            params.repetition_penalty,
-            params.frequency_penalty,
-            params.presence_penalty,
-            min(params.top_k, self._vocab_size),
-            -1 if params.logprobs is None else params.logprobs,
-            len(params.logit_bias),
-            0,
-        )
+        self._samplings[entry.index] = sampling_record(params, self._vocab_size)
         entry.sampling = params
 
     def _set_biases(self, biased: list[tuple[int, SamplingParams]]) -> None:
@@ -251,6 +239,25 @@ class StepArrays:
             return "every token is banned or biased away"
         position = row.start + len(row.tokens) - 1
         return f"the model's logits are not finite at position {position} (largest is {float(record['peak'])})"
+
+
+def sampling_record(params: SamplingParams, vocab_size: int) -> NDArray[np.void]:
+    """Return sampling parameters as the native sampler reads them; the place of the biases is left 0."""
+    values = (
+        params.temperature,
+        params.top_p,
+        params.min_p,
+        params.typical_p,
+        params.seed % 2**64,
+        params.repetition_penalty,
+        params.frequency_penalty,
+        params.presence_penalty,
+        min(params.top_k, vocab_size),
+        -1 if params.logprobs is None else params.logprobs,
+        len(params.logit_bias),
+        0,
+    )
+    return np.array(values, SAMPLING)
 
 
 def _sample(record: np.void, row: Row) -> Sample:

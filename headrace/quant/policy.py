@@ -14,6 +14,8 @@ widest of what its parts need.
     Q5_K                int8 g32 asymmetric  scales and mins rounded to fp16
     Q2_K, Q3_K, Q6_K    int8 g32 symmetric   no: groups of 16 join
     F32, F16, BF16      bf16                 BF16 only
+
+A format that is asked for is used for every matrix, whatever the file holds.
 """
 
 from __future__ import annotations
@@ -40,10 +42,11 @@ class PackedFormat:
 
 
 BF16 = PackedFormat("BF16")
-INT8 = PackedFormat("I8")
+INT8 = PackedFormat(
+    "I8G", _GROUP
+)  # activations get a scale per group too: outlier channels spoil 32, not a whole token
 INT4 = PackedFormat("I4G", _GROUP, True)
 _I4_SYMMETRIC = PackedFormat("I4G", _GROUP)
-_I8_SYMMETRIC = PackedFormat("I8G", _GROUP)
 _I8_ASYMMETRIC = PackedFormat("I8G", _GROUP, True)
 
 _NEAREST: dict[Format, PackedFormat] = {
@@ -53,13 +56,13 @@ _NEAREST: dict[Format, PackedFormat] = {
     Format.Q4_0: _I4_SYMMETRIC,
     Format.Q4_1: INT4,
     Format.Q4_K: INT4,
-    Format.Q5_0: _I8_SYMMETRIC,
-    Format.Q8_0: _I8_SYMMETRIC,
+    Format.Q5_0: INT8,
+    Format.Q8_0: INT8,
     Format.Q5_1: _I8_ASYMMETRIC,
     Format.Q5_K: _I8_ASYMMETRIC,
-    Format.Q2_K: _I8_SYMMETRIC,
-    Format.Q3_K: _I8_SYMMETRIC,
-    Format.Q6_K: _I8_SYMMETRIC,
+    Format.Q2_K: INT8,
+    Format.Q3_K: INT8,
+    Format.Q6_K: INT8,
 }
 _ASKED: dict[Quantization, PackedFormat] = {"bf16": BF16, "int8": INT8, "int4": INT4}
 
@@ -75,5 +78,5 @@ def choose(stored: Sequence[Format], quantization: Quantization) -> PackedFormat
         return BF16
     if any(format.name == "I8G" for format in wanted):
         # A symmetric 8-bit grid holds 4 and 5-bit parts with an error far below their own.
-        return _I8_SYMMETRIC
+        return INT8
     return INT4

@@ -1,0 +1,134 @@
+"""Native paged attention against numpy, and against itself: the tiling must not change a bit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headrace.ops import reference
+from tests.parity.native_drive import ISAS, forced, needs_native
+
+pytestmark = needs_native
+ops = pytest.importorskip("headrace.ops.native.ops", reason="no native library")
+
+# (start, length) of each row: decode, whole prompts, chunks that begin and end inside KV tiles
+SPANS = ((0, 1), (0, 200), (130, 1), (63, 2), (64, 65), (17, 100), (511, 3), (1030, 1))
+
+
+class Case(NamedTuple):
+    """Shape and mask of one attention layer."""
+
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    window: int | None = None
+    softcap: float | None = None
+
+
+CASES = (
+    Case(9, 3, 64, 32),
+    Case(4, 1, 256, 16, window=40),
+    Case(4, 1, 256, 16, window=512),
+    Case(4, 4, 8, 16, softcap=5.0),
+    Case(8, 2, 128, 32, window=100, softcap=50.0),
+    Case(6, 2, 80, 48),
+    Case(3, 3, 96, 64, window=1),
+)
+
+
+class Filled(NamedTuple):
+    """A filled cache and the queries over it."""
+
+    cache: ops.PagedCache  # type: ignore[name-defined]
+    tables: NDArray[np.int32]
+    row_starts: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    q: NDArray[np.float32]
+
+
+def filled(case: Case, seed: int = 0) -> Filled:
+    """Write random K and V for every position of every row, into blocks that held NaN before."""
+    random = np.random.default_rng(seed)
+    size = case.block_size
+    counts = [-(-(start + length) // size) for start, length in SPANS]
+    order = random.permutation(sum(counts)).astype(np.int32)
+    tables = np.full((len(SPANS), max(counts)), -1, np.int32)
+    cache = ops.PagedCache(num_blocks=sum(counts), block_size=size, kv_heads=case.kv_heads, head_dim=case.head_dim)
+    cache.k[:] = cache.v[:] = 0x7FC0  # NaN
+    for row, (start, length) in enumerate(SPANS):
+        tables[row, : counts[row]], order = order[: counts[row]], order[counts[row] :]
+        where = np.arange(start + length)
+        qkv = random.standard_normal((start + length, (case.num_heads + 2 * case.kv_heads) * case.head_dim), np.float32)
+        slots = tables[row, where // size].astype(np.int64) * size + where % size
+        ops.qk_write(qkv, cache, slots, num_heads=case.num_heads, cos=None, sin=None, clears_tail=where == where[-1])
+    lengths = [length for _, length in SPANS]
+    positions = np.concatenate([np.arange(start, start + length) for start, length in SPANS]).astype(np.int32)
+    q = random.standard_normal((sum(lengths), case.num_heads * case.head_dim), np.float32)
+    return Filled(cache, tables, np.cumsum([0, *lengths]).astype(np.int32), positions, q)
+
+
+def attend(case: Case, f: Filled, **options: int) -> NDArray[np.float32]:
+    out: NDArray[np.float32] = ops.attention(
+        f.q,
+        f.cache,
+        f.tables,
+        f.row_starts,
+        f.positions,
+        scale=case.head_dim**-0.5,
+        window=case.window,
+        softcap=case.softcap,
+        **options,
+    )
+    return out
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_matches_the_reference_whatever_the_blocks_held_before(isa: str, case: Case) -> None:
+    f = filled(case)
+    expected = reference.attention(
+        f.q,
+        np.nan_to_num(f.cache.unpack()),
+        f.tables,
+        f.row_starts,
+        f.positions,
+        scale=case.head_dim**-0.5,
+        window=case.window,
+        softcap=case.softcap,
+    )
+    with forced(isa):
+        result = attend(case, f)
+    assert np.linalg.norm(result - expected) < 5e-3 * np.linalg.norm(expected)
+    np.testing.assert_allclose(result, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_querys_result_has_the_same_bits_in_every_tiling(isa: str, case: Case) -> None:
+    f = filled(case)
+    with forced(isa):
+        expected = attend(case, f).view(np.uint32)
+        for item_rows in (1, 2, 5, 7, 64):
+            np.testing.assert_array_equal(attend(case, f, item_rows=item_rows).view(np.uint32), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_query_gives_the_same_bits_as_decode_and_inside_a_prompt(isa: str) -> None:
+    case = Case(6, 2, 64, 32, window=70)
+    f = filled(case)
+    with forced(isa):
+        whole = attend(case, f)
+        row, first, stop = 1, int(f.row_starts[1]), int(f.row_starts[2])
+        for token in (first, first + 63, first + 64, first + 101, stop - 1):
+            alone = Filled(
+                f.cache,
+                f.tables[row : row + 1].copy(),
+                np.array([0, 1], np.int32),
+                f.positions[token : token + 1].copy(),
+                f.q[token : token + 1].copy(),
+            )
+            np.testing.assert_array_equal(attend(case, alone)[0].view(np.uint32), whole[token].view(np.uint32))

@@ -1,0 +1,92 @@
+"""A packed file is used when it is finished and of this model and policy; in every other case it is made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.executor import packed_cache
+from headrace.executor.packed_cache import PackedFile
+from headrace.model import open_checkpoint
+from headrace.model.build import build_program
+from headrace.testing.checkpoints import write_checkpoint
+
+SIZES = {"a": 100, "b": 64, "c": 5000}
+
+
+def write(packed: PackedFile) -> None:
+    for value, name in enumerate(SIZES, start=1):
+        packed.tensor(name)[:] = value
+
+
+def made(path: Path, key: str = "k") -> PackedFile:
+    return packed_cache.create(path, packed_cache.lay_out(key, SIZES), write)
+
+
+def test_a_finished_file_is_mapped_again_with_the_same_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "x.hrp"
+    made(path)
+    opened = packed_cache.try_open(path, "k")
+    assert opened is not None
+    for value, (name, size) in enumerate(SIZES.items(), start=1):
+        assert opened.tensor(name).tolist() == [value] * size
+        assert opened.tensor(name).ctypes.data % 64 == 0
+    assert [file.name for file in path.parent.iterdir()] == ["x.hrp"]
+
+
+def test_a_file_of_another_key_is_not_used(tmp_path: Path) -> None:
+    made(tmp_path / "x.hrp", key="other")
+    assert packed_cache.try_open(tmp_path / "x.hrp", "k") is None
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "magic", "header", "length"])
+def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.hrp"
+    made(path)
+    raw = bytearray(path.read_bytes())
+    match damage:
+        case "empty":
+            raw.clear()
+        case "cut":
+            del raw[-1]
+        case "longer":
+            raw += b"\0"
+        case "magic":
+            raw[0] ^= 1
+        case "header":
+            raw[20:60] = b"\xc1" * 40
+        case _:
+            raw[8:16] = b"\xff" * 8
+    path.write_bytes(raw)
+    assert packed_cache.try_open(path, "k") is None
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(packed: PackedFile) -> None:
+        packed.tensor("a")[:] = 1
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        packed_cache.create(tmp_path / "x.hrp", packed_cache.lay_out("k", SIZES), fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_file_can_be_written_the_weights_live_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    packed = made(tmp_path / "file" / "x.hrp")
+    assert packed.tensor("c").tolist() == [3] * 5000
+
+
+def test_the_key_follows_model_policy_and_content(tmp_path: Path) -> None:
+    def key(directory: Path, policy: str = "auto") -> str:
+        with open_checkpoint(directory) as checkpoint:  # type: ignore[attr-defined]
+            return packed_cache.fingerprint(build_program(checkpoint.config), checkpoint, policy)
+
+    first = write_checkpoint(tmp_path / "a", "llama")
+    moved = write_checkpoint(tmp_path / "b", "llama")
+    other = write_checkpoint(tmp_path / "c", "llama", seed=1)
+    assert key(first) == key(moved)
+    assert len({key(first), key(other), key(first, "int8")}) == 3
+    assert np.all([len(key(path)) == 64 for path in (first, other)])
