@@ -40,7 +40,7 @@ LIBRARY = Path("headrace", "ops", "native", "libheadrace.so")
 
 COMMON = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -fno-exceptions -fno-rtti -fno-math-errno "
-    "-fno-trapping-math -Wall -Wextra -Wno-maybe-uninitialized -Wno-uninitialized -pthread"  # gcc 12's own intrinsics warn
+    "-fno-trapping-math -Wall -Wextra -Wno-maybe-uninitialized -Wno-uninitialized -Wno-ignored-attributes -pthread"  # gcc 12's own intrinsics warn
 ).split()
 AVX2 = "-mavx2 -mfma -mf16c -mbmi2"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mprefer-vector-width=512"

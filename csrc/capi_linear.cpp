@@ -1,9 +1,11 @@
 // C ABI of pool, ISA choice and single linear layers. Every function returns 0 or one of the codes below; nothing throws.
 // Callers own all memory. Pointers must be valid for the sizes the functions of linear.h state; weights and activations
 // 64-byte aligned. library.py has the Python side.
+#include <atomic>
 #include <new>
 
 #include "cpu.h"
+#include "gemm.h"
 #include "layout.h"
 #include "linear.h"
 #include "pack.h"
@@ -66,6 +68,23 @@ void linear_part(void* context, int tid, int threads) {
     linear(task.args, tid, threads);
     if (i + 1 < task.repeats) task.pool->barrier();
   }
+}
+
+struct LimitTask {
+  const uint8_t* data;
+  int64_t bytes, repeats;
+  std::atomic<int32_t> sink{0};
+};
+
+void spin_part(void* context, int, int) {
+  LimitTask& task = *static_cast<LimitTask*>(context);
+  task.sink += gemm_kernels().spin_dots(task.repeats, task.data);
+}
+
+void read_part(void* context, int tid, int threads) {
+  LimitTask& task = *static_cast<LimitTask*>(context);
+  const int64_t share = task.bytes / threads / 256 * 256;
+  for (int64_t i = 0; i < task.repeats; ++i) task.sink += gemm_kernels().read_memory(task.data + share * tid, share);
 }
 
 }  // namespace
@@ -144,4 +163,21 @@ HR_API int32_t hr_linear(void* pool, const PackedWeight* w, const float* x, int6
                   x, ldx, acts, repeats};
   task.pool->run(linear_part, &task);
   return kOk;
+}
+
+// ---- limits ---------------------------------------------------------------------------------------------------------------------
+// Multiply int8 in registers, `repeats` rounds on every thread; returns the multiply-adds done by all threads together.
+HR_API int64_t hr_spin_dots(void* pool, int64_t repeats) {
+  alignas(64) static const uint8_t row[64] = {1, 2, 3, 4};
+  LimitTask task{row, 0, repeats};
+  static_cast<Pool*>(pool)->run(spin_part, &task);
+  return repeats * gemm_kernels().chains_per_iteration * 64 * static_cast<Pool*>(pool)->threads();
+}
+
+// Read `bytes` at `data` (64-byte aligned) `repeats` times, an equal part on every thread; returns the bytes read.
+HR_API int64_t hr_read_memory(void* pool, const void* data, int64_t bytes, int64_t repeats) {
+  const int64_t threads = static_cast<Pool*>(pool)->threads();
+  LimitTask task{static_cast<const uint8_t*>(data), bytes, repeats};
+  static_cast<Pool*>(pool)->run(read_part, &task);
+  return bytes / threads / 256 * 256 * threads * repeats;
 }

@@ -13,6 +13,10 @@ struct GemmKernels {
   void (*prepare)(WeightFormat format, int64_t k, int32_t group, const float* x, int64_t ldx, int64_t m0, int64_t m1,
                   void* acts);
   void (*linear)(const LinearArgs& args, const Share& share);
+  // For measuring: int8 dots of 16 columns x 4 in registers, chains_per_iteration of them each time; plain reading.
+  int32_t (*spin_dots)(int64_t iterations, const uint8_t* row);
+  int32_t chains_per_iteration;
+  int32_t (*read_memory)(const uint8_t* p, int64_t bytes);
 };
 
 extern const GemmKernels kGemmGeneric;
@@ -30,5 +34,8 @@ extern const GemmKernels kGemmAmx;
 #if HEADRACE_HAS_NEON
 extern const GemmKernels kGemmNeon;
 #endif
+
+// The table of the active ISA.
+const GemmKernels& gemm_kernels();
 
 }  // namespace headrace

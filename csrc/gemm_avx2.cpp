@@ -64,6 +64,7 @@ struct Avx2 {
   }
 
   static HR_INLINE I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static HR_INLINE I load_ints(const uint8_t* p) { return load_row(p); }
   static HR_INLINE I set_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
   static HR_INLINE I add_int(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
   static HR_INLINE I max_int(I x, I y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
@@ -170,7 +171,7 @@ struct Avx2 {
 
 }  // namespace
 
-extern const GemmKernels kGemmAvx2 = {prepare_share<Avx2<false>>, linear_share<Avx2<false>>};
-extern const GemmKernels kGemmAvxVnni = {prepare_share<Avx2<false>>, linear_share<Avx2<true>, Avx2<false>>};
+extern const GemmKernels kGemmAvx2 = kernels_for<Avx2<false>>();
+extern const GemmKernels kGemmAvxVnni = kernels_for<Avx2<true>, Avx2<false>>();
 
 }  // namespace headrace

@@ -11,7 +11,7 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   using W = __m512i;
-  static constexpr int kRowsFloat = 12, kRowsInt = 12, kRowsGroup8 = 6, kRowsGroup4 = 6, kRowsTwoStreams = 4;
+  static constexpr int kRowsFloat = 12, kRowsInt = 12, kRowsGroup8 = 6, kRowsGroup4 = 6, kRowsTwoStreams = 6;
 
   static HR_INLINE __mmask16 first(int64_t count) {
     return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
@@ -38,6 +38,7 @@ struct Avx512 {
   }
 
   static HR_INLINE I zero_int() { return _mm512_setzero_si512(); }
+  static HR_INLINE I load_ints(const uint8_t* p) { return _mm512_load_si512(p); }
   static HR_INLINE I set_int(int32_t x) { return _mm512_set1_epi32(x); }
   static HR_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
   static HR_INLINE I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
@@ -66,12 +67,17 @@ struct Avx512 {
   static HR_INLINE I start_u8(int32_t offset) {
     return Asym ? zero_int() : set_int(offset);
   }
-  static HR_INLINE I dot_u8(I acc, W w, int32_t a) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a)); }
+  // By hand: GCC copies the accumulator around the intrinsic, which costs as much as the product.
+  static HR_INLINE I dot_u8(I acc, W w, int32_t a) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(_mm512_set1_epi32(a)));
+    return acc;
+  }
   static HR_INLINE I dot_u4(I acc, W w, int32_t a) { return dot_u8(acc, w, a); }
   static HR_INLINE F dot_bf16(F acc, W w, uint32_t a) {
     const W pair = _mm512_set1_epi32(static_cast<int32_t>(a));
     if constexpr (HasBf16) {
-      return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)pair);
+      asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(pair));
+      return acc;
     } else {
       const I high = _mm512_set1_epi32(static_cast<int32_t>(0xFFFF0000u));
       acc = fma(_mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), acc);
@@ -82,7 +88,7 @@ struct Avx512 {
 
 }  // namespace
 
-extern const GemmKernels kGemmAvx512 = {prepare_share<Avx512<true>>, linear_share<Avx512<true>, Avx512<false>>};
-extern const GemmKernels kGemmAvx512Bf16 = {prepare_share<Avx512<true>>, linear_share<Avx512<true>>};
+extern const GemmKernels kGemmAvx512 = kernels_for<Avx512<true>, Avx512<false>>();
+extern const GemmKernels kGemmAvx512Bf16 = kernels_for<Avx512<true>>();
 
 }  // namespace headrace

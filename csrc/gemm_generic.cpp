@@ -59,6 +59,11 @@ struct Generic {
   static HR_INLINE F copy_sign(const F& size, const F& sign) HR_LANES(copysignf(size.v[i], sign.v[i]));
 
   static HR_INLINE I zero_int() HR_INT_LANES(0);
+  static HR_INLINE I load_ints(const uint8_t* p) {
+    I x;
+    __builtin_memcpy(x.v, p, 64);
+    return x;
+  }
   static HR_INLINE I set_int(int32_t x) HR_INT_LANES(x);
   static HR_INLINE I add_int(const I& x, const I& y) HR_INT_LANES(x.v[i] + y.v[i]);
   static HR_INLINE I max_int(const I& x, const I& y) HR_INT_LANES(x.v[i] > y.v[i] ? x.v[i] : y.v[i]);
@@ -129,6 +134,6 @@ struct Generic {
 
 }  // namespace
 
-extern const GemmKernels kGemmGeneric = {prepare_share<Generic>, linear_share<Generic>};
+extern const GemmKernels kGemmGeneric = kernels_for<Generic>();
 
 }  // namespace headrace

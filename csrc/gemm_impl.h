@@ -39,6 +39,32 @@ HR_INLINE void unroll(Fn&& fn) {
 
 #define HR_EACH(name) (auto name) __attribute__((always_inline))
 
+// R rows of T values meant for registers. Nested members, not an array: GCC keeps a large array in memory beside its registers.
+template <class V, int N>
+struct Chain {
+  V head;
+  Chain<V, N - 1> tail;
+  template <int I>
+  HR_INLINE V& at() {
+    if constexpr (I == 0) {
+      return head;
+    } else {
+      return tail.template at<I - 1>();
+    }
+  }
+};
+template <class V>
+struct Chain<V, 0> {};
+
+template <class V, int R, int T>
+struct Grid {
+  Chain<V, R * T> values;
+  template <int I, int J>
+  HR_INLINE V& operator()(Int<I>, Int<J>) {
+    return values.template at<I * T + J>();
+  }
+};
+
 template <class T>
 HR_INLINE T load_as(const uint8_t* p) {
   T v;
@@ -46,23 +72,21 @@ HR_INLINE T load_as(const uint8_t* p) {
   return v;
 }
 
-// Weight bytes ahead of use: far enough for DRAM, near enough to stay in L1 until used.
-constexpr int kPrefetchBytes = 2048;
-HR_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p + kPrefetchBytes, 0, 3); }
+HR_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
 
 // Operands of a micro-kernel: NB column blocks (one weight stream each), R activation records.
 struct Operands {
   const uint8_t* w[2];
+  int64_t ahead[2];  // by tile: while weights at p are used, fetch those at p + ahead
   const uint8_t* a;
   int64_t row_bytes;
   int64_t steps, step_bytes, data_bytes;
   int64_t meta, groups;  // of the activation record
 };
 
+// One fp32 sum of 16 columns per row and tile; two tiles per block.
 template <class Vec, int R, int T>
-struct Sums {
-  typename Vec::F v[R][T];  // T = 2 tiles per block
-};
+using Sums = Grid<typename Vec::F, R, T>;
 
 // ---- fp32 ---------------------------------------------------------------------------------------------------------------
 template <class Vec>
@@ -70,17 +94,17 @@ struct MicroF32 {
   static constexpr int kRows = Vec::kRowsFloat;
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
     for (int64_t k = 0; k < o.steps; ++k) {
-      typename Vec::F w[2 * NB];
+      Grid<typename Vec::F, 1, 2 * NB> w;
       unroll<2 * NB>([&] HR_EACH(t) {
         const uint8_t* p = o.w[t / 2] + k * 128 + t % 2 * 64;
-        w[t] = Vec::load(reinterpret_cast<const float*>(p));
-        prefetch(p);
+        w(Int<0>{}, t) = Vec::load(reinterpret_cast<const float*>(p));
+        prefetch(p + o.ahead[t % 2]);
       });
       unroll<R>([&] HR_EACH(r) {
         const auto a = Vec::set(load_as<float>(o.a + r * o.row_bytes + k * 4));
-        unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::fma(w[t], a, s.v[r][t]); });
+        unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::fma(w(Int<0>{}, t), a, s(r, t)); });
       });
     }
   }
@@ -92,19 +116,19 @@ struct MicroBf16 {
   static constexpr int kRows = Vec::kRowsFloat;
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
     for (int64_t step = 0; step < o.steps; ++step) {
 HR_UNROLL_ROWS
       for (int row = 0; row < 16; ++row) {
-        typename Vec::W w[2 * NB];
+        Grid<typename Vec::W, 1, 2 * NB> w;
         unroll<2 * NB>([&] HR_EACH(t) {
           const uint8_t* p = o.w[t / 2] + step * 2048 + t % 2 * 1024 + row * 64;
-          w[t] = Vec::load_row(p);
-          prefetch(p);
+          w(Int<0>{}, t) = Vec::load_row(p);
+          prefetch(p + o.ahead[t % 2]);
         });
         unroll<R>([&] HR_EACH(r) {
           const uint32_t a = load_as<uint32_t>(o.a + r * o.row_bytes + step * 64 + row * 4);
-          unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::dot_bf16(s.v[r][t], w[t], a); });
+          unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::dot_bf16(s(r, t), w(Int<0>{}, t), a); });
         });
       }
     }
@@ -117,23 +141,23 @@ struct MicroI8 {
   static constexpr int kRows = Vec::kRowsInt;
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    typename Vec::I acc[R][2 * NB];
+    Grid<typename Vec::I, R, 2 * NB> acc;
     unroll<R>([&] HR_EACH(r) {
       const auto start = Vec::template start_u8<false>(load_as<int32_t>(o.a + r * o.row_bytes + o.meta + 4));
-      unroll<2 * NB>([&] HR_EACH(t) { acc[r][t] = start; });
+      unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = start; });
     });
     for (int64_t step = 0; step < o.steps; ++step) {
 HR_UNROLL_ROWS
       for (int row = 0; row < 16; ++row) {
-        typename Vec::W w[2 * NB];
+        Grid<typename Vec::W, 1, 2 * NB> w;
         unroll<2 * NB>([&] HR_EACH(t) {
           const uint8_t* p = o.w[t / 2] + step * 2048 + t % 2 * 1024 + row * 64;
-          w[t] = Vec::load_row_u8(p);
-          prefetch(p);
+          w(Int<0>{}, t) = Vec::load_row_u8(p);
+          prefetch(p + o.ahead[t % 2]);
         });
         unroll<R>([&] HR_EACH(r) {
           const int32_t a = load_as<int32_t>(o.a + r * o.row_bytes + step * 64 + row * 4);
-          unroll<2 * NB>([&] HR_EACH(t) { acc[r][t] = Vec::dot_u8(acc[r][t], w[t], a); });
+          unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = Vec::dot_u8(acc(r, t), w(Int<0>{}, t), a); });
         });
       }
     }
@@ -141,28 +165,28 @@ HR_UNROLL_ROWS
       const auto scale = Vec::load(reinterpret_cast<const float*>(o.w[t / 2] + o.steps * 2048) + t % 2 * 16);
       unroll<R>([&] HR_EACH(r) {
         const auto both = Vec::mul(scale, Vec::set(load_as<float>(o.a + r * o.row_bytes + o.meta)));
-        s.v[r][t] = Vec::mul(Vec::from_int(acc[r][t]), both);
+        s(r, t) = Vec::mul(Vec::from_int(acc(r, t)), both);
       });
     });
   }
 };
 
 // Add one group's integer sums, scaled, to the float sums of tile t. The one order of float operations of grouped formats.
-template <class Vec, bool Asym, int R, int T>
+template <class Vec, bool Asym, int R, int T, int I, int J, int K>
 HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t groups_per_step, int group_in_step, int64_t group,
-                         int t, const typename Vec::I* acc, Sums<Vec, R, T>& s) {
+                         Int<J> t, Grid<typename Vec::I, I, R>& acc, Int<K> place, Sums<Vec, R, T>& s) {
   const uint8_t* p = scales + group_in_step * 64 + t % 2 * 32;
   const auto scale = Vec::load_half(p);
   const uint8_t* meta = o.a + o.meta + group * 4;
   unroll<R>([&] HR_EACH(r) {
     const auto both = Vec::mul(scale, Vec::set(load_as<float>(meta + r * o.row_bytes)));
-    s.v[r][t] = Vec::fma(Vec::from_int(acc[r]), both, s.v[r][t]);
+    s(r, t) = Vec::fma(Vec::from_int(acc(place, r)), both, s(r, t));
   });
   if constexpr (Asym) {
     const auto bias = Vec::load_half(p + groups_per_step * 64);
     unroll<R>([&] HR_EACH(r) {
       const auto sum = Vec::set(load_as<float>(meta + r * o.row_bytes + o.groups * 8));
-      s.v[r][t] = Vec::fma(bias, sum, s.v[r][t]);
+      s(r, t) = Vec::fma(bias, sum, s(r, t));
     });
   }
 }
@@ -176,35 +200,35 @@ struct MicroI8G {
   static constexpr int kTileRows = G >= 64 ? 16 : G / 4;   // of one part that belong to one group
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
     for (int64_t step = 0; step < o.steps; ++step) {
       for (int g = 0; g < kGroups; ++g) {
         const int64_t group = step * kGroups + g;
-        typename Vec::I acc[2 * NB][R];
+        Grid<typename Vec::I, 2 * NB, R> acc;
         unroll<R>([&] HR_EACH(r) {
           const int32_t offset = load_as<int32_t>(o.a + o.meta + r * o.row_bytes + (o.groups + group) * 4);
           const auto start = Vec::template start_u8<Asym>(offset);
-          unroll<2 * NB>([&] HR_EACH(t) { acc[t][r] = start; });
+          unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = start; });
         });
         for (int part = 0; part < kParts; ++part) {
 HR_UNROLL_ROWS
           for (int row = 0; row < kTileRows; ++row) {
             const int place = g * kTileRows + row;
-            typename Vec::W w[2 * NB];
+            Grid<typename Vec::W, 1, 2 * NB> w;
             unroll<2 * NB>([&] HR_EACH(t) {
               const uint8_t* p = o.w[t / 2] + step * o.step_bytes + part * 2048 + t % 2 * 1024 + place * 64;
-              w[t] = Vec::load_row_u8(p);
-              prefetch(p);
+              w(Int<0>{}, t) = Vec::load_row_u8(p);
+              prefetch(p + o.ahead[t % 2]);
             });
             unroll<R>([&] HR_EACH(r) {
               const int32_t a = load_as<int32_t>(o.a + r * o.row_bytes + (step * kParts + part) * 64 + place * 4);
-              unroll<2 * NB>([&] HR_EACH(t) { acc[t][r] = Vec::dot_u8(acc[t][r], w[t], a); });
+              unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = Vec::dot_u8(acc(t, r), w(Int<0>{}, t), a); });
             });
           }
         }
         unroll<2 * NB>([&] HR_EACH(t) {
           const uint8_t* scales = o.w[t / 2] + step * o.step_bytes + o.data_bytes;
-          add_group<Vec, Asym>(o, scales, kGroups, g, group, t, acc[t], s);
+          add_group<Vec, Asym>(o, scales, kGroups, g, group, t, acc, t, s);
         });
       }
     }
@@ -220,37 +244,39 @@ struct MicroI4G {
   static constexpr int kGroups = G > 64 ? 1 : 64 / G;
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s.v[r][t] = Vec::zero(); }); });
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
     for (int64_t step = 0; step < o.steps; ++step) {
       unroll<2 * NB>([&] HR_EACH(t) {
         const uint8_t* data = o.w[t / 2] + step * o.step_bytes + t % 2 * 512;
-        typename Vec::I low[R], high[R];
+        Grid<typename Vec::I, 2, R> acc;  // of low nibbles, of high nibbles
+        constexpr Int<0> low;
+        constexpr Int<1> high;
         unroll<R>([&] HR_EACH(r) {
           const uint8_t* offsets = o.a + o.meta + r * o.row_bytes + (o.groups + step * kGroups) * 4;
-          low[r] = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets));
-          high[r] = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets + 4));
+          acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets));
+          acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets + 4));
         });
         for (int part = 0; part < kParts; ++part) {
 HR_UNROLL_ROWS
           for (int row = 0; row < 8; ++row) {
             const uint8_t* p = data + part * 1024 + row * 64;
             const auto both = Vec::load_row(p);
-            prefetch(p);
+            prefetch(p + o.ahead[t % 2]);
             const auto w0 = Vec::low_nibbles(both), w1 = Vec::high_nibbles(both);
             unroll<R>([&] HR_EACH(r) {
               const uint8_t* a = o.a + r * o.row_bytes + (step * kParts + part) * 64 + row * 4;
-              low[r] = Vec::dot_u4(low[r], w0, load_as<int32_t>(a));
-              high[r] = Vec::dot_u4(high[r], w1, load_as<int32_t>(a + 32));
+              acc(low, r) = Vec::dot_u4(acc(low, r), w0, load_as<int32_t>(a));
+              acc(high, r) = Vec::dot_u4(acc(high, r), w1, load_as<int32_t>(a + 32));
             });
           }
         }
         const uint8_t* scales = o.w[t / 2] + step * o.step_bytes + o.data_bytes;
         if constexpr (kGroups == 2) {
-          add_group<Vec, Asym>(o, scales, 2, 0, step * 2, t, low, s);
-          add_group<Vec, Asym>(o, scales, 2, 1, step * 2 + 1, t, high, s);
+          add_group<Vec, Asym>(o, scales, 2, 0, step * 2, t, acc, low, s);
+          add_group<Vec, Asym>(o, scales, 2, 1, step * 2 + 1, t, acc, high, s);
         } else {
-          unroll<R>([&] HR_EACH(r) { low[r] = Vec::add_int(low[r], high[r]); });
-          add_group<Vec, Asym>(o, scales, 1, 0, step, t, low, s);
+          unroll<R>([&] HR_EACH(r) { acc(low, r) = Vec::add_int(acc(low, r), acc(high, r)); });
+          add_group<Vec, Asym>(o, scales, 1, 0, step, t, acc, low, s);
         }
       });
     }
@@ -262,4 +288,17 @@ HR_UNROLL_ROWS
 
 #include "gemm_epilogue_impl.h"
 #include "gemm_drive_impl.h"
+#include "gemm_limits_impl.h"
 #include "gemm_prepare_impl.h"
+
+namespace headrace {
+namespace {
+
+// Bf: the vectors for bf16 weights, where they differ from the others'.
+template <class Vec, class Bf = Vec>
+constexpr GemmKernels kernels_for() {
+  return {prepare_share<Vec>, linear_share<Vec, Bf>, spin_dots<Vec>, Vec::kRowsInt * 2, read_memory<Vec>};
+}
+
+}  // namespace
+}  // namespace headrace

@@ -6,9 +6,7 @@
 #include "layout.h"
 
 namespace headrace {
-namespace {
-
-const GemmKernels& kernels() {
+const GemmKernels& gemm_kernels() {
   switch (active_isa()) {
 #if HEADRACE_HAS_AVX2
     case Isa::Avx2:
@@ -35,6 +33,8 @@ const GemmKernels& kernels() {
   }
 }
 
+namespace {
+
 // Row parts, so that the blocks of a narrow layer can be shared evenly: 9 blocks on 2 threads cost 5 blocks of time, 18
 // halves cost 9 halves. Parts keep at least 32 rows: below that a second pass over the weights costs more.
 int64_t row_parts(int64_t blocks, int64_t m, int threads) {
@@ -60,11 +60,11 @@ int64_t act_bytes(WeightFormat format, int64_t k, int32_t group, int64_t m) { re
 
 void prepare_rows(WeightFormat format, int64_t k, int32_t group, const float* x, int64_t ldx, int64_t, int64_t m0,
                   int64_t m1, void* acts) {
-  kernels().prepare(format, k, group, x, ldx, m0, m1, acts);
+  gemm_kernels().prepare(format, k, group, x, ldx, m0, m1, acts);
 }
 
 void linear(const LinearArgs& args, int tid, int threads) {
-  const GemmKernels& chosen = kernels();
+  const GemmKernels& chosen = gemm_kernels();
   const int64_t blocks = weight_layout(*args.w).blocks;
   const int64_t parts = row_parts(blocks, args.m, threads);
   const auto row_of = [&](int64_t part) { return args.m * part / parts; };

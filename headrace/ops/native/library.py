@@ -8,7 +8,7 @@ Calls through ctypes release the GIL.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -33,8 +33,7 @@ class CPackedWeight(ctypes.Structure):
     )
 
 
-_WEIGHT = POINTER(CPackedWeight)
-_FLOATS = POINTER(c_float)
+_WEIGHT = c_void_p  # byref(CPackedWeight), or of any struct with the same fields
 
 # name -> (result, arguments); csrc/capi_linear.cpp states what each does.
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
@@ -58,6 +57,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         c_int32,
         (c_void_p, _WEIGHT, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32, c_int32),
     ),
+    "hr_spin_dots": (c_int64, (c_void_p, c_int64)),
+    "hr_read_memory": (c_int64, (c_void_p, c_void_p, c_int64, c_int64)),
 }
 
 
