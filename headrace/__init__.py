@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headrace.app.llm import LLM
-    from headrace.core.request import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,8 +20,4 @@ def __getattr__(name: str) -> object:
         from headrace.app.llm import LLM
 
         return LLM
-    if name == "SamplingParams":
-        from headrace.core.request import SamplingParams
-
-        return SamplingParams
     raise AttributeError(f"module 'headrace' has no attribute '{name}'")

@@ -32,6 +32,7 @@ from headrace.obs import Metrics, Timeline, configure_logging
 
 EXIT_DRAINED, EXIT_ENGINE_DEAD = 0, 1
 _CLOSE_GRACE_S = 2  # for bytes of ended streams to reach their clients
+_KEEP_ALIVE_S = 75  # longer than the pools of common clients, so that they close idle connections, not we
 _log = logging.getLogger(__name__)
 
 
@@ -139,6 +140,7 @@ class _Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(self._settings.server.drain_s) + _CLOSE_GRACE_S,
         )
         return _HttpServer(config)

@@ -12,7 +12,8 @@ QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.mark.server
 def test_the_capital_of_france_is_paris(smollm2_path: Path, start_server: Any) -> None:
-    sizes = ["--kv-memory-mib", "256", "--max-num-seqs", "4", "--max-step-tokens", "64"]
+    # "The" leads "L" by 0.08 nats in fp32; int8 activations move logits by more, bf16 does not.
+    sizes = ["--kv-memory-mib", "256", "--max-num-seqs", "4", "--max-step-tokens", "64", "--quantization", "bf16"]
     with start_server(f"file:{smollm2_path}", *sizes) as server:
         client = server.openai()
         options: Any = {"model": client.models.list().data[0].id, "temperature": 0, "max_tokens": 16}

@@ -1,0 +1,53 @@
+"""The choice of a backend, and what a model costs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace.app import backends
+from headrace.app.hardware import detect
+from headrace.app.loading import open_model
+from headrace.app.pulling import ensure_pulled
+from headrace.core.errors import ConfigError
+from headrace.core.settings import EngineSettings, Quantization, Settings
+from headrace.testing.checkpoints import write_checkpoint
+
+
+def settings(path: Path, quantization: Quantization = "auto") -> Settings:
+    engine = EngineSettings(backend="reference", kv_memory_mib=1, quantization=quantization)
+    return Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(path.parent))
+
+
+def test_auto_takes_native_where_it_works() -> None:
+    chosen = backends.choose("auto")
+    assert chosen.value == ("native" if backends.native_problem() is None else "reference")
+    assert chosen.reason
+
+
+def test_reference_is_taken_when_asked_for() -> None:
+    assert backends.choose("reference").value == "reference"
+
+
+def test_a_backend_that_is_not_here_names_the_others() -> None:
+    with pytest.raises(ConfigError, match="'native' or 'reference'"):
+        backends.choose("cuda")
+
+
+def test_reference_weights_are_fp32(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "tiny")
+    chosen = settings(path)
+    opened = open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+    opened.close()
+    stored = (path / "model.safetensors").stat().st_size
+    assert opened.plan.weight_bytes.value == pytest.approx(stored, rel=0.05)  # the file is fp32 too
+    assert opened.plan.num_blocks.value == 2**20 // (
+        2 * 2 * 2 * 16 * 4 * 32
+    )  # layers, K and V, heads, dim, fp32, block
+
+
+def test_reference_refuses_to_quantize(tmp_path: Path) -> None:
+    chosen = settings(write_checkpoint(tmp_path / "tiny"), "int4")
+    with pytest.raises(ConfigError, match="fp32 only"):
+        open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
