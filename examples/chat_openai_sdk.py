@@ -13,7 +13,7 @@ from openai import OpenAI
 
 def main() -> None:
     url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
-    question = sys.argv[2] if len(sys.argv) > 2 else "What is the capital of France?"
+    question = sys.argv[2] if len(sys.argv) > 2 else "Name the capital of France."
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
     stream = client.chat.completions.create(
         model=client.models.list().data[0].id,

@@ -7,5 +7,5 @@ set -eu
 url=${1:-http://127.0.0.1:8000}
 curl --silent --show-error --no-buffer --fail-with-body "$url/v1/chat/completions" \
     --header 'Content-Type: application/json' --data '{
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "Name the capital of France."}],
         "temperature": 0, "max_tokens": 32, "stream": true, "stream_options": {"include_usage": true}}'
