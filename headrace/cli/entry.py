@@ -83,7 +83,51 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
     plan.add_argument("--explain", action="store_true", help="add the reason of every value")
     _add_settings(plan, (None, "engine"))
+
+    _add_eval(commands.add_parser("eval", help="compare a configuration with the same weights in fp32"))
+    _add_bench(commands.add_parser("bench", help="measure speed"))
     return parser
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("measure", choices=("kl", "ppl"), help="KL divergence and agreement, or perplexity")
+    parser.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("--against", choices=("fp32",), default="fp32", help="what to compare with")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to score; default: one that ships with Headrace"
+    )
+    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens to score at most (default: 4096)")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    _add_settings(parser, (None, "engine"))
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+
+    offline = kinds.add_parser("offline", help="prefill and decode speed of one configuration, without a server")
+    offline.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
+    offline.add_argument("--prompt-len", type=int, default=512, help="tokens in a prompt (default: 512)")
+    offline.add_argument("--output-len", type=int, default=64, help="tokens in an answer (default: 64)")
+    offline.add_argument("--batch", type=int, default=1, help="sequences together (default: 1)")
+    offline.add_argument("--rounds", type=int, default=5, help="measured repeats (default: 5)")
+    offline.add_argument("--json", action="store_true", help="write JSON")
+    _add_settings(offline, (None, "engine"))
+
+    http = kinds.add_parser("http", help="load on a running server: N streaming clients in a closed loop")
+    http.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
+    http.add_argument("--model", default="smollm2-135m", help="name the server knows (default: smollm2-135m)")
+    http.add_argument("--clients", type=int, default=16, help="streams at a time (default: 16)")
+    http.add_argument("--requests", type=int, default=32, help="requests in all (default: 32)")
+    http.add_argument("--prompt-len", type=int, default=256, help="words in a prompt (default: 256)")
+    http.add_argument("--output-len", type=int, default=64, help="tokens in an answer (default: 64)")
+    http.add_argument("--json", action="store_true", help="write JSON")
+
+    peers = kinds.add_parser("peers", help="compare with other engines, each in its own environment")
+    peers.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
+    peers.add_argument("--peers", type=Path, default=Path(".peers"), help="where their environments are (.peers)")
+    peers.add_argument("--out", type=Path, default=Path("bench-results/peers"), help="report, without its suffix")
+    peers.add_argument("--rounds", type=int, default=5, help="measured repeats (default: 5)")
+    _add_settings(peers, (None, "engine"))
 
 
 def _add_settings(parser: argparse.ArgumentParser, sections: tuple[str | None, ...]) -> None:

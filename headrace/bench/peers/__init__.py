@@ -1,0 +1,1 @@
+"""Runners for other engines, each executed by the Python of its own virtual environment, and the comparison itself."""

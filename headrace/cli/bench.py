@@ -1,0 +1,125 @@
+"""`headrace bench offline|http|peers`: speed of one configuration, of a running server, and against other engines.
+
+Owns how results are shown; measuring is in `headrace.bench`. Progress goes to standard error, results to standard
+output. Exit code 1 when requests under load failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from headrace.app import LLM
+from headrace.bench.load import LoadPlan, run_load
+from headrace.bench.local import LocalGenerator
+from headrace.bench.metrics import Distribution, LoadReport
+from headrace.bench.offline import OfflineReport, OfflineShape, Spread, run_offline
+from headrace.bench.token_prompts import TokenPrompts
+from headrace.cli.configured import settings_from
+from headrace.cli.progress import pull_with_bar
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark that was asked for."""
+    match args.benchmark:
+        case "offline":
+            return _offline(args)
+        case "http":
+            return _http(args)
+        case _:
+            from headrace.bench.peers.report import run_peers
+
+            return run_peers(settings_from(args), args.peers, args.out, rounds=args.rounds)
+
+
+def _offline(args: argparse.Namespace) -> int:
+    settings = settings_from(args)
+    pull_with_bar(settings, settings.models[0])
+    shape = OfflineShape(prompt_tokens=args.prompt_len, output_tokens=args.output_len, batch=args.batch)
+    with LLM(settings=settings) as llm, Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring")
+        report = run_offline(
+            LocalGenerator(llm),
+            shape,
+            TokenPrompts(llm.vocab_size),
+            rounds=args.rounds,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+        backend = llm.plan.backend.value
+    if args.json:
+        _write_json({"model": settings.models[0], "backend": backend, **msgspec.to_builtins(report)})
+    else:
+        _print_offline(report, f"{settings.models[0]} · {backend}")
+    return 0
+
+
+def _http(args: argparse.Namespace) -> int:
+    plan = LoadPlan(
+        url=args.url.rstrip("/") + "/v1/completions",
+        model=args.model,
+        num_clients=args.clients,
+        num_requests=args.requests,
+        prompt_words=args.prompt_len,
+        output_tokens=args.output_len,
+    )
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("requests", total=plan.num_requests)
+        report = asyncio.run(run_load(plan, lambda done: progress.update(task, completed=done)))
+    if args.json:
+        _write_json(msgspec.to_builtins(report))
+    else:
+        _print_http(report, plan)
+    return 0 if report.failed == 0 else 1
+
+
+def _print_offline(report: OfflineReport, title: str) -> None:
+    shape = report.shape
+    table = Table(
+        title=f"{title} · {shape.prompt_tokens} in, {shape.output_tokens} out, batch {shape.batch}",
+        title_justify="left",
+        caption=f"median of {report.rounds} rounds, min … max",
+        caption_justify="left",
+    )
+    for column in ("", "median", "range"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows: list[tuple[str, Spread]] = [
+        ("prefill, tokens/s", report.prefill_tokens_per_s),
+        ("decode, tokens/s", report.decode_tokens_per_s),
+        ("one step, ms", report.step_ms),
+    ]
+    for name, spread in rows:
+        digits = 3 if name.endswith("ms") else 0
+        table.add_row(name, f"{spread.median:,.{digits}f}", f"{spread.low:,.{digits}f} … {spread.high:,.{digits}f}")
+    Console().print(table)
+
+
+def _print_http(report: LoadReport, plan: LoadPlan) -> None:
+    table = Table(
+        title=f"{plan.num_clients} clients, {report.completed} requests, {report.failed} failed, "
+        f"{report.output_tokens_per_s:,.1f} output tokens/s",
+        title_justify="left",
+    )
+    for column in ("ms", "mean", "p50", "p90", "p99", "max"):
+        table.add_column(column, justify="left" if column == "ms" else "right")
+    rows: list[tuple[str, Distribution]] = [
+        ("TTFT", report.ttft_ms),
+        ("ITL", report.itl_ms),
+        ("TPOT", report.tpot_ms),
+        ("end to end", report.e2e_ms),
+    ]
+    for name, found in rows:
+        table.add_row(name, *(f"{v:,.2f}" for v in (found.mean, found.p50, found.p90, found.p99, found.max)))
+    console = Console()
+    console.print(table)
+    for error in report.errors:
+        console.print(f"failed: {error}")
+
+
+def _write_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")

@@ -1,0 +1,71 @@
+"""`headrace eval kl|ppl`: how far a configuration is from the same weights in fp32, on a text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from headrace.app.scoring import open_scorer
+from headrace.cli.configured import settings_from
+from headrace.cli.progress import pull_with_bar
+from headrace.core.settings import Settings
+from headrace.evals import Comparison, Interval, compare_scorers, default_text
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the text under both configurations and print the comparison."""
+    settings = settings_from(args)
+    pull_with_bar(settings, settings.models[0])
+    text = args.text.read_text(encoding="utf-8") if args.text is not None else default_text()
+    comparison = _compare(settings, text, args.max_tokens)
+    if args.json:
+        sys.stdout.write(msgspec.json.encode(msgspec.to_builtins(comparison)).decode() + "\n")
+        return 0
+    table = Table(title=f"{settings.models[0]} against fp32, {comparison.num_tokens:,} tokens", title_justify="left")
+    for column in ("", "value", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, value in _rows(args.measure, comparison):
+        if isinstance(value, Interval):
+            table.add_row(name, f"{value.value:.5f}", f"{value.low:.5f} … {value.high:.5f}")
+        else:
+            table.add_row(name, f"{value:.5f}", "")
+    Console().print(table)
+    return 0
+
+
+def _compare(settings: Settings, text: str, max_tokens: int) -> Comparison:
+    exact = msgspec.structs.replace(settings.engine, backend="reference")
+    with (
+        open_scorer(msgspec.structs.replace(settings, engine=exact)) as base,
+        open_scorer(settings) as test,
+        Progress(transient=True, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task("scoring")
+        return compare_scorers(
+            base,
+            test,
+            base.tokenizer.encode(text, add_special=False)[:max_tokens],
+            bos_id=base.tokenizer.bos_id,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def _rows(measure: str, found: Comparison) -> list[tuple[str, Interval | float]]:
+    if measure == "kl":
+        return [
+            ("mean KL(fp32 ‖ this), nats", found.mean_kl),
+            ("KL, 99.9 % of tokens below", found.kl_p999),
+            ("same top token", found.same_top),
+            ("change of the true token's p, RMS", found.delta_p_rms),
+            ("perplexity ratio", found.ppl_ratio),
+        ]
+    return [
+        ("perplexity, fp32", found.ppl_base),
+        ("perplexity, this", found.ppl_test),
+        ("ratio", found.ppl_ratio),
+    ]
