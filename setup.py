@@ -2,13 +2,13 @@
 
     python setup.py build_native     compile what changed (by time stamps, headers included) and link in place
 
-Instruction sets: the end of a file's name gives its flags, so one library serves every machine of a platform and chooses
-at run time. `x_avx2.cpp` AVX2 FMA F16C; `x_avx512.cpp` AVX-512 with VNNI and BF16; `x_amx.cpp` that and AMX; `x_neon.cpp`
-ARMv8.2 dot product; any other name the platform's baseline. A file that the target or compiler cannot compile is left
-out. Rounding: -ffp-contract=off everywhere but in kernels_*.cpp: products fuse only where the source says fma.
+Instruction sets: the end of a file's name gives its flags, so one library serves every machine of a platform and
+chooses at run time. `x_avx2.cpp` AVX2 FMA F16C; `x_avx512.cpp` AVX-512 with VNNI and BF16; `x_amx.cpp` that and AMX;
+`x_neon.cpp` ARMv8.2 dot product; any other name the platform's baseline. A file that the target or compiler cannot
+compile is left out. Rounding: -ffp-contract=off everywhere but in kernels_*.cpp: products fuse only where the source says fma.
 
-No Python headers: the library is plain C ABI for ctypes, so one wheel (py3-none-<platform>) serves every Python. Without
-a compiler the package still installs; it then runs on the numpy backend, and the build says so once.
+No Python headers: the library is plain C ABI for ctypes, so one wheel (py3-none-<platform>) serves every Python.
+Without a compiler the package still installs; it then runs on the numpy backend, and the build says so once.
 Environment: CXX chooses the compiler; HEADRACE_CXXFLAGS is appended to every compile and to the link.
 """
 
@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Distribution, setup
 from setuptools.command.build_py import build_py
@@ -38,10 +39,23 @@ SOURCES = ROOT / "csrc"
 OBJECTS = ROOT / "build" / "native"
 LIBRARY = Path("headrace", "ops", "native", "libheadrace.so")
 
-COMMON = (
-    "-std=c++20 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -fno-exceptions -fno-rtti -fno-math-errno "
-    "-fno-trapping-math -Wall -Wextra -Wno-maybe-uninitialized -Wno-uninitialized -Wno-ignored-attributes -pthread"  # gcc 12's own intrinsics warn
-).split()
+COMMON = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+    "-Wno-ignored-attributes",
+    "-pthread",
+]
 AVX2 = "-mavx2 -mfma -mf16c -mbmi2"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mprefer-vector-width=512"
 ISA_FLAGS = {
@@ -168,7 +182,7 @@ class BuildNative(Command):
     """`python setup.py build_native`: compile and link in place."""
 
     description = "compile csrc/ into headrace/ops/native/libheadrace.so"
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None: ...
 

@@ -1,10 +1,10 @@
-"""Measure packed linear layers alone: time, bytes and operations per second, and their share of what this machine can do.
+"""Measure packed linear layers alone: time, bytes and operations per second, and their share of the limits.
 
     python bench/linear.py --n 8192 --k 2048 --formats i8 i4g32a --rows 1 8 32 512
 
 Limits are measured in the same run: memory read as two prefetched streams per thread; int8 products in registers. The
-weight is copied often enough to exceed the caches (`--footprint-mib`), so that few-row figures are those of a real model.
-Times are the minimum over `--tries`: the machine may be shared; if it is busy, --threads 1 --clock thread counts CPU time.
+weight is copied often enough to exceed the caches (`--footprint-mib`), as a real model does. Times are the minimum over
+`--tries`: the machine may be shared; if it is busy, --threads 1 --clock thread counts CPU time.
 """
 
 from __future__ import annotations
@@ -95,8 +95,10 @@ def measure(
                 "int8_share": round(ops / int8_ops, 3),
             }
         )
-        print("{format:8} rows {rows:4}  {us:10.1f} us  {gbps:7.2f} GB/s ({read_share:4.0%})  "
-              "{gops:8.1f} GOP/s ({int8_share:4.0%})".format(**results[-1]))
+        print(
+            "{format:8} rows {rows:4}  {us:10.1f} us  {gbps:7.2f} GB/s ({read_share:4.0%})  "
+            "{gops:8.1f} GOP/s ({int8_share:4.0%})".format(**results[-1])
+        )
     return results
 
 
@@ -111,14 +113,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--k", type=int, default=2048)
-    parser.add_argument("--formats", nargs="+", choices=sorted(FORMATS), default=["bf16", "i8", "i8g32", "i4g32", "i4g32a", "i4g64a"])
+    parser.add_argument(
+        "--formats", nargs="+", choices=sorted(FORMATS), default=["bf16", "i8", "i8g32", "i4g32", "i4g32a", "i4g64a"]
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 8, 16, 32, 128, 512])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", default="auto", help="generic, avx2, avxvnni, avx512, avx512bf16, amx, neon")
     parser.add_argument("--footprint-mib", type=int, default=256)
     parser.add_argument("--tries", type=int, default=7)
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall",
-                        help="thread: CPU time of the caller, for one thread on a busy machine")
+    parser.add_argument(
+        "--clock",
+        choices=sorted(CLOCKS),
+        default="wall",
+        help="thread: CPU time of the caller, for one thread on a busy machine",
+    )
     parser.add_argument("--json", help="write the results there")
     args = parser.parse_args()
     if args.clock == "thread" and args.threads > 1:
@@ -127,12 +135,16 @@ def main() -> None:
     watch = Stopwatch(args.clock, args.tries)
     with library.Pool(args.threads) as pool:
         read_bps, int8_ops = read_limit(pool, args.footprint_mib, watch), int8_limit(pool, watch)
-        print(f"{library.active_isa()}, {args.threads} threads, [{args.n}, {args.k}]: "
-              f"reads {read_bps / 1e9:.1f} GB/s, int8 {int8_ops / 1e9:.0f} GOP/s")
+        print(
+            f"{library.active_isa()}, {args.threads} threads, [{args.n}, {args.k}]: "
+            f"reads {read_bps / 1e9:.1f} GB/s, int8 {int8_ops / 1e9:.0f} GOP/s"
+        )
         results = [line for name in args.formats for line in measure(pool, args, watch, name, read_bps, int8_ops)]
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"isa": library.active_isa(), "read_bps": read_bps, "int8_ops": int8_ops, "results": results}, file)
+            json.dump(
+                {"isa": library.active_isa(), "read_bps": read_bps, "int8_ops": int8_ops, "results": results}, file
+            )
 
 
 if __name__ == "__main__":

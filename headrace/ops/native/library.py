@@ -1,7 +1,7 @@
 """The native library: finding it, loading it, and the one signature table of its plain C ABI.
 
-Owns: the loaded library, a process-wide constant after the first `library()`. A missing library is a fact, not an error:
-`load_failure()` says why, and the caller chooses another backend. Called by the other files of this package only.
+Owns: the loaded library, a process-wide constant after the first `library()`. A missing library is a fact, not an
+error: `load_failure()` says why, and the caller chooses another backend. Called by the other files of this package only.
 Calls through ctypes release the GIL.
 """
 
@@ -55,7 +55,20 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "hr_prepare": (c_int32, (_WEIGHT, c_void_p, c_int64, c_int64, c_void_p)),
     "hr_linear": (
         c_int32,
-        (c_void_p, _WEIGHT, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32, c_int32),
+        (
+            c_void_p,
+            _WEIGHT,
+            c_void_p,
+            c_int64,
+            c_int64,
+            c_void_p,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int32,
+            c_int32,
+            c_int32,
+        ),
     ),
     "hr_spin_dots": (c_int64, (c_void_p, c_int64)),
     "hr_read_memory": (c_int64, (c_void_p, c_void_p, c_int64, c_int64)),
@@ -115,7 +128,9 @@ def set_isa(name: str) -> None:
     Raises ConfigError if this machine cannot run it.
     """
     if library().hr_set_isa(name.encode()):
-        raise ConfigError(f"instruction set '{name}' is not available here; this machine has {', '.join(available_isas())}")
+        raise ConfigError(
+            f"instruction set '{name}' is not available here; this machine has {', '.join(available_isas())}"
+        )
 
 
 class Pool:

@@ -1,6 +1,6 @@
 """Packed linear layers: `WeightShape`, `PackedMatrix` (bytes in the engine's layout) and single products on them.
 
-A PackedMatrix owns its bytes or borrows them from a mapped file; they are 64-byte aligned and never change after packing.
+A PackedMatrix owns its bytes or borrows them from a mapped file; they are 64-byte aligned and never change once packed.
 Every product here is the same native code the whole step runs: this is the debug mode and the subject of parity tests.
 Layouts and rounding rules are stated in csrc/layout.h and csrc/pack.h.
 """
@@ -126,7 +126,9 @@ class PackedMatrix:
             raise ValueError(f"packed weights must be {ALIGNMENT}-byte aligned")
         self.struct = shape.describe(self.data.ctypes.data)
 
-    def pack(self, pool: Pool, source: Source, rows: Bytes | Floats, up: Bytes | Floats | None = None, *, block: int = 0) -> int:
+    def pack(
+        self, pool: Pool, source: Source, rows: Bytes | Floats, up: Bytes | Floats | None = None, *, block: int = 0
+    ) -> int:
         """Pack source rows from block `block` on; return the block after the last one filled.
 
         rows  [rows, row bytes] or fp32 [rows, k]: 32 rows per block, fewer only at the end of the weight
@@ -137,9 +139,9 @@ class PackedMatrix:
         limit = self.shape.n // 2 if self.shape.interleaved else self.shape.n
         if len(rows) != min(end * width, limit) - block * width or (up is not None and len(up) != len(rows)):
             raise ValueError(f"{len(rows)} rows given for blocks {block} to {end} of {self.shape}")
-        rows = np.ascontiguousarray(rows)
-        up = None if up is None else np.ascontiguousarray(up)
-        addresses = rows.ctypes.data, None if up is None else up.ctypes.data
+        flat = np.ascontiguousarray(rows)
+        flat_up = None if up is None else np.ascontiguousarray(up)
+        addresses = flat.ctypes.data, None if flat_up is None else flat_up.ctypes.data
         _check(library().hr_pack(pool.handle, ctypes.byref(self.struct), source, *addresses, block, end), self.shape)
         return end
 
