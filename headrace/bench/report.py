@@ -89,7 +89,8 @@ def render_chart(chart: Chart) -> str:
         ]
     better = "lower is better" if chart.is_lower_better else "higher is better"
     caption = f"{chart.unit}, {better}; the line spans the repeats. {chart.caption}".strip()
-    return f"<h2>{escape(chart.title)}</h2><figure>{''.join(parts)}</svg><figcaption>{escape(caption)}</figcaption></figure>"
+    figure = f"<figure>{''.join(parts)}</svg><figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<h2>{escape(chart.title)}</h2>{figure}"
 
 
 def render_table(table: Table) -> str:
