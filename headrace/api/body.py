@@ -14,8 +14,8 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from headrace.api.openai_types import ANY, NEUTRAL
-from headrace.core.errors import BodyTooLarge, MalformedBody, UnknownParameter, UnsupportedParameter
+from headrace.api.openai_types import ANY, NEUTRAL, GenerationBody
+from headrace.core.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnknownParameter, UnsupportedParameter
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 
@@ -56,6 +56,10 @@ def decode(raw: bytes, body_type: type[BodyT]) -> BodyT:
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise MalformedBody(f"the body is not JSON: {err}") from err
     refuse_unsupported(body)
+    if isinstance(body, GenerationBody) and body.stream_options is not None:
+        refuse_unsupported(body.stream_options, "stream_options.")
+        if not body.stream:
+            raise InvalidRequest("stream_options needs stream: true; set it or leave them out", param="stream_options")
     return body
 
 

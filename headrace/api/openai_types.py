@@ -21,7 +21,8 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None
+    # known, not served
+    include_obfuscation: object = None
 
 
 class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +88,10 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    refusal: str | None = None
+    # known, not served
+    refusal: object = None
+    annotations: object = None
+    reasoning_content: object = None
     tool_calls: object = None
     tool_call_id: object = None
     function_call: object = None
@@ -186,4 +190,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "tool_calls": ([],),
+    "annotations": ([],),
+    "refusal": ("",),
+    "reasoning_content": ("",),
+    "include_obfuscation": (False,),
 }

@@ -210,6 +210,7 @@ def test_known_but_unserved_parameters_are_named(api: Any, name: str, value: Any
             "stream_options.include_usge",
             "include_usage",
         ),
+        ({"stream_options": {"include_usage": True}}, "invalid_request", "stream_options", "stream: true"),
         ({"max_tokens": "9"}, "malformed_body", "max_tokens", "Expected"),
         ({"temperature": -1}, "invalid_request", "temperature", "-1"),
         ({"n": 0}, "invalid_request", "n", "between 1 and 128"),
@@ -234,6 +235,20 @@ def test_bad_input_is_named(api: Any, body: dict[str, Any], code: str, param: st
     assert (response.status_code, error["code"], error["param"]) == (400, code, param)
     assert error["type"] == "invalid_request_error"
     assert said in error["message"]
+
+
+def test_an_answer_may_be_sent_back_as_any_server_gave_it(api: Any) -> None:
+    answer = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "tool_calls": None}
+    turns = [{"role": "user", "content": "q"}, answer, {"role": "user", "content": "r"}]
+    assert api.chat(messages=turns).status_code == 200
+    refused = api.chat(messages=[*turns[:1], {**answer, "tool_calls": [{"id": "1"}]}]).json()["error"]
+    assert (refused["code"], refused["param"]) == ("unsupported_parameter", "messages[1].tool_calls")
+
+
+def test_obfuscation_of_a_stream_is_refused(api: Any) -> None:
+    assert api.chat(stream=True, stream_options={"include_obfuscation": False}).status_code == 200
+    error = api.chat(stream=True, stream_options={"include_obfuscation": True}).json()["error"]
+    assert error["param"] == "stream_options.include_obfuscation"
 
 
 def test_text_parts_are_joined_and_images_refused(api: Any) -> None:
