@@ -5,7 +5,8 @@
 Instruction sets: the end of a file's name gives its flags, so one library serves every machine of a platform and
 chooses at run time. `x_avx2.cpp` AVX2 FMA F16C; `x_avx512.cpp` AVX-512 with VNNI and BF16; `x_amx.cpp` that and AMX;
 `x_neon.cpp` ARMv8.2 dot product; any other name the platform's baseline. A file that the target or compiler cannot
-compile is left out. Rounding: -ffp-contract=off everywhere but in kernels_*.cpp: products fuse only where the source says fma.
+compile is left out. Rounding: -ffp-contract=off everywhere but in kernels_*.cpp: products fuse only where the source
+says fma.
 
 No Python headers: the library is plain C ABI for ctypes, so one wheel (py3-none-<platform>) serves every Python.
 Without a compiler the package still installs; it then runs on the numpy backend, and the build says so once.

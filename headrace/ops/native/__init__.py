@@ -7,7 +7,7 @@ Called by the executor, benchmarks and tests.
 
 from __future__ import annotations
 
-from headrace.ops.native.library import Pool, active_isa, available_isas, library, load_failure, set_isa
+from headrace.ops.native.library import Pool, active_isa, available_isas, load_failure, set_isa
 from headrace.ops.native.linear import PackedMatrix, Source, WeightFormat, WeightShape, exact_shape
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "active_isa",
     "available_isas",
     "exact_shape",
-    "library",
     "load_failure",
     "set_isa",
 ]

@@ -1,8 +1,7 @@
 """The native library: finding it, loading it, and the one signature table of its plain C ABI.
 
 Owns: the loaded library, a process-wide constant after the first `library()`. A missing library is a fact, not an
-error: `load_failure()` says why, and the caller chooses another backend. Called by the other files of this package only.
-Calls through ctypes release the GIL.
+error: `load_failure()` says why, and the caller chooses another backend. Calls through ctypes release the GIL.
 """
 
 from __future__ import annotations
