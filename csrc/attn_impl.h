@@ -53,20 +53,28 @@ constexpr int kRowBlock = 6, kColBlock = 4;
 constexpr int kRowBlock = 4, kColBlock = 1;
 #endif
 
-// Where the 16-token pieces of one KV tile are.
+// Where the 16-token pieces of one KV tile are, and the K of the tile after it, to be fetched meanwhile (null: not).
 struct Tile {
   const uint16_t* k[kKvTile / 16];
   const uint16_t* v[kKvTile / 16];
+  const uint16_t* next_k[kKvTile / 16];
   int pieces;
 };
 
+// Decode reads each K and V once, from memory, in pieces too short for the hardware's prefetcher: scores fetch the V of
+// their tile, values the K of the next. kFetch is off where several row blocks share a tile that is in the cache by then.
+HR_INLINE void fetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
 // s[r][c*16 + lane] = q[r] . k for R rows and C pieces from `piece`.
-template <int R, int C>
+template <int R, int C, bool kFetch>
 static void score_block(const uint32_t* q, int64_t pairs, const Tile& tile, int piece, float* s) {
   Acc16 acc[R][C] = {};
   for (int64_t p = 0; p < pairs; ++p) {
     Pairs16 b[C];
-    for (int c = 0; c < C; ++c) b[c] = load_pairs16(tile.k[piece + c] + p * 32);
+    for (int c = 0; c < C; ++c) {
+      b[c] = load_pairs16(tile.k[piece + c] + p * 32);
+      if (kFetch) fetch(tile.v[piece + c] + p * 32);
+    }
     for (int r = 0; r < R; ++r) {
       const uint32_t a = q[r * pairs + p];
       for (int c = 0; c < C; ++c) dot_pairs(acc[r][c], a, b[c]);
@@ -77,22 +85,22 @@ static void score_block(const uint32_t* q, int64_t pairs, const Tile& tile, int 
       for (int i = 0; i < kParts; ++i) store(s + r * kKvTile + (piece + c) * 16 + i * kLanes, acc[r][c].part[i]);
 }
 
-template <int R>
+template <int R, bool kFetch>
 static void score_rows(const uint32_t* q, int64_t pairs, const Tile& tile, float* s) {
   int piece = 0;
-  for (; piece + kColBlock <= tile.pieces; piece += kColBlock) score_block<R, kColBlock>(q, pairs, tile, piece, s);
+  for (; piece + kColBlock <= tile.pieces; piece += kColBlock) score_block<R, kColBlock, kFetch>(q, pairs, tile, piece, s);
 #if HR_LANES == 16
   switch (tile.pieces - piece) {
-    case 3: return score_block<R, 3>(q, pairs, tile, piece, s);
-    case 2: return score_block<R, 2>(q, pairs, tile, piece, s);
-    case 1: return score_block<R, 1>(q, pairs, tile, piece, s);
+    case 3: return score_block<R, 3, kFetch>(q, pairs, tile, piece, s);
+    case 2: return score_block<R, 2, kFetch>(q, pairs, tile, piece, s);
+    case 1: return score_block<R, 1, kFetch>(q, pairs, tile, piece, s);
     default: return;
   }
 #endif
 }
 
 // o[r][d0 + c*16 + lane] = o * alpha[r] + p[r] . v for R rows and C groups of 16 channels from d0.
-template <int R, int C>
+template <int R, int C, bool kFetch>
 static void value_block(const uint32_t* p, const float* alpha, const Tile& tile, int64_t dim, int64_t d0, float* o) {
   Acc16 acc[R][C];
   for (int r = 0; r < R; ++r)
@@ -100,9 +108,13 @@ static void value_block(const uint32_t* p, const float* alpha, const Tile& tile,
       for (int i = 0; i < kParts; ++i) acc[r][c].part[i] = load(o + r * dim + d0 + c * 16 + i * kLanes) * alpha[r];
   for (int piece = 0; piece < tile.pieces; ++piece) {
     const uint16_t* v = tile.v[piece] + d0 * 2;
+    const uint16_t* next = kFetch ? tile.next_k[piece] : nullptr;
     for (int t = 0; t < 8; ++t, v += dim * 2) {
       Pairs16 b[C];
-      for (int c = 0; c < C; ++c) b[c] = load_pairs16(v + c * 32);
+      for (int c = 0; c < C; ++c) {
+        b[c] = load_pairs16(v + c * 32);
+        if (kFetch && next) fetch(next + d0 * 16 + (t * C + c) * 32);
+      }
       for (int r = 0; r < R; ++r) {
         const uint32_t a = p[r * (kKvTile / 2) + piece * 8 + t];
         for (int c = 0; c < C; ++c) dot_pairs(acc[r][c], a, b[c]);
@@ -114,55 +126,65 @@ static void value_block(const uint32_t* p, const float* alpha, const Tile& tile,
       for (int i = 0; i < kParts; ++i) store(o + r * dim + d0 + c * 16 + i * kLanes, acc[r][c].part[i]);
 }
 
-template <int R>
+template <int R, bool kFetch>
 static void value_rows(const uint32_t* p, const float* alpha, const Tile& tile, int64_t dim, float* o) {
   int64_t d = 0;
-  for (; d + 16 * kColBlock <= dim; d += 16 * kColBlock) value_block<R, kColBlock>(p, alpha, tile, dim, d, o);
+  for (; d + 16 * kColBlock <= dim; d += 16 * kColBlock) value_block<R, kColBlock, kFetch>(p, alpha, tile, dim, d, o);
 #if HR_LANES == 16
   switch ((dim - d) / 16) {
-    case 3: return value_block<R, 3>(p, alpha, tile, dim, d, o);
-    case 2: return value_block<R, 2>(p, alpha, tile, dim, d, o);
-    case 1: return value_block<R, 1>(p, alpha, tile, dim, d, o);
+    case 3: return value_block<R, 3, kFetch>(p, alpha, tile, dim, d, o);
+    case 2: return value_block<R, 2, kFetch>(p, alpha, tile, dim, d, o);
+    case 1: return value_block<R, 1, kFetch>(p, alpha, tile, dim, d, o);
     default: return;
   }
 #endif
 }
 
-// Scores to weights for one row: updates m and l, writes bf16 weights, returns the factor for what was summed before.
-static float soften(const AttentionArgs& args, float* s, int count, int64_t base, int64_t pos, uint16_t* p, float& m,
-                    float& l) {
-  const float to_log2 = kLog2e;
+// Scores of one row to base 2, capped and masked; returns the new maximum.
+static float mask_scores(const AttentionArgs& args, float* s, int count, int64_t base, int64_t pos, float m) {
   const int64_t low = args.window > 0 ? pos - args.window + 1 : 0;
-  const bool masks = base + count - 1 > pos || base < low;
-  const vi lanes = iota();
   vf top = splat(m);
-  for (int i = 0; i < count; i += kLanes) {
-    vf x = load(s + i);
-    if (args.softcap > 0.0f) {
-      x = tanhv(x * (args.scale / args.softcap)) * (args.softcap * to_log2);
-    } else {
-      x = x * (args.scale * to_log2);
-    }
-    if (masks) {
+  if (args.softcap > 0.0f) {
+    for (int i = 0; i < count; i += kLanes)
+      store(s + i, tanhv(load(s + i) * (args.scale / args.softcap)) * (args.softcap * kLog2e));
+  } else {
+    for (int i = 0; i < count; i += kLanes) store(s + i, load(s + i) * (args.scale * kLog2e));
+  }
+  if (base + count - 1 > pos || base < low) {
+    const vi lanes = iota();
+    for (int i = 0; i < count; i += kLanes) {
       const vi at = lanes + static_cast<int32_t>(base + i - pos);  // relative position, 0 is the token itself
       const vi seen = (at <= 0) & (at >= static_cast<int32_t>(low - pos));
-      x = select(seen, x, splat(-__builtin_inff()));
+      store(s + i, select(seen, load(s + i), splat(-__builtin_inff())));
     }
-    store(s + i, x);
-    top = vmax(top, x);
   }
-  const float m_new = hmax(top);
+  for (int i = 0; i < count; i += kLanes) top = vmax(top, load(s + i));
+  return hmax(top);
+}
+
+// Weights of one row, rounded to bf16; returns the sum of the rounded ones.
+static float weigh(const float* s, int count, float m, uint16_t* p) {
   vf sum = {};
   for (int i = 0; i < count; i += kLanes) {
-    vf e = exp2v(load(s + i) - m_new);
-    store_bf16(p + i, e);
+    store_bf16(p + i, exp2v(load(s + i) - m));
     vu bits = __builtin_convertvector(*reinterpret_cast<const vh_any*>(p + i), vu);
     sum = sum + reinterpret_cast<vf>(bits << 16);
   }
-  const float alpha = exp2v(splat(m - m_new))[0];
-  l = l * alpha + hsum(sum);
-  m = m_new;
-  return alpha;
+  return hsum(sum);
+}
+
+// Scores of all rows to weights: updates m and l; alpha is the factor for what each row summed before.
+static void soften(const AttentionArgs& args, const AttentionItem& item, int64_t base, int count, float* s, uint16_t* p,
+                   float* m, float* l, float* alpha) {
+  const int rows = item.last - item.first;
+  for (int r = 0; r < rows; ++r) {
+    const int64_t pos = item.pos0 + (item.first + r) / args.group;
+    const float m_new = mask_scores(args, s + r * kKvTile, count, base, pos, m[r]);
+    alpha[r] = m[r] - m_new;
+    m[r] = m_new;
+  }
+  for (int r = 0; r < rows; r += kLanes) store(alpha + r, exp2v(load(alpha + r)));  // the arrays have room for whole lanes
+  for (int r = 0; r < rows; ++r) l[r] = l[r] * alpha[r] + weigh(s + r * kKvTile, count, m[r], p + r * kKvTile);
 }
 
 static void pack_queries(const AttentionArgs& args, const AttentionItem& item, int64_t dim, uint16_t* out) {
@@ -174,6 +196,35 @@ static void pack_queries(const AttentionArgs& args, const AttentionItem& item, i
     for (; d + kLanes <= head_dim; d += kLanes) store_bf16(out + d, load(q + d));
     for (; d < head_dim; ++d) out[d] = to_bf16(q[d]);
     for (; d < dim; ++d) out[d] = 0;
+  }
+}
+
+// The first `rows` rows, at most a row block.
+template <bool kFetch>
+static void score_some(int rows, const uint32_t* q, int64_t pairs, const Tile& tile, float* s) {
+  switch (rows) {
+    case 1: return score_rows<1, kFetch>(q, pairs, tile, s);
+    case 2: return score_rows<2, kFetch>(q, pairs, tile, s);
+    case 3: return score_rows<3, kFetch>(q, pairs, tile, s);
+#if HR_LANES == 16
+    case 4: return score_rows<4, kFetch>(q, pairs, tile, s);
+    case 5: return score_rows<5, kFetch>(q, pairs, tile, s);
+#endif
+    default: return score_rows<kRowBlock, kFetch>(q, pairs, tile, s);
+  }
+}
+
+template <bool kFetch>
+static void value_some(int rows, const uint32_t* p, const float* alpha, const Tile& tile, int64_t dim, float* o) {
+  switch (rows) {
+    case 1: return value_rows<1, kFetch>(p, alpha, tile, dim, o);
+    case 2: return value_rows<2, kFetch>(p, alpha, tile, dim, o);
+    case 3: return value_rows<3, kFetch>(p, alpha, tile, dim, o);
+#if HR_LANES == 16
+    case 4: return value_rows<4, kFetch>(p, alpha, tile, dim, o);
+    case 5: return value_rows<5, kFetch>(p, alpha, tile, dim, o);
+#endif
+    default: return value_rows<kRowBlock, kFetch>(p, alpha, tile, dim, o);
   }
 }
 
@@ -203,48 +254,38 @@ static void attention(const AttentionArgs& args, const AttentionItem& item, void
   const int64_t low = args.window > 0 && pos_first >= args.window ? pos_first - args.window + 1 : 0;
   const uint32_t* q32 = reinterpret_cast<const uint32_t*>(q);
   const uint32_t* p32 = reinterpret_cast<const uint32_t*>(p);
+  const auto locate = [&](int64_t token) {
+    return item.blocks[token / kv.block_size] * kv.block_stride + item.kv_head * kv.head_stride + token % kv.block_size * dim;
+  };
+  const bool fetches = rows <= kRowBlock;
   for (int64_t base = low / kKvTile * kKvTile; base <= pos_last; base += kKvTile) {
     Tile tile;
     const int64_t pieces = (pos_last - base) / 16 + 1;
     tile.pieces = pieces < kKvTile / 16 ? static_cast<int>(pieces) : kKvTile / 16;
     for (int i = 0; i < tile.pieces; ++i) {
-      const int64_t token = base + i * 16;
-      const int64_t offset =
-          item.blocks[token / kv.block_size] * kv.block_stride + item.kv_head * kv.head_stride + token % kv.block_size * dim;
+      const int64_t offset = locate(base + i * 16), next = base + kKvTile + i * 16;
       tile.k[i] = kv.k + offset;
       tile.v[i] = kv.v + offset;
+      tile.next_k[i] = fetches && next <= pos_last ? kv.k + locate(next) : nullptr;
     }
     const int count = tile.pieces * 16;
     for (int r = 0; r < rows; r += kRowBlock) {
       const uint32_t* qr = q32 + r * pairs;
       float* sr = s + r * kKvTile;
-      switch (rows - r) {
-        case 1: score_rows<1>(qr, pairs, tile, sr); break;
-        case 2: score_rows<2>(qr, pairs, tile, sr); break;
-        case 3: score_rows<3>(qr, pairs, tile, sr); break;
-#if HR_LANES == 16
-        case 4: score_rows<4>(qr, pairs, tile, sr); break;
-        case 5: score_rows<5>(qr, pairs, tile, sr); break;
-#endif
-        default: score_rows<kRowBlock>(qr, pairs, tile, sr);
+      if (!fetches) {
+        score_some<false>(rows - r, qr, pairs, tile, sr);
+      } else {
+        score_some<true>(rows - r, qr, pairs, tile, sr);
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      const int64_t pos = item.pos0 + (item.first + r) / args.group;
-      alpha[r] = soften(args, s + r * kKvTile, count, base, pos, p + r * kKvTile, m[r], l[r]);
-    }
+    soften(args, item, base, count, s, p, m, l, alpha);
     for (int r = 0; r < rows; r += kRowBlock) {
       const uint32_t* pr = p32 + r * (kKvTile / 2);
       float* orow = o + r * dim;
-      switch (rows - r) {
-        case 1: value_rows<1>(pr, alpha + r, tile, dim, orow); break;
-        case 2: value_rows<2>(pr, alpha + r, tile, dim, orow); break;
-        case 3: value_rows<3>(pr, alpha + r, tile, dim, orow); break;
-#if HR_LANES == 16
-        case 4: value_rows<4>(pr, alpha + r, tile, dim, orow); break;
-        case 5: value_rows<5>(pr, alpha + r, tile, dim, orow); break;
-#endif
-        default: value_rows<kRowBlock>(pr, alpha + r, tile, dim, orow);
+      if (!fetches) {
+        value_some<false>(rows - r, pr, alpha + r, tile, dim, orow);
+      } else {
+        value_some<true>(rows - r, pr, alpha + r, tile, dim, orow);
       }
     }
   }

@@ -79,27 +79,36 @@ HR_INLINE uint16_t to_bf16(float x) {
   return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
 
-// 2^x for x <= ~126, relative error below 2e-7; exactly 1 at 0, exactly 0 below -126 (so at -inf).
-// Polynomial: Taylor of 2^f on |f| <= 1/2, degree 7.
-HR_INLINE vf exp2v(vf x) {
-  vf clamped = x < -126.0f ? splat(-126.0f) : x;
-  clamped = clamped > 126.0f ? splat(126.0f) : clamped;
-  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  vf shifted = clamped + magic;
-  vf f = clamped - (shifted - magic);
-  vi n = reinterpret_cast<vi>(shifted) - 0x4B400000;
-  vf p = splat(1.5252734e-05f);
-  p = p * f + 1.5403530e-04f;
+// 2^x for x <= ~126, relative error below 2e-7; exactly 1 at 0, exactly 0 far below (so at -inf); NaN stays.
+// Polynomial: Taylor of 2^f on |f| <= 1/2, degree 6.
+HR_INLINE vf exp2_fraction(vf f) {
+  vf p = splat(1.5403530e-04f);
   p = p * f + 1.3333558e-03f;
   p = p * f + 9.6181291e-03f;
   p = p * f + 5.5504109e-02f;
   p = p * f + 2.4022651e-01f;
   p = p * f + 6.9314718e-01f;
-  p = p * f + 1.0f;
-  vf r = p * reinterpret_cast<vf>((n + 127) << 23);
+  return p * f + 1.0f;
+}
+#if HR_LANES == 16 && defined(__AVX512F__)
+HR_INLINE vf exp2v(vf x) {
+  const __m512 v = _mm512_max_ps(_mm512_set1_ps(-200.0f), reinterpret_cast<__m512>(x));  // the second if x is NaN
+  const __m512 n = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vf p = exp2_fraction(reinterpret_cast<vf>(_mm512_sub_ps(v, n)));
+  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), n));
+}
+#else
+HR_INLINE vf exp2v(vf x) {
+  vf clamped = x < -126.0f ? splat(-126.0f) : x;
+  clamped = clamped > 126.0f ? splat(126.0f) : clamped;
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  vf shifted = clamped + magic;
+  vi n = reinterpret_cast<vi>(shifted) - 0x4B400000;
+  vf r = exp2_fraction(clamped - (shifted - magic)) * reinterpret_cast<vf>((n + 127) << 23);
   r = x < -126.0f ? vf{} : r;
   return x != x ? x : r;
 }
+#endif
 constexpr float kLog2e = 1.44269504f;
 HR_INLINE vf expv(vf x) { return exp2v(x * kLog2e); }
 
