@@ -142,7 +142,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """logits [rows, V] = (src[rows] @ table.T) * scale, then softcap c: c * tanh(logits / c). Rows are picked per step."""
+    """logits [rows, V] = (src[rows] @ table.T) * scale, then softcap c: c * tanh(logits / c). A step picks the rows."""
 
     src: str
     table: str
