@@ -165,7 +165,7 @@ class _Server:
 def _invitation(url: str, model: LoadedModel, wants_key: bool) -> str:
     """One line: where the server is, and a command that works."""
     if model.template is not None:
-        path, rest = "chat/completions", '"messages":[{"role":"user","content":"What is the capital of France?"}]'
+        path, rest = "chat/completions", '"messages":[{"role":"user","content":"Name the capital of France."}]'
     else:
         path, rest = "completions", '"prompt":"The capital of France is"'
     key = " -H 'Authorization: Bearer KEY'" if wants_key else ""
