@@ -25,7 +25,7 @@ from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
 from headrace.app.progress import Progress
 from headrace.core.clock import MonotonicClock
-from headrace.core.errors import EngineDead
+from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.settings import Settings
 from headrace.model.store import LocalModel
 from headrace.obs import Metrics, Timeline, configure_logging
@@ -80,6 +80,10 @@ class _Server:
             opened: list[OpenedModel] = []
             for name in self._settings.models:
                 model = open_model(find(name), self._settings, hardware)
+                if any(model.name == other.name for other in opened):
+                    raise ConfigError(
+                        f"two models are called '{model.name}'; requests could not tell them apart, drop one"
+                    )
                 opened.append(model)
                 hardware = hardware.without(model.plan.weight_bytes.value + model.plan.kv_bytes.value)
         with self._timeline.phase("load"):

@@ -8,10 +8,10 @@ import sys
 import msgspec
 from rich.table import Table
 
-from headrace.app import backends
 from headrace.app.hardware import detect
 from headrace.cli.configured import settings_from
 from headrace.cli.tables import print_table
+from headrace.executor.native import problem as native_problem
 from headrace.ops.probe import read_bandwidth
 
 _GIB = 1 << 30
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     machine = detect()
     bandwidth = read_bandwidth(machine.cores)
-    native = backends.native_problem()
+    native = native_problem()
     if args.json:
         report = {**msgspec.to_builtins(machine), "read_bytes_per_s": round(bandwidth), "native_problem": native}
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")

@@ -118,6 +118,8 @@ def test_a_taken_port_ends_the_start_with_2(tiny: Any, tiny_path: Path) -> None:
         (["serve", "--host", "0.0.0.0"], "api_key"),
         (["serve", "smolm2-135m", "--port", "0"], "smollm2-135m"),
         (["serve", "--port", "many"], "server.port"),
+        (["serve", "smollm2-135m", "smollm2-135m", "--port", "0", "--kv-memory-mib", "64"], "two models"),
+        (["serve", "--kv-memory-mib", "99999999", "--port", "0"], "MiB are available"),
         (["serve", "--backend", "gpu"], "engine.backend"),
         (["generate", "--model", "file:/nowhere/at/all", "--prompt", "x"], "nowhere"),
         (["chat", "--url", "http://127.0.0.1:9"], "no answer from"),

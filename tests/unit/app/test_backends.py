@@ -12,6 +12,7 @@ from headrace.app.loading import open_model
 from headrace.app.pulling import ensure_pulled
 from headrace.core.errors import ConfigError
 from headrace.core.settings import EngineSettings, Quantization, Settings
+from headrace.executor.native import problem as native_problem
 from headrace.testing.checkpoints import write_checkpoint
 
 
@@ -22,7 +23,7 @@ def settings(path: Path, quantization: Quantization = "auto") -> Settings:
 
 def test_auto_takes_native_where_it_works() -> None:
     chosen = backends.choose("auto")
-    assert chosen.value == ("native" if backends.native_problem() is None else "reference")
+    assert chosen.value == ("native" if native_problem() is None else "reference")
     assert chosen.reason
 
 
