@@ -2,7 +2,7 @@
 
 from headrace.executor.batch import Batch, pack
 from headrace.executor.kv_bytes import block_bytes
-from headrace.executor.pending import Finished
+from headrace.executor.pending import Deferred
 from headrace.executor.reference import ReferenceExecutor
 
-__all__ = ["Batch", "Finished", "ReferenceExecutor", "block_bytes", "pack"]
+__all__ = ["Batch", "Deferred", "ReferenceExecutor", "block_bytes", "pack"]

@@ -14,18 +14,21 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
 from headrace.core.protocols import Pending
+from headrace.core.settings import Quantization
 from headrace.core.step import Step, StepResult
 from headrace.executor.native_parts import program_parts
-from headrace.executor.pending import Finished
+from headrace.executor.pending import Deferred
 from headrace.executor.step_arrays import StepArrays
 from headrace.executor.weights_pack import NativeWeights, load_weights, packed_bytes
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import CacheLayer, Head, Program
 from headrace.ops.native.library import Pool
 from headrace.ops.native.step import NativeProgram, step_library
-from headrace.quant.policy import Quantization
 
 _LANES = 16  # head sizes and block sizes are whole multiples of this in the cache
 
@@ -72,6 +75,7 @@ class NativeExecutor:
             raise ConfigError(f"block_size is {block_size}; the native backend takes multiples of {_LANES}: try 32")
         self._num_blocks = num_blocks
         self._block_size = block_size
+        self._vocab_size = program.vocab_size
         self._pool = Pool(threads or len(os.sched_getaffinity(0)))
         _check_memory(
             packed_bytes(program, checkpoint, quantization),
@@ -115,8 +119,23 @@ class NativeExecutor:
         return 0 if self._weights is None else self._weights.mapping.num_bytes
 
     def launch(self, step: Step) -> Pending[StepResult]:
-        """Run the step and return its finished result."""
-        return Finished(lambda: self._execute(step))
+        """Take the step; it runs when its result is asked."""
+        return Deferred(lambda: self._execute(step))
+
+    def logits(self, step: Step) -> NDArray[np.float32]:
+        """Run the step and return the logits of each of its tokens, [T, V] in packed order; nothing is sampled.
+
+        For evals and tests. Writes the blocks that the step names, as `launch` does. Cost: 4·T·V bytes.
+        """
+        program = self._alive()
+        out = np.empty((step.num_tokens, self._vocab_size), np.float32)
+        step_in = self._arrays.fill(step)
+        step_in.logits = out.ctypes.data
+        try:
+            program.run(step_in)
+        finally:
+            step_in.logits = None
+        return out
 
     def times(self, *, on: bool) -> dict[str, int]:
         """Switch per-region timing; return the nanoseconds by kind of region since the last call."""

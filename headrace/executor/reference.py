@@ -1,6 +1,6 @@
 """`ReferenceExecutor`: interprets a Program op by op in numpy fp32. Slow, exact, and the oracle of every backend.
 
-Owns the fp32 weights and the KV pool. Implements `core.protocols.Executor`; work is done inline, at launch.
+Owns the fp32 weights and the KV pool. Implements `core.protocols.Executor`; work is done on the thread that asks for the result.
 Invariant: a row's result has the same bits alone or in a batch, in one chunk or many (see `ops.reference`), and a row
 whose numbers went wrong fails alone.
 Called by the engine, and by evals and parity tests through `logits`.
@@ -21,7 +21,7 @@ from headrace.core.step import Sample, ScoredPosition, Step, StepResult
 from headrace.executor.batch import Batch, pack
 from headrace.executor.float_weights import float_weights
 from headrace.executor.kv_bytes import allocate_pool
-from headrace.executor.pending import Finished
+from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
 from headrace.ops import reference as ops
@@ -60,8 +60,8 @@ class ReferenceExecutor:
         return self._block_size
 
     def launch(self, step: Step) -> Pending[StepResult]:
-        """Run the step and return its finished result."""
-        return Finished(lambda: self._execute(step))
+        """Take the step; it runs when its result is asked."""
+        return Deferred(lambda: self._execute(step))
 
     def logits(self, step: Step) -> Floats:
         """Run the step and return the logits of each of its tokens, [T, V] in packed order; nothing is sampled.

@@ -162,7 +162,7 @@ class StepArrays:
         """Write the arrays' addresses into the step struct."""
         step_in = self._in
         step_in.table_width = self._tables.shape[1]
-        for name in StepIn._fields_[4:]:
+        for name in StepIn._fields_[4:-1]:
             array: np.ndarray = getattr(self, f"_{name[0]}" if name[0] != "block_tables" else "_tables")
             setattr(step_in, name[0], array.ctypes.data)
 

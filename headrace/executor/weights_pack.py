@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.errors import ModelFileBroken
+from headrace.core.settings import Quantization
 from headrace.executor import packed_cache
 from headrace.executor.native_parts import glu_weights
 from headrace.executor.packed_cache import PackedFile
@@ -30,7 +31,7 @@ from headrace.ops.native.linear import (
     WeightShape,
     interleave_bias,
 )
-from headrace.quant.policy import Quantization, choose
+from headrace.quant.policy import choose
 from headrace.quant.tensor import Tensor
 
 Floats = NDArray[np.float32]
