@@ -76,6 +76,7 @@ struct StepIn {
   const ScoreIn* scores;
   SampleOut* samples;           // [num_rows]; status of every row, the rest where a row samples
   SampleOut* scored;            // [num_scores]
+  float* logits;                // [T, V], or null; when given, nothing is sampled or scored
 };
 
 enum StepStatus : int32_t { kStepDone = 0, kStepTooLong = 1, kStepBadBlock = 2 };

@@ -43,13 +43,17 @@ StepStatus StepProgram::begin(const StepIn& in) {
       positions_[first + i] = pos;
       kv_slots_[first + i] = {blocks[pos / desc_.block_size], offset, i == row.num_tokens - 1 && begins_here};
     }
-    if (row.samples) {
+    if (row.samples && !in.logits) {
       selected_.push_back(end - 1);
       logit_list_.push_back({end - 1, r, -1});
     }
     row_starts_.push_back(end);
   }
-  for (int32_t i = 0; i < in.num_scores; ++i) {
+  for (int32_t t = 0; in.logits && t < row_starts_.back(); ++t) {
+    selected_.push_back(t);
+    logit_list_.push_back({t, -1, -1});
+  }
+  for (int32_t i = 0; i < in.num_scores && !in.logits; ++i) {
     if (in.scores[i].token < 0 || in.scores[i].token >= in.num_tokens) return kStepTooLong;
     const bool known = in.scores[i].target >= 0 && in.scores[i].target < desc_.vocab;
     in.scored[i].status = known ? kSampled : kUnknownToken;

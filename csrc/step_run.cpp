@@ -246,6 +246,10 @@ void StepProgram::sample_chunk(const LogitChunk& chunk, int tid) {
     }
     const LogitRow& wanted = logit_list_[chunk.first + r];
     float* y = logits_ + r * vocab;
+    if (in_.logits) {
+      std::memcpy(in_.logits + (chunk.first + r) * vocab, y, static_cast<size_t>(vocab) * sizeof(float));
+      continue;
+    }
     if (wanted.row < 0) {
       const ScoreIn& score = in_.scores[wanted.score];
       if (in_.scored[wanted.score].status == kUnknownToken) continue;

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from headrace.core.settings import Quantization
 from headrace.quant.formats import Format
 
-Quantization = Literal["auto", "bf16", "int8", "int4"]
 PackedName = Literal["F32", "BF16", "I8", "I8G", "I4G"]
 
 _GROUP = 32

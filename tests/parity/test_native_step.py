@@ -10,6 +10,7 @@ import pytest
 
 from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
 from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import Quantization
 from headrace.core.step import Row, Step
 from headrace.executor import ReferenceExecutor
 from headrace.executor.native import NativeExecutor
@@ -17,7 +18,6 @@ from headrace.executor.weights_pack import load_weights
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
 from headrace.ops.native.library import Pool
-from headrace.quant.policy import Quantization
 from headrace.testing.checkpoints import FAMILIES, Family, write_checkpoint, write_safetensors
 from headrace.text import load_tokenizer
 from tests.parity.native_drive import ISAS, forced, generate, needs_native, tokens
@@ -213,6 +213,21 @@ def test_a_prompt_is_scored_like_the_tokens_it_would_sample(tmp_path: Path) -> N
         decoded.append(sample.top)
     executor.shutdown()
     assert [position.top for position in scored] == decoded
+
+
+def test_logits_of_every_token_are_those_that_scoring_uses(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "gemma3", "gemma3")
+    executor, oracle = native(path, quantization="bf16"), reference(path)
+    step = scored_step(prompts(8, (75,))[0], 1)
+    logits = executor.logits(step)
+    assert logits.shape == (75, 260)
+    scored = executor.launch(step).result().scored[0]
+    for line, position in zip(logits, scored, strict=False):
+        log_sum = np.log(np.exp(line.astype(np.float64)).sum())
+        assert position.logprob == pytest.approx(line[position.token_id] - log_sum, abs=1e-5)
+        assert position.top[0][0] == int(line.argmax())
+    np.testing.assert_allclose(logits, oracle.logits(step), atol=0.25)
+    executor.shutdown()
 
 
 def test_greedy_smollm2_says_paris_alone_and_in_a_batch_of_32(smollm2_path: Path, tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ class StepIn(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_int32, "num_rows num_tokens num_scores table_width"),
-        *_fields(ctypes.c_void_p, "rows tokens block_tables samplings bias_ids bias_values ids scores samples scored"),
+        *_fields(ctypes.c_void_p, "rows tokens block_tables samplings bias_ids bias_values ids"),
+        *_fields(ctypes.c_void_p, "scores samples scored logits"),
     )
 
 
