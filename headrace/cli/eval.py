@@ -22,11 +22,15 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     pull_with_bar(settings, settings.models[0])
     text = args.text.read_text(encoding="utf-8") if args.text is not None else default_text()
-    comparison = _compare(settings, text, args.max_tokens)
+    comparison, backend = _compare(settings, text, args.max_tokens)
+    weights = settings.engine.quantization
     if args.json:
-        sys.stdout.write(msgspec.json.encode(msgspec.to_builtins(comparison)).decode() + "\n")
+        facts = {"model": settings.models[0], "backend": backend, "quantization": weights, "against": args.against}
+        report = {**facts, **msgspec.to_builtins(comparison)}
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return 0
-    table = Table(title=f"{settings.models[0]} against fp32, {comparison.num_tokens:,} tokens", title_justify="left")
+    title = f"{settings.models[0]} on {backend}, quantization {weights}, against fp32; {comparison.num_tokens:,} tokens"
+    table = Table(title=title, title_justify="left")
     for column in ("", "value", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
     for name, value in _rows(args.measure, comparison):
@@ -38,21 +42,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(settings: Settings, text: str, max_tokens: int) -> Comparison:
-    exact = msgspec.structs.replace(settings.engine, backend="reference")
+def _compare(settings: Settings, text: str, max_tokens: int) -> tuple[Comparison, str]:
+    exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto")
     with (
         open_scorer(msgspec.structs.replace(settings, engine=exact)) as base,
         open_scorer(settings) as test,
         Progress(transient=True, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("scoring")
-        return compare_scorers(
+        found = compare_scorers(
             base,
             test,
             base.tokenizer.encode(text, add_special=False)[:max_tokens],
             bos_id=base.tokenizer.bos_id,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+        return found, test.backend
 
 
 def _rows(measure: str, found: Comparison) -> list[tuple[str, Interval | float]]:

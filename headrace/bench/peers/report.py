@@ -136,7 +136,7 @@ def _offline(
 
 
 def _base_logits(settings: Settings) -> tuple[list[list[int]], NDArray[np.float32]]:
-    exact = msgspec.structs.replace(settings.engine, backend="reference")
+    exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto")
     with open_scorer(msgspec.structs.replace(settings, engine=exact)) as scorer:
         head = [] if scorer.tokenizer.bos_id is None else [scorer.tokenizer.bos_id]
         body = _CHUNK - len(head)
