@@ -137,20 +137,6 @@ class NativeExecutor:
             step_in.logits = None
         return out
 
-    def logits(self, step: Step) -> NDArray[np.float32]:
-        """Run the step and return the logits of each of its tokens, [T, V] in packed order; nothing is sampled.
-
-        For evals and tests. Writes the blocks that the step names, as `launch` does. Cost: 4·T·V bytes.
-        """
-        out = np.empty((step.num_tokens, self._vocab_size), np.float32)
-        step_in = self._arrays.fill(step)
-        step_in.logits = out.ctypes.data
-        try:
-            self._alive().run(step_in)
-        finally:
-            step_in.logits = None
-        return out
-
     def times(self, *, on: bool) -> dict[str, int]:
         """Switch per-region timing; return the nanoseconds by kind of region since the last call."""
         return self._alive().times(on=on)

@@ -1,6 +1,6 @@
 """`ReferenceExecutor`: interprets a Program op by op in numpy fp32. Slow, exact, and the oracle of every backend.
 
-Owns the fp32 weights and the KV pool. Implements `core.protocols.Executor`; work is done on the thread that asks for the result.
+Owns the fp32 weights and the KV pool. Implements `core.protocols.Executor`; work is done when the result is asked.
 Invariant: a row's result has the same bits alone or in a batch, in one chunk or many (see `ops.reference`), and a row
 whose numbers went wrong fails alone.
 Called by the engine, and by evals and parity tests through `logits`.
