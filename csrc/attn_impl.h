@@ -1,9 +1,10 @@
 // Paged attention for decode, prefill and mixed steps: one loop, included once per ISA.
 //
-// Online softmax over tiles of kKvTile positions that are aligned to absolute positions. For one (token, head) the sequence
-// of operations on every element depends on its position and window only: never on which other rows share the item, so
-// decode, any chunking of a prompt and any number of threads give the same bits. A tile that a row cannot see leaves its
-// m, l and O unchanged exactly (weight 0, factor 1).
+// Online softmax over tiles of kKvTile positions, apart for each chunk of kKvChunk positions; chunks are merged in order.
+// Tiles and chunks are aligned to absolute positions, so for one (token, head) the sequence of operations on every element
+// depends on its position and window only: never on which rows share the item or which thread took a chunk. Decode, any
+// cutting of a prompt and any number of threads give the same bits. What a row cannot see leaves its m, l and O unchanged
+// exactly (weight 0, factor 1).
 // Products are bf16 x bf16 summed in fp32; the weights are rounded to bf16 and l sums the rounded weights.
 #pragma once
 #include "kernels.h"
@@ -228,74 +229,152 @@ static void value_some(int rows, const uint32_t* p, const float* alpha, const Ti
   }
 }
 
-static void attention(const AttentionArgs& args, const AttentionItem& item, void* scratch) {
+// Running softmax of some rows: o [rows, dim], maximum m, sum l.
+struct Softmax {
+  float *o, *m, *l;
+
+  void clear(int rows, int64_t dim) const {
+    memset(o, 0, static_cast<size_t>(rows * dim) * 4);
+    for (int r = 0; r < rows; ++r) m[r] = -1e30f, l[r] = 0.0f;
+  }
+};
+
+// Add a later chunk's result. Into a cleared one this copies, and an unseen chunk changes nothing, bit for bit.
+static __attribute__((noinline)) void merge(const Softmax& into, const Softmax& chunk, int rows, int64_t dim) {
+  for (int r = 0; r < rows; ++r) {
+    const float m = into.m[r] > chunk.m[r] ? into.m[r] : chunk.m[r];
+    const float a = exp2v(splat(into.m[r] - m))[0], b = exp2v(splat(chunk.m[r] - m))[0];
+    into.m[r] = m;
+    into.l[r] = into.l[r] * a + chunk.l[r] * b;
+    float* to = into.o + r * dim;
+    const float* from = chunk.o + r * dim;
+    for (int64_t d = 0; d < dim; d += kLanes) store(to + d, load(to + d) * a + load(from + d) * b);
+  }
+}
+
+static void write_output(const AttentionArgs& args, const AttentionItem& item, const Softmax& done) {
+  const KvLayer& kv = *args.kv;
+  for (int r = 0; r < item.last - item.first; ++r) {
+    const int32_t pair = item.first + r;
+    const int64_t head = static_cast<int64_t>(item.kv_head) * args.group + pair % args.group;
+    float* out = args.out + (item.token0 + pair / args.group) * args.ldo + head * kv.head_dim;
+    const float* o = done.o + static_cast<int64_t>(r) * kv.dim;
+    const float inverse = 1.0f / done.l[r];
+    for (int64_t d = 0; d < kv.head_dim; ++d) out[d] = o[d] * inverse;
+  }
+}
+
+// One thread's memory for an item.
+struct Scratch {
+  Softmax chunk, total;
+  float *s, *alpha;
+  uint16_t *q, *p;
+
+  Scratch(void* memory, int64_t dim) {
+    float* at = static_cast<float*>(memory);
+    const auto take = [&](int64_t floats) {
+      float* taken = at;
+      at += floats;
+      return taken;
+    };
+    chunk.o = take(kMaxItemRows * dim);
+    total.o = take(kMaxItemRows * dim);
+    s = take(kMaxItemRows * kKvTile);
+    q = reinterpret_cast<uint16_t*>(take(kMaxItemRows * dim / 2));
+    p = reinterpret_cast<uint16_t*>(take(kMaxItemRows * kKvTile / 2));
+    chunk.m = take(kMaxItemRows);
+    chunk.l = take(kMaxItemRows);
+    total.m = take(kMaxItemRows);
+    total.l = take(kMaxItemRows);
+    alpha = take(kMaxItemRows);
+  }
+};
+
+// Attend to positions from … to (inclusive), all in one chunk; `from` is aligned to a tile.
+static void attend_chunk(const AttentionArgs& args, const AttentionItem& item, const Scratch& scratch, int64_t from,
+                         int64_t to) {
   const KvLayer& kv = *args.kv;
   const int64_t dim = kv.dim, pairs = dim / 2;
   const int rows = item.last - item.first;
-  char* at = static_cast<char*>(scratch);
-  float* o = reinterpret_cast<float*>(at);
-  at += kMaxItemRows * dim * 4;
-  float* s = reinterpret_cast<float*>(at);
-  at += kMaxItemRows * kKvTile * 4;
-  uint16_t* q = reinterpret_cast<uint16_t*>(at);
-  at += kMaxItemRows * dim * 2;
-  uint16_t* p = reinterpret_cast<uint16_t*>(at);
-  at += kMaxItemRows * kKvTile * 2;
-  float* m = reinterpret_cast<float*>(at);
-  float* l = m + kMaxItemRows;
-  float* alpha = l + kMaxItemRows;
-
-  pack_queries(args, item, dim, q);
-  memset(o, 0, static_cast<size_t>(rows * dim) * 4);
-  for (int r = 0; r < rows; ++r) m[r] = -1e30f, l[r] = 0.0f;
-
-  const int64_t pos_first = item.pos0 + item.first / args.group;
-  const int64_t pos_last = item.pos0 + (item.last - 1) / args.group;
-  const int64_t low = args.window > 0 && pos_first >= args.window ? pos_first - args.window + 1 : 0;
-  const uint32_t* q32 = reinterpret_cast<const uint32_t*>(q);
-  const uint32_t* p32 = reinterpret_cast<const uint32_t*>(p);
+  const Softmax& state = scratch.chunk;
+  const uint32_t* q = reinterpret_cast<const uint32_t*>(scratch.q);
+  const uint32_t* p = reinterpret_cast<const uint32_t*>(scratch.p);
   const auto locate = [&](int64_t token) {
     return item.blocks[token / kv.block_size] * kv.block_stride + item.kv_head * kv.head_stride + token % kv.block_size * dim;
   };
   const bool fetches = rows <= kRowBlock;
-  for (int64_t base = low / kKvTile * kKvTile; base <= pos_last; base += kKvTile) {
+  state.clear(rows, dim);
+  for (int64_t base = from; base <= to; base += kKvTile) {
     Tile tile;
-    const int64_t pieces = (pos_last - base) / 16 + 1;
+    const int64_t pieces = (to - base) / 16 + 1;
     tile.pieces = pieces < kKvTile / 16 ? static_cast<int>(pieces) : kKvTile / 16;
     for (int i = 0; i < tile.pieces; ++i) {
       const int64_t offset = locate(base + i * 16), next = base + kKvTile + i * 16;
       tile.k[i] = kv.k + offset;
       tile.v[i] = kv.v + offset;
-      tile.next_k[i] = fetches && next <= pos_last ? kv.k + locate(next) : nullptr;
+      tile.next_k[i] = fetches && next <= to ? kv.k + locate(next) : nullptr;
     }
-    const int count = tile.pieces * 16;
     for (int r = 0; r < rows; r += kRowBlock) {
-      const uint32_t* qr = q32 + r * pairs;
-      float* sr = s + r * kKvTile;
-      if (!fetches) {
-        score_some<false>(rows - r, qr, pairs, tile, sr);
+      if (fetches) {
+        score_some<true>(rows - r, q + r * pairs, pairs, tile, scratch.s + r * kKvTile);
       } else {
-        score_some<true>(rows - r, qr, pairs, tile, sr);
+        score_some<false>(rows - r, q + r * pairs, pairs, tile, scratch.s + r * kKvTile);
       }
     }
-    soften(args, item, base, count, s, p, m, l, alpha);
+    soften(args, item, base, tile.pieces * 16, scratch.s, scratch.p, state.m, state.l, scratch.alpha);
     for (int r = 0; r < rows; r += kRowBlock) {
-      const uint32_t* pr = p32 + r * (kKvTile / 2);
-      float* orow = o + r * dim;
-      if (!fetches) {
-        value_some<false>(rows - r, pr, alpha + r, tile, dim, orow);
+      if (fetches) {
+        value_some<true>(rows - r, p + r * (kKvTile / 2), scratch.alpha + r, tile, dim, state.o + r * dim);
       } else {
-        value_some<true>(rows - r, pr, alpha + r, tile, dim, orow);
+        value_some<false>(rows - r, p + r * (kKvTile / 2), scratch.alpha + r, tile, dim, state.o + r * dim);
       }
     }
   }
-  for (int r = 0; r < rows; ++r) {
-    const int32_t pair = item.first + r;
-    const int64_t head = static_cast<int64_t>(item.kv_head) * args.group + pair % args.group;
-    float* out = args.out + (item.token0 + pair / args.group) * args.ldo + head * kv.head_dim;
-    const float inverse = 1.0f / l[r];
-    for (int64_t d = 0; d < kv.head_dim; ++d) out[d] = o[r * dim + d] * inverse;
+}
+
+// The partial result at `at`, as laid out for AttentionItem::partial.
+HR_INLINE Softmax partial_at(float* at, int64_t rows, int64_t dim) { return {at, at + rows * dim, at + rows * (dim + 1)}; }
+
+static void attention(const AttentionArgs& args, const AttentionItem& item, void* memory) {
+  const int64_t dim = args.kv->dim;
+  const int rows = item.last - item.first;
+  Scratch scratch(memory, dim);
+  pack_queries(args, item, dim, scratch.q);
+  const int64_t pos_first = item.pos0 + item.first / args.group;
+  const int64_t pos_last = item.pos0 + (item.last - 1) / args.group;
+  const int64_t low = args.window > 0 && pos_first >= args.window ? pos_first - args.window + 1 : 0;
+  const int64_t low_tile = low / kKvTile * kKvTile;
+  const auto attend = [&](int64_t chunk) {
+    const int64_t begin = chunk * kKvChunk, end = begin + kKvChunk - 1;
+    attend_chunk(args, item, scratch, low_tile > begin ? low_tile : begin, pos_last < end ? pos_last : end);
+  };
+  if (item.partial) {
+    scratch.chunk = partial_at(item.partial, rows, dim);
+    return attend(item.chunk);
   }
+  const int64_t first = low / kKvChunk, last = pos_last / kKvChunk;
+  if (first == last) {
+    attend(first);
+    return write_output(args, item, scratch.chunk);
+  }
+  scratch.total.clear(rows, dim);
+  for (int64_t chunk = first; chunk <= last; ++chunk) {
+    attend(chunk);
+    merge(scratch.total, scratch.chunk, rows, dim);
+  }
+  write_output(args, item, scratch.total);
+}
+
+static void attention_merge(const AttentionArgs& args, const AttentionItem& item, float* partials, int32_t count,
+                            void* memory) {
+  const int64_t dim = args.kv->dim;
+  const int rows = item.last - item.first;
+  Scratch scratch(memory, dim);
+  scratch.total.clear(rows, dim);
+  for (int32_t i = 0; i < count; ++i) {
+    merge(scratch.total, partial_at(partials + i * attention_partial_floats(rows, dim), rows, dim), rows, dim);
+  }
+  write_output(args, item, scratch.total);
 }
 
 }  // namespace HR_ISA

@@ -61,6 +61,11 @@ HR_API int32_t hr_attention(const AttentionArgs* args, const AttentionItem* item
   return kStepDone;
 }
 
+HR_API void hr_attention_merge(const AttentionArgs* args, const AttentionItem* item, float* partials, int32_t count) {
+  std::vector<float> scratch(static_cast<size_t>(attention_scratch_bytes(args->kv->dim) / 4 + 16));
+  kernels().attention_merge(*args, *item, partials, count, scratch.data());
+}
+
 HR_API void hr_finish_logits(float* y, int64_t n, float scale, float cap) { kernels().finish_logits(y, n, scale, cap); }
 
 namespace {

@@ -59,16 +59,22 @@ struct AttentionItem {
   int32_t pos0;    // its position
   int32_t kv_head;
   int32_t first, last;
+  int32_t chunk;   // with `partial`: the one chunk of positions to attend to
+  float* partial;  // null: attend to all and write the output; else o [pairs, dim], m [pairs], l [pairs] go here
 };
 
 constexpr int kMaxItemRows = 64;   // pairs in an item at most
 constexpr int kKvTile = 64;        // positions per online-softmax step, aligned to absolute positions
+constexpr int kKvChunk = 512;      // positions whose softmax is made apart and merged, in order: a unit to split work by
 constexpr int kMaxHeadDim = 512;
 
 // Scratch bytes one thread needs for attention items of this padded head size.
 constexpr int64_t attention_scratch_bytes(int64_t dim) {
-  return kMaxItemRows * (dim * 2 + dim * 4 + kKvTile * 4 + kKvTile * 2 + 16) + 1024;
+  return kMaxItemRows * (dim * 2 + dim * 8 + kKvTile * 4 + kKvTile * 2 + 32) + 1024;
 }
+
+// Floats of one partial result.
+constexpr int64_t attention_partial_floats(int64_t pairs, int64_t dim) { return pairs * (dim + 2); }
 
 // What one scan of a row's logits finds.
 struct LogitScan {
@@ -85,6 +91,9 @@ struct Kernels {
   // heads head0 … head1-1 of one token, counted over q heads, then k heads, then v heads
   void (*qk_write)(const QkWriteArgs& args, int64_t token, int32_t head0, int32_t head1);
   void (*attention)(const AttentionArgs& args, const AttentionItem& item, void* scratch);
+  // Merge the partial results of an item's chunks, one after another in memory, and write the output.
+  void (*attention_merge)(const AttentionArgs& args, const AttentionItem& item, float* partials, int32_t count,
+                          void* scratch);
   // y[i] = cap * tanh(y[i] * scale / cap), or y[i] * scale when cap is 0
   void (*finish_logits)(float* y, int64_t n, float scale, float cap);
   LogitScan (*scan_logits)(const float* y, int64_t n);

@@ -7,8 +7,15 @@
 namespace headrace {
 
 extern const Kernels kKernelsAvx512 = {
-    kernels_avx512::rms_norm,    kernels_avx512::scale,       kernels_avx512::qk_write, kernels_avx512::attention, kernels_avx512::finish_logits,
-    kernels_avx512::scan_logits, kernels_avx512::sum_exp,     kernels_avx512::collect_ge,
+    kernels_avx512::rms_norm,
+    kernels_avx512::scale,
+    kernels_avx512::qk_write,
+    kernels_avx512::attention,
+    kernels_avx512::attention_merge,
+    kernels_avx512::finish_logits,
+    kernels_avx512::scan_logits,
+    kernels_avx512::sum_exp,
+    kernels_avx512::collect_ge,
 };
 
 }  // namespace headrace

@@ -7,8 +7,15 @@
 namespace headrace {
 
 extern const Kernels kKernelsGeneric = {
-    kernels_generic::rms_norm,    kernels_generic::scale,       kernels_generic::qk_write, kernels_generic::attention, kernels_generic::finish_logits,
-    kernels_generic::scan_logits, kernels_generic::sum_exp,     kernels_generic::collect_ge,
+    kernels_generic::rms_norm,
+    kernels_generic::scale,
+    kernels_generic::qk_write,
+    kernels_generic::attention,
+    kernels_generic::attention_merge,
+    kernels_generic::finish_logits,
+    kernels_generic::scan_logits,
+    kernels_generic::sum_exp,
+    kernels_generic::collect_ge,
 };
 
 }  // namespace headrace

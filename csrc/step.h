@@ -99,11 +99,20 @@ struct Region {
   int32_t plan = -1;         // Attention: which work plan
 };
 
+// An item whose chunks went to several threads: their results lie one after another from `at`.
+struct AttentionMerge {
+  AttentionItem item;
+  int64_t at;
+  int32_t count;
+};
+
 // Which thread attends to what, for one kind of attention layer.
 struct AttentionPlan {
-  int32_t window, kv_heads, group;
+  int32_t window, kv_heads, group, dim;
   std::vector<AttentionItem> items;
+  std::vector<int64_t> places;  // per item: where its partial result goes, -1 for none
   std::vector<int32_t> starts;  // [threads + 1] into items
+  std::vector<AttentionMerge> merges;
 };
 
 struct LogitRow {
@@ -150,6 +159,7 @@ class StepProgram {
   void begin_rows(const Region& region, int tid);
   void norm_rows(const Region& region, int64_t rows, bool own, int tid);
   void compact(int tid);
+  void attend(const Region& region, int tid);
   void run_head(const Region& region, const LogitChunk& chunk, int tid);
   void head_prepare(const Region& region, const LogitChunk& chunk, int tid);
   void head_scan(const Region& region, const LogitChunk& chunk, int tid);
@@ -196,6 +206,7 @@ class StepProgram {
   std::vector<int32_t> selected_;  // packed tokens whose logits are wanted, ascending, each once
   std::vector<LogitRow> logit_list_;
   std::vector<AttentionPlan> plans_;
+  std::vector<float> partials_;  // of the attention layer that runs now
 };
 
 }  // namespace headrace

@@ -238,10 +238,11 @@ void StepProgram::compile() {
         Region region{RegionKind::Attention, op};
         const int32_t group = op.num_heads / op.num_kv_heads;
         size_t plan = 0;
+        const int32_t dim = static_cast<int32_t>(round_up(op.head_dim, 16));
         while (plan < plans_.size() && !(plans_[plan].window == op.window && plans_[plan].kv_heads == op.num_kv_heads &&
-                                         plans_[plan].group == group))
+                                         plans_[plan].group == group && plans_[plan].dim == dim))
           ++plan;
-        if (plan == plans_.size()) plans_.push_back({op.window, op.num_kv_heads, group, {}, {}});
+        if (plan == plans_.size()) plans_.push_back({op.window, op.num_kv_heads, group, dim, {}, {}, {}, {}});
         region.plan = static_cast<int32_t>(plan);
         regions_.push_back(region);
         break;

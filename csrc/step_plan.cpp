@@ -9,6 +9,7 @@ namespace {
 
 // Rows of a block of the attention micro-kernel; items are cut at multiples of it.
 constexpr int32_t kRowStep = 6, kItemRows = 48;
+constexpr int64_t kFinePieces = 4;  // items below 1 / kFinePieces of a thread's work balance well enough
 
 int64_t span(int64_t pos, int32_t window) { return window > 0 ? std::min<int64_t>(pos + 1, window) : pos + 1; }
 
@@ -68,46 +69,71 @@ StepStatus StepProgram::begin(const StepIn& in) {
   return kStepDone;
 }
 
-// Cut rows into items and give each, longest first, to the thread with the least to do.
+// Cut rows into items and give each, longest first, to the thread with the least to do. An item that is a large share of
+// a thread's work is cut by chunks of positions as well.
 void StepProgram::plan_attention(AttentionPlan& plan) {
   struct Costed {
     AttentionItem item;
     int64_t cost;
+    int64_t place = -1;
   };
-  std::vector<Costed> all;
-  int64_t pairs_in_all = 0;
-  for (int32_t r = 0; r < in_.num_rows; ++r) pairs_in_all += static_cast<int64_t>(in_.rows[r].num_tokens) * plan.kv_heads;
+  const auto cost_of = [](int64_t positions, int32_t pairs) { return (positions + 32) * (pairs + 3); };
+  std::vector<Costed> whole, all;
+  int64_t total = 0;
   for (int32_t r = 0; r < in_.num_rows; ++r) {
     const RowIn& row = in_.rows[r];
     const int32_t pairs = row.num_tokens * plan.group;
-    int32_t size = kItemRows;
-    if (pairs > kItemRows) {
-      const int32_t parts = (pairs + kItemRows - 1) / kItemRows;
-      size = ((pairs + parts - 1) / parts + kRowStep - 1) / kRowStep * kRowStep;
-    } else if (pairs_in_all < threads_) {
-      size = std::max<int32_t>(1, (pairs + threads_ - 1) / threads_);  // too few items for the threads: cut the group
-    }
+    const int32_t parts = (pairs + kItemRows - 1) / kItemRows;
+    const int32_t size = parts > 1 ? ((pairs + parts - 1) / parts + kRowStep - 1) / kRowStep * kRowStep : pairs;
     const int32_t* blocks = in_.block_tables + static_cast<int64_t>(row.entry) * in_.table_width;
     for (int32_t head = 0; head < plan.kv_heads; ++head) {
       for (int32_t first = 0; first < pairs; first += size) {
         const int32_t last = std::min(pairs, first + size);
-        const int64_t reach = span(row.start + (last - 1) / plan.group, plan.window);
-        all.push_back({{blocks, row_starts_[r], row.start, head, first, last}, (reach + 32) * (last - first + 3)});
+        const int64_t cost = cost_of(span(row.start + (last - 1) / plan.group, plan.window), last - first);
+        whole.push_back({{blocks, row_starts_[r], row.start, head, first, last, 0, nullptr}, cost});
+        total += cost;
       }
     }
   }
+
+  plan.merges.clear();
+  int64_t floats = 0;
+  for (const Costed& costed : whole) {
+    const AttentionItem& item = costed.item;
+    const int64_t pos_first = item.pos0 + item.first / plan.group, pos_last = item.pos0 + (item.last - 1) / plan.group;
+    const int64_t low = pos_first + 1 - span(pos_first, plan.window);
+    const int64_t first = low / kKvChunk, last = pos_last / kKvChunk;
+    if (threads_ == 1 || first == last || costed.cost * threads_ * kFinePieces <= total) {
+      all.push_back(costed);
+      continue;
+    }
+    const int32_t pairs = item.last - item.first;
+    plan.merges.push_back({item, floats, static_cast<int32_t>(last - first + 1)});
+    for (int64_t chunk = first; chunk <= last; ++chunk) {
+      const int64_t from = std::max(low, chunk * kKvChunk), to = std::min(pos_last + 1, (chunk + 1) * kKvChunk);
+      all.push_back({item, cost_of(to - from, pairs), floats});
+      all.back().item.chunk = static_cast<int32_t>(chunk);
+      floats += attention_partial_floats(pairs, plan.dim);
+    }
+  }
+  if (static_cast<int64_t>(partials_.size()) < floats) partials_.resize(static_cast<size_t>(floats));
+
   std::stable_sort(all.begin(), all.end(), [](const Costed& a, const Costed& b) { return a.cost > b.cost; });
   std::vector<int64_t> load(static_cast<size_t>(threads_), 0);
-  std::vector<std::vector<AttentionItem>> shares(static_cast<size_t>(threads_));
+  std::vector<std::vector<Costed>> shares(static_cast<size_t>(threads_));
   for (const Costed& costed : all) {
     const size_t t = static_cast<size_t>(std::min_element(load.begin(), load.end()) - load.begin());
     load[t] += costed.cost;
-    shares[t].push_back(costed.item);
+    shares[t].push_back(costed);
   }
   plan.items.clear();
+  plan.places.clear();
   plan.starts.assign(1, 0);
   for (const auto& share : shares) {
-    plan.items.insert(plan.items.end(), share.begin(), share.end());
+    for (const Costed& costed : share) {
+      plan.items.push_back(costed.item);
+      plan.places.push_back(costed.place);
+    }
     plan.starts.push_back(static_cast<int32_t>(plan.items.size()));
   }
 }

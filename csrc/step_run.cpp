@@ -112,28 +112,42 @@ bool StepProgram::run_region(const Region& region, int tid) {
       }
       return false;
     }
-    case RegionKind::Attention: {
-      AttentionArgs args{};
-      args.q = slot(op.src);
-      args.ldq = width(op.src);
-      args.out = slot(op.dst);
-      args.ldo = width(op.dst);
-      args.kv = &layers_[op.layer];
-      args.group = op.num_heads / op.num_kv_heads;
-      args.scale = op.scale;
-      args.softcap = op.softcap;
-      args.window = op.window;
-      const AttentionPlan& plan = plans_[region.plan];
-      for (int32_t i = plan.starts[tid]; i < plan.starts[tid + 1]; ++i)
-        kernels().attention(args, plan.items[i], scratch_ + scratch_bytes_ * tid);
+    case RegionKind::Attention:
+      attend(region, tid);
       return false;
-    }
     case RegionKind::Compact:
       if (static_cast<int64_t>(selected_.size()) == in_.num_tokens) return true;
       compact(tid);
       return false;
     default:
       return false;
+  }
+}
+
+void StepProgram::attend(const Region& region, int tid) {
+  const OpDesc& op = region.op;
+  AttentionArgs args{};
+  args.q = slot(op.src);
+  args.ldq = width(op.src);
+  args.out = slot(op.dst);
+  args.ldo = width(op.dst);
+  args.kv = &layers_[op.layer];
+  args.group = op.num_heads / op.num_kv_heads;
+  args.scale = op.scale;
+  args.softcap = op.softcap;
+  args.window = op.window;
+  const AttentionPlan& plan = plans_[region.plan];
+  void* scratch = scratch_ + scratch_bytes_ * tid;
+  for (int32_t i = plan.starts[tid]; i < plan.starts[tid + 1]; ++i) {
+    AttentionItem item = plan.items[i];
+    if (plan.places[i] >= 0) item.partial = partials_.data() + plan.places[i];
+    kernels().attention(args, item, scratch);
+  }
+  if (plan.merges.empty()) return;
+  pool_->barrier();
+  for (size_t i = static_cast<size_t>(tid); i < plan.merges.size(); i += static_cast<size_t>(threads_)) {
+    const AttentionMerge& merge = plan.merges[i];
+    kernels().attention_merge(args, merge.item, partials_.data() + merge.at, merge.count, scratch);
   }
 }
 

@@ -15,7 +15,7 @@ pytestmark = needs_native
 ops = pytest.importorskip("headrace.ops.native.ops", reason="no native library")
 
 # (start, length) of each row: decode, whole prompts, chunks that begin and end inside KV tiles
-SPANS = ((0, 1), (0, 200), (130, 1), (63, 2), (64, 65), (17, 100), (511, 3), (1030, 1))
+SPANS = ((0, 1), (0, 200), (130, 1), (63, 2), (64, 65), (17, 100), (511, 3), (1030, 1), (900, 130))
 
 
 class Case(NamedTuple):
@@ -108,10 +108,12 @@ def test_attention_matches_the_reference_whatever_the_blocks_held_before(isa: st
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_querys_result_has_the_same_bits_in_every_tiling(isa: str, case: Case) -> None:
+def test_a_querys_result_has_the_same_bits_in_every_tiling_and_split(isa: str, case: Case) -> None:
     f = filled(case)
     with forced(isa):
         expected = attend(case, f).view(np.uint32)
+        np.testing.assert_array_equal(attend(case, f, is_split=True).view(np.uint32), expected)
+        np.testing.assert_array_equal(attend(case, f, is_split=True, item_rows=4).view(np.uint32), expected)
         for item_rows in (1, 2, 5, 7, 64):
             np.testing.assert_array_equal(attend(case, f, item_rows=item_rows).view(np.uint32), expected)
 

@@ -20,7 +20,7 @@ from headrace.model.build import build_program
 from headrace.ops.native.library import Pool
 from headrace.testing.checkpoints import FAMILIES, Family, write_checkpoint, write_safetensors
 from headrace.text import load_tokenizer
-from tests.parity.native_drive import ISAS, forced, generate, needs_native, tokens
+from tests.parity.native_drive import GREEDY, ISAS, forced, generate, needs_native, tokens
 
 pytestmark = needs_native
 
@@ -134,6 +134,18 @@ def test_every_batch_chunking_and_thread_count_gives_the_same_bits(
             assert generate(two, [prompt], 4, seed=20 + i)[0] == expected[i]
         for executor in (one, two, three):
             executor.shutdown()
+
+
+def test_long_contexts_shared_out_by_chunks_of_positions_give_the_same_bits(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "gemma3", "gemma3", max_position_embeddings=2048, sliding_window=700)
+    long = prompts(7, (1300, 520, 3))
+    results = []
+    for threads, chunk in ((1, 400), (2, 511), (3, 97)):
+        executor = native(path, threads=threads, num_blocks=160, max_step_tokens=1100)
+        results.append(generate(executor, long, 3, chunk=chunk, seed=threads, sampling=GREEDY))
+        results.append([generate(executor, [prompt], 3, chunk=500, seed=9 + i)[0] for i, prompt in enumerate(long)])
+        executor.shutdown()
+    assert all(result == results[0] for result in results)
 
 
 def test_sampling_with_every_filter_does_not_depend_on_the_batch(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ from headrace.ops.native.step import (
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int32]
 
+MAX_ITEM_ROWS = 64
+KV_CHUNK = 512  # kKvChunk of csrc/kernels.h
+
 
 class PagedCache:
     """K and V of one layer in the native layout, zeroed."""
@@ -117,8 +120,14 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     item_rows: int = 48,
+    is_split: bool = False,
 ) -> Floats:
-    """Attend as `ops.reference.attention`; `item_rows` (token, head) pairs at a time, which must not change a bit."""
+    """Attend as `ops.reference.attention`.
+
+    item_rows  (token, head) pairs computed together
+    is_split   compute every chunk of positions apart, last chunk first, then merge
+    Neither may change a bit of the result.
+    """
     layer = cache.layer
     num_heads = q.shape[1] // layer.head_dim
     group = num_heads // layer.kv_heads
@@ -142,11 +151,28 @@ def attention(
             for first in range(0, pairs, item_rows):
                 last = min(first + item_rows, pairs)
                 table = block_tables[row].ctypes.data
-                items.append(AttentionItem(table, start, int(positions[start]), head, first, last))
-    fault = step_library().hr_attention(ctypes.byref(args), (AttentionItem * len(items))(*items), len(items))
-    if fault:
-        raise ValueError(f"items of {item_rows} pairs are more than the kernel takes")
+                items.append(AttentionItem(table, start, int(positions[start]), head, first, last, 0, None))
+    if any(item.last - item.first > MAX_ITEM_ROWS for item in items):
+        raise ValueError(f"items of {item_rows} pairs; the kernel takes {MAX_ITEM_ROWS}")
+    if is_split:
+        for item in items:
+            _attend_split(args, item)
+    else:
+        step_library().hr_attention(ctypes.byref(args), (AttentionItem * len(items))(*items), len(items))
     return out
+
+
+def _attend_split(args: AttentionArgs, item: AttentionItem) -> None:
+    """Attend to each chunk of positions apart and merge."""
+    pos_first, pos_last = item.pos0 + item.first // args.group, item.pos0 + (item.last - 1) // args.group
+    low = max(pos_first - args.window + 1, 0) if args.window else 0
+    chunks = range(low // KV_CHUNK, pos_last // KV_CHUNK + 1)
+    partials = np.full((len(chunks), (item.last - item.first) * (args.kv.contents.dim + 2)), np.nan, np.float32)
+    for chunk in reversed(chunks):
+        place = partials[chunk - chunks.start].ctypes.data
+        part = AttentionItem(item.blocks, item.token0, item.pos0, item.kv_head, item.first, item.last, chunk, place)
+        step_library().hr_attention(ctypes.byref(args), ctypes.byref(part), 1)
+    step_library().hr_attention_merge(ctypes.byref(args), ctypes.byref(item), partials.ctypes.data, len(chunks))
 
 
 def finish_logits(logits: Floats, *, scale: float = 1.0, softcap: float | None = None) -> Floats:

@@ -183,7 +183,8 @@ class AttentionItem(ctypes.Structure):
 
     _fields_ = (
         ("blocks", ctypes.c_void_p),
-        *_fields(ctypes.c_int32, "token0 pos0 kv_head first last"),
+        *_fields(ctypes.c_int32, "token0 pos0 kv_head first last chunk"),
+        ("partial", ctypes.c_void_p),
     )
 
 
@@ -243,6 +244,7 @@ def step_library() -> ctypes.CDLL:
         "hr_rms_norm": (None, [pointer, pointer, f32, i64, i64, i32, pointer]),
         "hr_qk_write": (None, [ctypes.POINTER(QkWriteArgs), i64]),
         "hr_attention": (i32, [ctypes.POINTER(AttentionArgs), ctypes.POINTER(AttentionItem), i64]),
+        "hr_attention_merge": (None, [ctypes.POINTER(AttentionArgs), ctypes.POINTER(AttentionItem), pointer, i32]),
         "hr_finish_logits": (None, [pointer, i64, f32, f32]),
         "hr_sample_row": (None, [pointer, i64, ctypes.POINTER(SampleContext), pointer]),
         "hr_score_row": (None, [pointer, i64, i32, i32, pointer]),
