@@ -11,6 +11,7 @@ Called by the engine; `problem()` by whoever has to choose a backend.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class NativeExecutor:
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._vocab_size = program.vocab_size
+        self._caller = 0
         self._pool = Pool(threads or len(os.sched_getaffinity(0)))
         _check_memory(
             packed_bytes(program, checkpoint, quantization),
@@ -155,9 +157,21 @@ class NativeExecutor:
             raise EngineDead("the executor is shut down; start a new engine")
         return self._program
 
+    def _pin_caller(self) -> None:
+        """Pin a thread of the engine's kind to its core, once: unpinned, it may share one with a spinning worker.
+
+        Never the main thread: processes and threads that it starts would inherit the one core.
+        """
+        caller = threading.get_ident()
+        if caller != self._caller:
+            self._caller = caller
+            if caller != threading.main_thread().ident:
+                self._pool.pin_caller()
+
     def _execute(self, step: Step) -> StepResult:
         """Fill, run, read back."""
         program = self._alive()
+        self._pin_caller()
         started = time.perf_counter()
         program.run(self._arrays.fill(step))
         samples, scored, failures = self._arrays.results(step)
