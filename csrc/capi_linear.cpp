@@ -10,6 +10,7 @@
 #include "linear.h"
 #include "pack.h"
 #include "pool.h"
+#include "selftest.h"
 
 #define HR_API extern "C" __attribute__((visibility("default")))
 
@@ -93,8 +94,17 @@ HR_API int32_t hr_abi_version() { return kAbiVersion; }
 
 // ---- ISA ------------------------------------------------------------------------------------------------------------------------
 // Detection at load: permission for AMX tiles must be asked before any thread starts.
-__attribute__((constructor)) static void detect_at_load() { active_isa(); }
+static bool tiles_failed = false;
+__attribute__((constructor)) static void detect_at_load() {
+  if (active_isa() != Isa::Amx || tiles_agree_with_avx512()) return;
+  tiles_failed = true;
+  disable_isa(Isa::Amx);
+}
 
+// 1 if this machine has AMX but its results were wrong at load: AVX-512 is used instead, and the user should be told.
+HR_API int32_t hr_tiles_failed() { return tiles_failed; }
+// The same test for the ISA in use, AMX or its emulation: 1 if it agrees with AVX-512.
+HR_API int32_t hr_check_tiles() { return has_isa(Isa::Avx512Bf16) && tiles_agree_with_avx512(); }
 HR_API const char* hr_isa() { return isa_name(active_isa()); }
 HR_API const char* hr_isa_name(int32_t isa) { return isa >= 0 && isa < kNumIsas ? isa_name(static_cast<Isa>(isa)) : nullptr; }
 HR_API int32_t hr_has_isa(int32_t isa) { return isa >= 0 && isa < kNumIsas && has_isa(static_cast<Isa>(isa)); }

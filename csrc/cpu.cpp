@@ -17,7 +17,7 @@
 namespace headrace {
 namespace {
 
-constexpr const char* kNames[kNumIsas] = {"generic", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon"};
+constexpr const char* kNames[kNumIsas] = {"generic", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon", "amx-emulated"};
 
 constexpr uint32_t bit(Isa isa) { return 1u << static_cast<int>(isa); }
 
@@ -62,7 +62,7 @@ uint32_t detect() {
   if (!avx512) return found;
   found |= bit(Isa::Avx512);
   if (!on(l71.a, 5)) return found;
-  found |= bit(Isa::Avx512Bf16);
+  found |= bit(Isa::Avx512Bf16) | bit(Isa::AmxEmulated);
   if (tiles && on(l7.d, 22) && on(l7.d, 24) && on(l7.d, 25) && ask_for_tiles()) found |= bit(Isa::Amx);
   return found;
 }

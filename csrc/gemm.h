@@ -27,6 +27,7 @@ extern const GemmKernels kGemmAvxVnni;
 #if HEADRACE_HAS_AVX512
 extern const GemmKernels kGemmAvx512;
 extern const GemmKernels kGemmAvx512Bf16;
+extern const GemmKernels kGemmAmxEmulated;
 #endif
 #if HEADRACE_HAS_AMX
 extern const GemmKernels kGemmAmx;

@@ -6,7 +6,7 @@ namespace {
 
 // Distances that hide DRAM latency (about 4 KiB per core at full speed per 100 ns) and stay in L1 until used; measured best on
 // Zen 5, flat around it.
-constexpr int64_t kAheadTwoStreams = 4096;
+constexpr int64_t kAheadTwoStreams = 3072;
 constexpr int64_t kAheadOneStream = 8192;
 
 // How far ahead of use a tile's weights are fetched, see Operands.

@@ -19,6 +19,8 @@ const GemmKernels& gemm_kernels() {
       return kGemmAvx512;
     case Isa::Avx512Bf16:
       return kGemmAvx512Bf16;
+    case Isa::AmxEmulated:
+      return kGemmAmxEmulated;
 #endif
 #if HEADRACE_HAS_AMX
     case Isa::Amx:

@@ -26,7 +26,7 @@ def pools() -> Iterator[list]:
         yield [one, two]
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=[*ISAS, *([library.EMULATED_ISA] if library.can_emulate_tiles() else [])])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     with forced(request.param):
         yield request.param
@@ -216,3 +216,10 @@ def test_random_shapes_agree_with_numpy(isa: str, pools: list) -> None:
         size = np.abs(seen) @ np.abs(weight.to_float().astype(np.float64)).T
         error = np.abs(linear.linear(pools[int(random.integers(2))], weight, x) - exact)
         assert (error <= 2e-6 * size).all(), (case, n, k, rows)
+
+
+@pytest.mark.skipif(not library.can_emulate_tiles(), reason="the tile path needs AVX-512 with BF16")
+def test_the_check_at_load_passes_for_the_tile_path() -> None:
+    with forced(library.EMULATED_ISA):
+        assert library.library().hr_check_tiles() == 1
+    assert not library.tiles_failed()

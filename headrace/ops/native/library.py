@@ -16,6 +16,7 @@ from headrace.core.errors import ConfigError
 ABI_VERSION = 1
 LIBRARY_PATH = Path(__file__).with_name("libheadrace.so")
 ISAS = ("generic", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon")
+EMULATED_ISA = "amx-emulated"  # the AMX path's code on AVX-512 machines, for tests; never chosen
 
 
 class CPackedWeight(ctypes.Structure):
@@ -39,6 +40,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "hr_abi_version": (c_int32, ()),
     "hr_isa": (c_char_p, ()),
     "hr_isa_name": (c_char_p, (c_int32,)),
+    "hr_tiles_failed": (c_int32, ()),
+    "hr_check_tiles": (c_int32, ()),
     "hr_has_isa": (c_int32, (c_int32,)),
     "hr_set_isa": (c_int32, (c_char_p,)),
     "hr_pool_create": (c_void_p, (c_int32, POINTER(c_int32))),
@@ -116,9 +119,19 @@ def active_isa() -> str:
     return name.decode()
 
 
+def tiles_failed() -> bool:
+    """True if this machine has AMX but failed the check at load: AVX-512 is used instead. Tell the user once."""
+    return bool(library().hr_tiles_failed())
+
+
 def available_isas() -> tuple[str, ...]:
     """Return the instruction sets this build and this CPU can run, slowest first."""
     return tuple(name for i, name in enumerate(ISAS) if library().hr_has_isa(i))
+
+
+def can_emulate_tiles() -> bool:
+    """True if `set_isa(EMULATED_ISA)` works here."""
+    return "avx512bf16" in available_isas()
 
 
 def set_isa(name: str) -> None:
