@@ -96,6 +96,7 @@ def load_model(opened: OpenedModel, clock: Clock, observer: Observer | None = No
         max_step_tokens=plan.max_step_tokens.value,
         max_context=plan.max_context.value,
         max_waiting=plan.max_waiting.value,
+        prefix_cache=plan.prefix_cache.value,
     )
     scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
     engine = Engine(scheduler, executor, clock)

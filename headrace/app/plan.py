@@ -57,6 +57,7 @@ class Plan:
     max_num_seqs: Derived[int]
     max_step_tokens: Derived[int]
     max_waiting: Derived[int]
+    prefix_cache: Derived[bool]
     weight_bytes: Derived[int]
     kv_bytes: Derived[int]
 
@@ -89,6 +90,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         max_num_seqs=_set(engine.max_num_seqs, "engine.max_num_seqs"),
         max_step_tokens=_set(engine.max_step_tokens, "engine.max_step_tokens"),
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
+        prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
     )

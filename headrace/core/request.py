@@ -63,3 +63,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None  # score the prompt too (OpenAI `echo` + `logprobs`)
     skip_special_tokens: bool = True
     arrival_s: float = 0.0  # Clock.now() at the edge
+    namespace: str = ""  # whose cached prefixes it may share; set by the server, never by the caller

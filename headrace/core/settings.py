@@ -63,6 +63,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_context      longest prompt + output in tokens; None: what the checkpoint was trained for
     max_waiting      requests that may wait before new ones are refused
     threads          worker threads of the CPU backends; None: one per core
+    prefix_cache     keep the KV of ended requests for those that begin with the same tokens
     """
 
     backend: Backend = "auto"
@@ -74,6 +75,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_context: Positive | None = None
     max_waiting: Positive = 1024
     threads: Positive | None = None
+    prefix_cache: bool = True
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -55,6 +55,9 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_tokens: int  # the tax of preemption
     last_step_s: float | None
     is_dead: bool
+    num_cached_blocks: int = 0  # of the free ones: those that still hold a prefix
+    prefix_queries: int = 0  # prompt tokens that were looked up in the prefix cache
+    prefix_hits: int = 0  # and found there
 
     @property
     def kv_usage(self) -> float:

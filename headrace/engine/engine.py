@@ -89,6 +89,9 @@ class Engine:
             recomputed_tokens=totals.recomputed_tokens,
             last_step_s=self._last_step_s,
             is_dead=self.dead.done(),
+            num_cached_blocks=scheduler.num_cached_blocks,
+            prefix_queries=totals.prefix_queries,
+            prefix_hits=totals.prefix_hits,
         )
 
     def _run(self) -> None:
@@ -110,7 +113,8 @@ class Engine:
     def _receive(self) -> bool:
         """Take in the inbox, after waiting for something to do; False if the loop has to end."""
         scheduler = self._scheduler
-        aborted = self._inbox.take(lambda: scheduler.has_work, scheduler.submit)
+        now = self._clock.now()
+        aborted = self._inbox.take(lambda: scheduler.has_work, lambda sequence: scheduler.submit(sequence, now))
         if aborted:
             events = [event for seq_id in aborted if (event := scheduler.abort(seq_id)) is not None]
             self._flush()

@@ -206,6 +206,8 @@ class RequestStream:
         return Usage(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            # What one choice computed and the others shared was computed.
+            cached_tokens=min((timing.num_cached for timing in self._timings.values()), default=0),
         )
 
     def _spell(self, token_id: int, logprob: float, top: tuple[tuple[int, float], ...]) -> PositionLogprobs:

@@ -1,5 +1,6 @@
-"""KV memory as integers: which blocks exist and who holds them."""
+"""KV memory as integers: which blocks exist, who holds them, and which prefixes they keep."""
 
 from headrace.kv.pool import BlockPool
+from headrace.kv.radix import Node, RadixCache, pack_tokens
 
-__all__ = ["BlockPool"]
+__all__ = ["BlockPool", "Node", "RadixCache", "pack_tokens"]

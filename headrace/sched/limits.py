@@ -12,18 +12,21 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens  tokens a step computes
     max_context      prompt and output of one sequence
     max_waiting      sequences in the queue before new requests are refused
+    prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
     """
 
     max_num_seqs: int
     max_step_tokens: int
     max_context: int
     max_waiting: int
+    prefix_cache: bool = True
 
     def check(self) -> None:
         """Raise ValueError for a limit below 1."""
         for name in self.__struct_fields__:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, bool) and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 class SchedulerTotals(msgspec.Struct):
@@ -33,3 +36,5 @@ class SchedulerTotals(msgspec.Struct):
     prompt_tokens: int = 0  # prompt tokens computed for the first time
     generated_tokens: int = 0
     recomputed_tokens: int = 0  # the tax of preemption
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, once per sequence
+    prefix_hits: int = 0  # and found there

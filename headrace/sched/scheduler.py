@@ -4,9 +4,14 @@ Owns: every live sequence, the waiting queue, the running list and, through the 
 Called by the engine thread alone; `check_admission` and the counts may be read from other threads.
 
 Each step has a token budget. Running sequences come first, in order of admission, so decoding keeps its rhythm; what is
-left goes to waiting prompts, cut into chunks, first come first served. At admission a sequence gets blocks for all
-tokens it has; from then on one block at a time. When the pool runs dry, the newest running sequence gives its blocks
-back and waits at the head of the queue to compute them again.
+left goes to waiting prompts, cut into chunks. At admission a sequence shares the blocks that the prefix cache has of it
+and gets new ones for the rest of its tokens; from then on one block at a time. When the pool runs dry, a newer running
+sequence gives its blocks back and waits at the head of the queue: the one that has least to compute again for each
+block it frees, after what stays in the prefix cache.
+
+Waiting sequences are taken in order of arrival, but one that finds all its prompt in the cache goes before those that
+came up to `_PREFIX_BOOST_S` earlier, one that finds half of it before those of half that time: cached prefixes are used
+before they are evicted, and nobody waits behind an endless stream of luckier ones.
 
     submit ─► WAITING ──admit──► RUNNING ──stop, length, abort, failure──► FINISHED ─► blocks free once no step
                  ▲                  │                                                  in flight reads them
@@ -21,7 +26,8 @@ Source: the single token counter follows vLLM's V1 scheduler; preemption by reco
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from itertools import islice
 
 from headrace.core.delta import FinishReason
 from headrace.core.errors import Overloaded, PromptTooLong
@@ -30,10 +36,13 @@ from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.kv import BlockPool
 from headrace.sched.drain import DrainRate
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
+from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus, SequenceTiming
 
 _MAX_IN_FLIGHT = 2
+_PREFIX_BOOST_S = 1.0
+_WINDOW = 32  # waiting sequences that are looked at for a step
 
 
 class Scheduler:
@@ -53,6 +62,8 @@ class Scheduler:
         self.num_steps = 0
         self._drain = DrainRate()
         self.totals = SchedulerTotals()
+        self._prefixes = PrefixSharing(pool, block_size, self._retire) if limits.prefix_cache else None
+        self._retired: deque[tuple[int, list[int]]] = deque()  # blocks to free after the step of that id
 
     # --- what others may ask -------------------------------------------------------------------------------------
 
@@ -73,8 +84,13 @@ class Scheduler:
 
     @property
     def num_free_blocks(self) -> int:
-        """Count the free blocks of the pool."""
+        """Count the blocks that nobody holds, cached ones included."""
         return self._pool.num_free
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Count the blocks that nobody holds and that still keep a prefix."""
+        return self._pool.num_cached
 
     @property
     def num_blocks(self) -> int:
@@ -103,13 +119,14 @@ class Scheduler:
 
     # --- commands ------------------------------------------------------------------------------------------------
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: Sequence, now: float = 0.0) -> None:
         """Take a sequence that `check_admission` has let in. Raises ValueError for one that can never be served."""
         if not 1 <= sequence.prompt_len < self.max_context:
             raise ValueError(f"a prompt of {sequence.prompt_len} tokens in a context of {self.max_context}")
         if sequence.seq_id in self._live or sequence.status is not SequenceStatus.WAITING:
             raise ValueError(f"sequence {sequence.seq_id} has been submitted before")
         sequence.max_len = min(sequence.max_len, self.max_context)
+        sequence.queued_s = now
         self._live[sequence.seq_id] = sequence
         self._waiting[sequence.seq_id] = sequence
 
@@ -132,6 +149,7 @@ class Scheduler:
         """End every live sequence; nothing may be in flight any more, whatever was launched."""
         members = {s.seq_id: s for _, members in self._in_flight for s in members}
         self._in_flight.clear()
+        self._free_retired(self.num_steps)
         for sequence in members.values():
             sequence.num_in_flight = 0
             if sequence.status is SequenceStatus.FINISHED:
@@ -179,7 +197,7 @@ class Scheduler:
             raise ValueError(f"result of step {result.step_id}, {len(result.samples)} rows, for step {step.step_id}")
         _, members = self._in_flight.popleft()
         events: list[SequenceEvent] = []
-        failures = result.failures
+        failures, rows = result.failures, step.rows
         has_scores = bool(result.scored)
         num_finished = num_tokens = 0
         for index, sequence in enumerate(members):
@@ -192,8 +210,13 @@ class Scheduler:
                 sequence.scored.extend(scores)
                 sequence.num_scored += len(scores)
             if failures and sequence.seq_id in failures:
-                event = self._finish(sequence, None, FinishReason.ERROR, error=failures[sequence.seq_id])
-            elif (sample := result.samples[index]) is not None:
+                self._withdraw(sequence)
+                events.append(self._finish(sequence, None, FinishReason.ERROR, error=failures[sequence.seq_id]))
+                num_finished += 1
+                continue
+            if sequence.num_computed >= sequence.next_publish:
+                self._publish(sequence, rows[index])
+            if (sample := result.samples[index]) is not None:
                 num_tokens += 1
                 event = self._extend(sequence, sample, now)
             elif not (sequence.max_tokens or sequence.num_in_flight) and sequence.num_computed >= sequence.prompt_len:
@@ -205,6 +228,8 @@ class Scheduler:
         if num_finished:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
         self.totals.generated_tokens += num_tokens
+        if self._retired:
+            self._free_retired(step.step_id)
         return events
 
     def take_step_id(self) -> int:
@@ -244,15 +269,30 @@ class Scheduler:
         return True
 
     def _victim(self, index: int) -> Sequence | None:
-        """Choose who gives its blocks back: the newest, which has computed the least, and no step in flight reads."""
+        """Choose who gives its blocks back: least to compute again per block freed; among equals, the newest.
+
+        Not one that a step in flight reads. One whose blocks are all shared frees nothing, but gives way in the end:
+        two that share with each other alone would else hold up everybody.
+        """
+        best, least = None, float("inf")
         for sequence in reversed(self._running[index:]):
-            if not sequence.num_in_flight:
-                return sequence
-        return None
+            if sequence.num_in_flight:
+                continue
+            if not (num_freed := self._pool.count_sole(sequence.blocks)):
+                best = best or sequence
+                continue
+            node = sequence.node
+            num_kept = 0 if node is None or node.is_dead else node.depth * self.block_size
+            cost = max(sequence.num_computed - num_kept, 0) / num_freed
+            if cost < least:
+                best, least = sequence, cost
+        return best
 
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back to the head of the queue without its blocks."""
         self._running.remove(sequence)
+        if self._prefixes is not None:
+            self._prefixes.leave(sequence)
         self._release(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
@@ -262,29 +302,65 @@ class Scheduler:
         self.totals.num_preemptions += 1
 
     def _admit(self, rows: list[Row], members: list[Sequence], budget: int, now: float) -> None:
-        """Move sequences from the head of the queue into the step while budget, places and blocks last."""
-        running, waiting, pool = self._running, self._waiting, self._pool
-        while waiting and budget and len(running) < self.limits.max_num_seqs:
-            sequence = next(iter(waiting.values()))
-            length = len(sequence.tokens)
-            num_blocks = -(-length // self.block_size)
-            # One spare block for each running sequence: they will want it soon, and preempting costs more than waiting.
-            if num_blocks + len(running) > pool.num_free:
+        """Move waiting sequences into the step while budget, places and blocks last."""
+        running, pool, prefixes = self._running, self._pool, self._prefixes
+        if len(running) >= self.limits.max_num_seqs:
+            return
+        for sequence in self._candidates():
+            if not budget or len(running) >= self.limits.max_num_seqs:
                 return
-            blocks = pool.allocate(num_blocks)
+            shared: list[int] = []
+            if prefixes is not None:
+                prefixes.find(sequence)
+                if prefixes.is_being_filled(sequence):
+                    continue
+                assert sequence.node is not None
+                shared = sequence.node.path()
+            length = len(sequence.tokens)
+            num_new = -(-length // self.block_size) - len(shared)
+            # One spare block for each running sequence: they will want it soon, and preempting costs more than waiting.
+            if num_new + len(running) + pool.count_unheld(shared) > pool.num_free:
+                return
+            if prefixes is not None:
+                shared = prefixes.enter(sequence)
+            blocks = pool.allocate(num_new)
             assert blocks is not None
-            waiting.popitem(last=False)
-            self._assign(sequence, blocks)
+            del self._waiting[sequence.seq_id]
+            self._assign(sequence, shared + blocks)
             sequence.status = SequenceStatus.RUNNING
+            sequence.num_computed = len(shared) * self.block_size
             running.append(sequence)
             self._drain.note(now)
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = now
+                self._book_hit(sequence)
             start = sequence.num_computed
             count = min(length - start, budget)
             budget -= count
             rows.append(self._plan(sequence, start, count))
             members.append(sequence)
+
+    def _candidates(self) -> list[Sequence]:
+        """Return the first waiting sequences in the order of admission: preempted ones, then by arrival and prefix."""
+        window = list(islice(self._waiting.values(), _WINDOW))
+        prefixes = self._prefixes
+        if prefixes is None or len(window) < 2:
+            return window
+        ranks = {
+            sequence.seq_id: float("-inf")
+            if sequence.num_preemptions
+            else sequence.queued_s - _PREFIX_BOOST_S * prefixes.find(sequence) * self.block_size / len(sequence.tokens)
+            for sequence in window
+        }
+        window.sort(key=lambda sequence: ranks[sequence.seq_id])
+        return window
+
+    def _book_hit(self, sequence: Sequence) -> None:
+        """Count what the cache was asked for and what it had."""
+        if self._prefixes is not None:
+            sequence.num_cached = min(sequence.num_computed, sequence.prompt_len)
+            self.totals.prefix_queries += sequence.prompt_len
+            self.totals.prefix_hits += sequence.num_cached
 
     # --- results -------------------------------------------------------------------------------------------------
 
@@ -316,12 +392,35 @@ class Scheduler:
     ) -> SequenceEvent:
         """Make the one event that ends a sequence; the caller takes it out of queue or running list."""
         del self._live[sequence.seq_id]
+        if self._prefixes is not None:
+            self._prefixes.leave(sequence)
         sequence.status = SequenceStatus.FINISHED
         if not sequence.num_in_flight:
             self._release(sequence)
         return SequenceEvent(
             sequence.seq_id, sample, finish, stop_token, error, tuple(sequence.scored), _timing(sequence)
         )
+
+    def _publish(self, sequence: Sequence, row: Row) -> None:
+        """Put what a committed row has completed into the prefix cache."""
+        num_verified = row.start + len(row.tokens)
+        if self._prefixes is not None and num_verified >= sequence.next_publish:
+            self._prefixes.publish(sequence, num_verified)
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.withdraw(sequence)
+
+    def _retire(self, sequence: Sequence, blocks: list[int]) -> None:
+        """Free blocks that a sequence no longer needs, once no step in flight reads them."""
+        if sequence.num_in_flight:
+            self._retired.append((self.num_steps - 1, blocks))
+        else:
+            self._pool.free(blocks)
+
+    def _free_retired(self, step_id: int) -> None:
+        while self._retired and self._retired[0][0] <= step_id:
+            self._pool.free(self._retired.popleft()[1])
 
     def _assign(self, sequence: Sequence, blocks: list[int]) -> None:
         """Put allocated blocks at the end of a sequence's table."""
@@ -339,9 +438,12 @@ class Scheduler:
         self._pool.check()
         fenced = {s.seq_id: s for _, members in self._in_flight for s in members if s.status is SequenceStatus.FINISHED}
         holders = [*self._running, *fenced.values()]
-        held = [block for sequence in holders for block in sequence.blocks]
-        assert len(held) == len(set(held)), "two sequences hold one block"
-        assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is held by nobody"
+        holds = Counter(block for sequence in holders for block in sequence.blocks)
+        holds.update(block for _, blocks in self._retired for block in blocks)
+        assert len(holds) + self._pool.num_free == self._pool.num_blocks, "a block is held by nobody"
+        assert all(self._pool.num_holders(block) == n for block, n in holds.items()), "a block has a holder too many"
+        if self._prefixes is not None:
+            self._prefixes.check(self._running)
         ids = [s.seq_id for s in self._running] + list(self._waiting)
         assert len(ids) == len(set(ids)), "a sequence is in two places"
         assert set(ids) == set(self._live), "a live sequence is in no queue"
@@ -355,4 +457,6 @@ class Scheduler:
 
 
 def _timing(sequence: Sequence) -> SequenceTiming:
-    return SequenceTiming(sequence.first_scheduled_s, sequence.first_token_s, sequence.num_preemptions)
+    return SequenceTiming(
+        sequence.first_scheduled_s, sequence.first_token_s, sequence.num_preemptions, sequence.num_cached
+    )

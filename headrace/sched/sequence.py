@@ -7,11 +7,13 @@ Invariant, once running: num_computed ≤ len(tokens) ≤ max_len and num_comput
              |<-- num_computed: KV is or is being written -->|<-- still to compute -->|
 
 There is no prefill phase and no decode phase: a step computes some of what is still to compute, and samples when it
-reaches the end. A preempted sequence goes back to num_computed = 0 and catches up over prompt and output alike.
+reaches the end. A preempted sequence goes back to what the prefix cache still holds of it and catches up over prompt
+and output alike.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -20,6 +22,7 @@ import msgspec
 from headrace.core.delta import FinishReason
 from headrace.core.request import Request, SamplingParams, SeqId
 from headrace.core.step import Sample, ScoredPosition
+from headrace.kv import Node, pack_tokens
 from headrace.sampling import derive_seed
 
 
@@ -38,19 +41,28 @@ class Sequence:
         "banned",
         "blocks",
         "capacity",
+        "filling",
         "first_scheduled_s",
         "first_token_s",
         "max_len",
         "max_tokens",
         "min_tokens",
+        "namespace",
         "needs_history",
+        "next_publish",
+        "node",
+        "num_cached",
         "num_computed",
+        "num_deferrals",
         "num_in_flight",
         "num_preemptions",
         "num_score_top",
         "num_scored",
+        "num_shared",
         "peak_computed",
+        "prompt_key",
         "prompt_len",
+        "queued_s",
         "sampling",
         "scored",
         "seq_id",
@@ -69,9 +81,12 @@ class Sequence:
         max_tokens: int,
         stop_token_ids: frozenset[int] = frozenset(),
         prompt_logprobs: int | None = None,
+        namespace: str = "",
     ) -> None:
         self.seq_id = seq_id
         self.tokens: list[int] = list(prompt)
+        self.prompt_key = pack_tokens(self.tokens)
+        self.namespace = namespace
         self.prompt_len = len(self.tokens)
         self.sampling = sampling
         self.max_tokens = max_tokens
@@ -92,6 +107,15 @@ class Sequence:
         self.table: tuple[int, ...] = ()  # `blocks`, as rows carry it
         self.capacity = 0  # tokens that `blocks` hold
 
+        # Written by `sched.prefixes`: how far the blocks are in the prefix cache.
+        self.node: Node | None = None  # last cached block: of those held when running, of those to be had when waiting
+        self.next_publish = sys.maxsize  # verified tokens at which one more block can be published
+        self.filling: Node | str | None = None  # where others wait for this one's next block
+        self.num_cached = 0  # prompt tokens found in the cache at the first admission
+        self.num_shared = 0  # blocks taken from the cache at the last admission
+        self.num_deferrals = 0  # steps spent waiting for another sequence to fill the cache
+
+        self.queued_s = 0.0
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.num_preemptions = 0
@@ -108,6 +132,7 @@ class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
     first_scheduled_s: float | None
     first_token_s: float | None
     num_preemptions: int
+    num_cached: int = 0  # prompt tokens found in the prefix cache
 
 
 class SequenceEvent(msgspec.Struct, frozen=True, gc=False):
@@ -143,6 +168,7 @@ def sequences_of(request: Request, first_id: int) -> list[Sequence]:
             max_tokens=request.stop.max_tokens,
             stop_token_ids=request.stop.stop_token_ids,
             prompt_logprobs=request.prompt_logprobs if index == 0 else None,
+            namespace=request.namespace,
         )
         for index in range(request.n)
     ]

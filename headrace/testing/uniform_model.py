@@ -65,11 +65,7 @@ class UniformModel:
         """Start a step; its work is done when the result is asked for."""
         if self.num_pending >= _MAX_PENDING:
             raise RuntimeError(f"step {step.step_id} launched with {self.num_pending} steps pending")
-        users = {block: row.seq_id for earlier in self._pending for row in earlier.rows for block in row.blocks}
-        for row in step.rows:
-            for block in row.blocks:
-                if users.get(block, row.seq_id) != row.seq_id:
-                    raise RuntimeError(f"block {block} went to sequence {row.seq_id} while a step in flight reads it")
+        self._check_writes(step)
         self._pending.append(step)
         return _PendingStep(self, step)
 
@@ -95,6 +91,20 @@ class UniformModel:
             samples.append(self._sample(row) if reason is None else None)
             scored.append(tuple(self._score(row, offset, token_id) for offset, token_id in row.score))
         return StepResult(step.step_id, tuple(samples), tuple(scored) if any(scored) else (), failures, 1e-3)
+
+    def _check_writes(self, step: Step) -> None:
+        """Raise RuntimeError if a row writes to a block that another sequence names, here or in a pending step."""
+        rows = [row for earlier in (*self._pending, step) for row in earlier.rows]
+        users: dict[int, set[SeqId]] = {}
+        for row in rows:
+            for block in row.blocks:
+                users.setdefault(block, set()).add(row.seq_id)
+        for row in rows:
+            first, last = row.start // self.block_size, (row.start + len(row.tokens) - 1) // self.block_size
+            for block in row.blocks[first : last + 1]:
+                if len(users[block]) > 1:
+                    others = sorted(users[block] - {row.seq_id})
+                    raise RuntimeError(f"sequence {row.seq_id} writes to block {block} of sequence {others[0]}")
 
     def _slot(self, row: Row, position: int) -> int:
         block = row.blocks[position // self.block_size]

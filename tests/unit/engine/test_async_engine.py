@@ -155,7 +155,7 @@ def test_a_reader_that_goes_away_frees_its_blocks(run: Make, ask: Make, valve: A
     async def main() -> None:
         async with run(model={"on_step": valve}) as bench:
             valve.let(1)
-            stream = bench.service.generate(ask(max_tokens=120, n=3))
+            stream = bench.service.generate(ask("wat", max_tokens=120, n=3))  # less than a block: nothing to share
             assert [(await anext(stream)).index for _ in range(3)] == [0, 1, 2]
             if way == "close":
                 await stream.aclose()
@@ -335,7 +335,8 @@ def test_the_observer_hears_of_every_step_token_and_end(run: Make, ask: Make) ->
             assert len(bench.notebook.gaps) == 18
             assert sum(step.num_sampled for step in bench.notebook.steps) == 20
             snapshot = bench.service.snapshot()
-            assert (snapshot.prompt_tokens, snapshot.generated_tokens) == (10, 20)
+            assert (snapshot.prompt_tokens, snapshot.generated_tokens) == (5 + 1, 20)  # a block of four was shared
+            assert (snapshot.prefix_queries, snapshot.prefix_hits) == (10, 4)
             assert snapshot.kv_usage == 0.0
             assert snapshot.last_step_s is not None
 

@@ -13,7 +13,9 @@ from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent, 
 
 
 def build(num_blocks: int = 32, block_size: int = 4, **changes: int) -> Scheduler:
+    """A scheduler without a prefix cache, so that equal prompts do not meet; test_prefixes.py has one."""
     limits = {"max_num_seqs": 8, "max_step_tokens": 16, "max_context": 64, "max_waiting": 8} | changes
+    limits["prefix_cache"] = False
     return Scheduler(BlockPool(num_blocks), block_size, SchedulerLimits(**limits))
 
 

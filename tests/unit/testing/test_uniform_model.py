@@ -36,9 +36,16 @@ def test_a_wrong_block_table_gives_another_token() -> None:
     assert run(executor, row(0, 3, [8], (3, 0))) != [next_token([5, 6, 7, 8], PLAIN, 50)]
 
 
-def test_two_rows_in_one_block_spoil_each_other() -> None:
-    found = run(model(), row(0, 0, [5], (1,)), row(1, 0, [9], (1,)))
-    assert found != [next_token([5], PLAIN, 50), next_token([9], PLAIN, 50)]
+def test_a_row_may_not_write_to_a_block_that_another_names() -> None:
+    with pytest.raises(RuntimeError, match="sequence 0 writes to block 1 of sequence 1"):
+        run(model(), row(0, 0, [5], (1,)), row(1, 0, [9], (1,)))
+
+
+def test_rows_may_read_one_block() -> None:
+    executor = model()
+    run(executor, row(0, 0, [5, 6], (2,)))
+    found = run(executor, row(0, 2, [8], (2, 0)), row(1, 2, [9], (2, 1)))
+    assert found == [next_token([5, 6, 8], PLAIN, 50), next_token([5, 6, 9], PLAIN, 50)]
 
 
 def test_banned_tokens_are_passed_over() -> None:
@@ -69,7 +76,7 @@ def test_rows_fail_and_steps_raise_when_told_to() -> None:
 def test_a_block_handed_over_in_flight_and_a_third_step_are_caught() -> None:
     executor = model()
     executor.launch(Step(0, (row(0, 0, [1], (0,)),)))
-    with pytest.raises(RuntimeError, match="block 0 went to sequence 1 while a step in flight reads it"):
+    with pytest.raises(RuntimeError, match="sequence 0 writes to block 0 of sequence 1"):
         executor.launch(Step(1, (row(1, 0, [1], (0,)),)))
     executor.launch(Step(1, (row(1, 0, [1], (1,)),)))
     with pytest.raises(RuntimeError, match="2 steps pending"):

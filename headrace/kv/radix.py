@@ -1,0 +1,166 @@
+"""Radix cache: which KV blocks hold which prefixes, so that nobody computes the same tokens twice.
+
+Owns: one tree per namespace. An edge is one full block of token ids, a node the KV block computed for it; partial
+blocks stay private. The tokens themselves are compared, so two prompts cannot be taken for each other.
+Invariants, checked by `check()`: a block is in at most one node; whoever holds a node's block holds those of all its
+ancestors, so blocks are evicted leaf first (see `kv.pool`); an evicted or withdrawn node is dead and never revived.
+A namespace is opaque: who serves several tenants, models or adapters puts a salt of each into it, on the server side,
+and a prefix of one is never found, nor its timing felt, by another.
+Called by the scheduler alone, on the engine thread.
+Source: RadixAttention, Zheng et al. 2024, §3.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+
+from headrace.kv.pool import BlockPool
+
+_DEAD = -1
+_ROOT = -2
+TOKEN_BYTES = array("i").itemsize
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Return token ids as the bytes that edges are compared by, `TOKEN_BYTES` each."""
+    return array("i", tokens).tobytes()
+
+
+class Node:
+    """One cached block: the prefix that ends with it is the path from the root. Written by the cache only."""
+
+    __slots__ = ("block", "children", "depth", "key", "parent")
+
+    def __init__(self, parent: Node | None, key: bytes, block: int, depth: int) -> None:
+        self.parent = parent
+        self.key = key
+        self.block = block
+        self.depth = depth  # blocks from the root to here; 0 is a root
+        self.children: dict[bytes, Node] = {}
+
+    @property
+    def is_dead(self) -> bool:
+        """Say whether the node has left the tree."""
+        return self.block == _DEAD
+
+    def path(self) -> list[int]:
+        """Return the blocks of the prefix, first to last."""
+        blocks: list[int] = []
+        node: Node | None = self
+        while node is not None and node.depth:
+            blocks.append(node.block)
+            node = node.parent
+        blocks.reverse()
+        return blocks
+
+
+class RadixCache:
+    """Prefix trees over the blocks of one pool. Match and extend cost one dictionary look-up per block."""
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self._pool = pool
+        self._key_bytes = block_size * TOKEN_BYTES
+        self._roots: dict[str, Node] = {}
+        self._nodes: dict[int, Node] = {}  # by block
+        pool.watch_evictions(self._evict)
+
+    def __len__(self) -> int:
+        """Count the blocks in all trees."""
+        return len(self._nodes)
+
+    def root(self, namespace: str) -> Node:
+        """Return the root of a namespace's tree; a new one joins the cache with its first child."""
+        return self._roots.get(namespace) or Node(None, namespace.encode(), _ROOT, 0)
+
+    def match(self, start: Node, key: bytes, limit: int) -> Node:
+        """Follow `key`, the packed tokens from position 0, on from `start`; return the last node at depth ≤ limit."""
+        size, node, depth = self._key_bytes, start, start.depth
+        limit = min(limit, len(key) // size)
+        while depth < limit:
+            child = node.children.get(key[depth * size : (depth + 1) * size])
+            if child is None:
+                break
+            node, depth = child, depth + 1
+        return node
+
+    def extend(self, node: Node, key: bytes, block: int) -> Node:
+        """Return the child of `node` along `key`, one packed block; a new one keeps `block`, which the caller holds.
+
+        An older child may have another block: then the caller's is a duplicate and not kept.
+        """
+        child = node.children.get(key)
+        if child is None:
+            if block in self._nodes:
+                raise ValueError(f"block {block} is in the tree already")
+            self._pool.keep(block)
+            if not node.depth:
+                self._roots[node.key.decode()] = node
+            child = node.children[key] = self._nodes[block] = Node(node, key, block, node.depth + 1)
+        return child
+
+    def withdraw(self, node: Node) -> None:
+        """Take a node and all that continues it out of the tree: what it holds is not to be trusted."""
+        if node.is_dead or not node.depth:
+            return
+        doomed = [node]
+        for each in doomed:
+            doomed += each.children.values()
+        for each in reversed(doomed):
+            block = each.block
+            self._cut(each)
+            self._pool.forget(block)
+
+    def pin(self, namespace: str, tokens: Sequence[int]) -> list[int]:
+        """Hold the cached blocks of a prefix against eviction; give them back with `unpin`. Returns the blocks."""
+        key = pack_tokens(tokens)
+        blocks = self.match(self.root(namespace), key, len(key) // self._key_bytes).path()
+        self._pool.share(blocks)
+        return blocks
+
+    def unpin(self, blocks: Sequence[int]) -> None:
+        """End a pin."""
+        self._pool.free(blocks)
+
+    def _evict(self, block: int) -> None:
+        """Forget the node of a block that the pool gives up: always a leaf."""
+        node = self._nodes[block]
+        if node.children:
+            raise AssertionError(f"block {block} is evicted before the blocks that continue it")
+        self._cut(node)
+
+    def _cut(self, node: Node) -> None:
+        """Take a leaf out of the tree; a root without children goes too, so namespaces do not pile up."""
+        parent = node.parent
+        assert parent is not None
+        del parent.children[node.key]
+        del self._nodes[node.block]
+        node.block, node.parent = _DEAD, None
+        if not parent.depth and not parent.children:
+            del self._roots[parent.key.decode()]
+            parent.block = _DEAD
+
+    def _walk(self) -> Iterator[Node]:
+        todo = list(self._roots.values())
+        while todo:
+            node = todo.pop()
+            todo += node.children.values()
+            yield node
+
+    def check(self) -> None:
+        """Raise AssertionError unless trees and pool agree."""
+        seen: set[int] = set()
+        for node in self._walk():
+            assert not node.is_dead, "a dead node is in the tree"
+            for key, child in node.children.items():
+                assert child.key == key, "a node is under another's key"
+                assert child.parent is node, "a node has another's parent"
+                assert child.depth == node.depth + 1, "a node is at the wrong depth"
+                assert len(key) == self._key_bytes, "an edge is not one full block"
+                holders = self._pool.num_holders(node.block) if node.depth else None
+                assert holders is None or holders >= self._pool.num_holders(child.block), "a held block is orphaned"
+            if node.depth:
+                assert node.block not in seen, "a block is in two nodes"
+                assert self._nodes.get(node.block) is node, "a node is not on record"
+                seen.add(node.block)
+        assert len(seen) == len(self._nodes), "a node on record is in no tree"

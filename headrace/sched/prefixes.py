@@ -1,0 +1,159 @@
+"""Prefix sharing: what a sequence finds in the radix cache, what it puts there, and who waits for whom.
+
+Owns: the cache, and the record of running prompts whose next block others may wait for. Called by the scheduler.
+Rules: only full blocks; only tokens of committed steps that did not fail; a sequence always computes its last token
+itself, since somebody has to make the logits. A block that another sequence has published first is swapped for the
+published one, so each prefix is in memory once.
+
+    tokens:  | in the cache: shared | computed by committed steps: published | in flight | to compute |
+             0                      ^ num_cached                             ^ node      ^ num_computed
+
+In-batch dedupe: a waiting sequence whose next block a running one is about to publish waits for it, at most
+`_MOST_DEFERRALS` steps; the running one is never held up by that, so somebody always gets on.
+Source: waiting for a prefix that is being filled, as SGLang's in-batch prefix caching and TensorRT-LLM do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from headrace.kv import BlockPool, Node, RadixCache, pack_tokens
+from headrace.kv.radix import TOKEN_BYTES
+from headrace.sched.sequence import Sequence
+
+_MOST_DEFERRALS = 512
+_NEVER = sys.maxsize
+
+
+class PrefixSharing:
+    """Finds and publishes prefixes. `retire` takes blocks that a step in flight of their sequence may still read."""
+
+    def __init__(self, pool: BlockPool, block_size: int, retire: Callable[[Sequence, list[int]], None]) -> None:
+        self.cache = RadixCache(pool, block_size)
+        self._pool = pool
+        self._size = block_size
+        self._retire = retire
+        self._filling: dict[Node | str, list[Sequence]] = {}
+
+    def find(self, sequence: Sequence) -> int:
+        """Return how many blocks a waiting sequence could share now. Cost: what has changed since the last call."""
+        node, limit = sequence.node, self._limit(sequence)
+        if node is None or not 0 < node.depth <= limit or node.is_dead:
+            node = self.cache.root(sequence.namespace)
+        depth = -1
+        while depth < node.depth < limit:
+            depth = node.depth
+            if (depth + 1) * self._size <= sequence.prompt_len:
+                node = self.cache.match(node, sequence.prompt_key, limit)
+            else:
+                node = node.children.get(self._key(sequence, depth), node)
+        sequence.node = node
+        return node.depth
+
+    def is_being_filled(self, sequence: Sequence) -> bool:
+        """Say whether a running sequence is computing the block that this waiting one needs next; after `find`."""
+        node = sequence.node
+        if node is None or not self._filling or sequence.num_deferrals >= _MOST_DEFERRALS:
+            return False
+        depth = node.depth
+        fillers = self._filling.get(node if depth else sequence.namespace)
+        if not fillers or depth >= self._limit(sequence):
+            return False
+        key = self._key(sequence, depth)
+        if any(self._key(filler, depth) == key for filler in fillers):
+            sequence.num_deferrals += 1
+            return True
+        return False
+
+    def enter(self, sequence: Sequence) -> list[int]:
+        """Take the shared blocks of a sequence that is being admitted, after `find`; the caller allocates the rest."""
+        node = sequence.node
+        assert node is not None
+        blocks = node.path()
+        self._pool.share(blocks)
+        sequence.num_shared = node.depth
+        sequence.next_publish = (node.depth + 1) * self._size
+        self._announce(sequence, node)
+        return blocks
+
+    def publish(self, sequence: Sequence, num_verified: int) -> None:
+        """Put the full blocks among the first `num_verified` tokens into the cache; swap duplicates."""
+        node = sequence.node
+        assert node is not None
+        if not node.depth:
+            node = self.cache.root(sequence.namespace)
+        elif node.is_dead:
+            self._silence(sequence)
+            sequence.next_publish = _NEVER  # what it continues was withdrawn
+            return
+        duplicates: list[int] = []
+        blocks = sequence.blocks
+        for depth in range(node.depth, num_verified // self._size):
+            node = self.cache.extend(node, self._key(sequence, depth), blocks[depth])
+            if node.block != blocks[depth]:
+                duplicates.append(blocks[depth])
+                self._pool.share([node.block])
+                blocks[depth] = node.block
+        sequence.next_publish = (node.depth + 1) * self._size
+        if duplicates:
+            sequence.table = tuple(blocks)
+            self._retire(sequence, duplicates)
+        if sequence.filling is not None:
+            self._silence(sequence)
+        sequence.node = node
+        self._announce(sequence, node)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Forget a sequence that gives its blocks back. What it has published stays in the cache."""
+        self._silence(sequence)
+        sequence.next_publish = _NEVER
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Take back all that a failed sequence has published itself; its numbers were wrong from somewhere on."""
+        node, above = sequence.node, sequence.num_shared
+        while node is not None and node.depth > above + 1:
+            node = node.parent
+        if node is not None and node.depth == above + 1:
+            self.cache.withdraw(node)
+
+    def _announce(self, sequence: Sequence, node: Node) -> None:
+        """Let others wait for the next block, if its tokens are known and it is not the sequence's last."""
+        if (node.depth + 1) * self._size <= len(sequence.tokens):
+            place = sequence.filling = node if node.depth else sequence.namespace
+            self._filling.setdefault(place, []).append(sequence)
+
+    def _silence(self, sequence: Sequence) -> None:
+        place = sequence.filling
+        if place is not None:
+            sequence.filling = None
+            fillers = self._filling[place]
+            fillers.remove(sequence)
+            if not fillers:
+                del self._filling[place]
+
+    def _limit(self, sequence: Sequence) -> int:
+        """Return the blocks that may be shared: not the last token's, and none whose log probabilities are wanted."""
+        most = len(sequence.tokens) - 1
+        if sequence.num_score_top is not None and sequence.num_scored < sequence.prompt_len - 1:
+            most = min(most, sequence.num_scored)
+        return most // self._size
+
+    def _key(self, sequence: Sequence, depth: int) -> bytes:
+        """Return the packed tokens of one full block."""
+        start, end = depth * self._size, (depth + 1) * self._size
+        if end <= sequence.prompt_len:
+            return sequence.prompt_key[start * TOKEN_BYTES : end * TOKEN_BYTES]
+        return pack_tokens(sequence.tokens[start:end])
+
+    def check(self, running: list[Sequence]) -> None:
+        """Raise AssertionError unless the tree and the running sequences agree."""
+        self.cache.check()
+        for sequence in running:
+            node = sequence.node
+            assert node is not None, "a running sequence has no place in the tree"
+            if not node.is_dead:
+                assert node.path() == sequence.blocks[: node.depth], "a sequence's table leaves the tree's path"
+                assert node.depth * self._size <= sequence.num_computed, "a block is published before it is computed"
+        fillers = [sequence for group in self._filling.values() for sequence in group]
+        assert all(sequence in running for sequence in fillers), "a sequence that does not run is waited for"
