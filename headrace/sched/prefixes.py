@@ -66,16 +66,14 @@ class PrefixSharing:
             return True
         return False
 
-    def enter(self, sequence: Sequence) -> list[int]:
-        """Take the shared blocks of a sequence that is being admitted, after `find`; the caller allocates the rest."""
+    def enter(self, sequence: Sequence, shared: list[int]) -> None:
+        """Take the shared blocks, the path that `find` led to, for a sequence that is being admitted."""
         node = sequence.node
         assert node is not None
-        blocks = node.path()
-        self._pool.share(blocks)
+        self._pool.share(shared)
         sequence.num_shared = node.depth
         sequence.next_publish = (node.depth + 1) * self._size
         self._announce(sequence, node)
-        return blocks
 
     def publish(self, sequence: Sequence, num_verified: int) -> None:
         """Put the full blocks among the first `num_verified` tokens into the cache; swap duplicates."""

@@ -322,7 +322,7 @@ class Scheduler:
             if num_new + len(running) + pool.count_unheld(shared) > pool.num_free:
                 return
             if prefixes is not None:
-                shared = prefixes.enter(sequence)
+                prefixes.enter(sequence, shared)
             blocks = pool.allocate(num_new)
             assert blocks is not None
             del self._waiting[sequence.seq_id]
