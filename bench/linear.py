@@ -134,6 +134,7 @@ def main() -> None:
     library.set_isa(args.isa)
     watch = Stopwatch(args.clock, args.tries)
     with library.Pool(args.threads) as pool:
+        pool.pin_caller()
         read_bps, int8_ops = read_limit(pool, args.footprint_mib, watch), int8_limit(pool, watch)
         print(
             f"{library.active_isa()}, {args.threads} threads, [{args.n}, {args.k}]: "

@@ -236,49 +236,67 @@ HR_UNROLL_ROWS
 };
 
 // ---- int4 in groups -------------------------------------------------------------------------------------------------------
-// A row of 64 bytes gives two operands: low nibbles (k 0..31 of the part) and high nibbles (k 32..63).
+// A row of 64 bytes gives two operands: low nibbles (k 0..31 of the part) and high nibbles (k 32..63). Few rows take both
+// tiles of a step before the next one: one sequential stream. Many rows finish one tile first, over all K, because twice
+// the rows then fit the registers; the weights are in L1 or L2 by then. The sums are the same either way.
 template <class Vec, int G, bool Asym>
 struct MicroI4G {
   static constexpr int kRows = Vec::kRowsGroup4;
   static constexpr int kParts = G > 64 ? G / 64 : 1;
   static constexpr int kGroups = G > 64 ? 1 : 64 / G;
+
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
     unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
-    for (int64_t step = 0; step < o.steps; ++step) {
-      unroll<2 * NB>([&] HR_EACH(t) {
-        const uint8_t* data = o.w[t / 2] + step * o.step_bytes + t % 2 * 512;
-        Grid<typename Vec::I, 2, R> acc;  // of low nibbles, of high nibbles
-        constexpr Int<0> low;
-        constexpr Int<1> high;
-        unroll<R>([&] HR_EACH(r) {
-          const uint8_t* offsets = o.a + o.meta + r * o.row_bytes + (o.groups + step * kGroups) * 4;
-          acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets));
-          acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets + 4));
-        });
-        for (int part = 0; part < kParts; ++part) {
-HR_UNROLL_ROWS
-          for (int row = 0; row < 8; ++row) {
-            const uint8_t* p = data + part * 1024 + row * 64;
-            const auto both = Vec::load_row(p);
-            prefetch(p + o.ahead[t % 2]);
-            const auto w0 = Vec::low_nibbles(both), w1 = Vec::high_nibbles(both);
-            unroll<R>([&] HR_EACH(r) {
-              const uint8_t* a = o.a + r * o.row_bytes + (step * kParts + part) * 64 + row * 4;
-              acc(low, r) = Vec::dot_u4(acc(low, r), w0, load_as<int32_t>(a));
-              acc(high, r) = Vec::dot_u4(acc(high, r), w1, load_as<int32_t>(a + 32));
-            });
-          }
-        }
-        const uint8_t* scales = o.w[t / 2] + step * o.step_bytes + o.data_bytes;
-        if constexpr (kGroups == 2) {
-          add_group<Vec, Asym>(o, scales, 2, 0, step * 2, t, acc, low, s);
-          add_group<Vec, Asym>(o, scales, 2, 1, step * 2 + 1, t, acc, high, s);
-        } else {
-          unroll<R>([&] HR_EACH(r) { acc(low, r) = Vec::add_int(acc(low, r), acc(high, r)); });
-          add_group<Vec, Asym>(o, scales, 1, 0, step, t, acc, low, s);
-        }
+    if constexpr (NB == 1 && R > Vec::kRowsTwoStreams) {
+      unroll<2>([&] HR_EACH(t) {
+        for (int64_t step = 0; step < o.steps; ++step) add_step<R, 2, true>(o, step, t, s);
       });
+    } else {
+      for (int64_t step = 0; step < o.steps; ++step) {
+        unroll<2 * NB>([&] HR_EACH(t) { add_step<R, 2 * NB, false>(o, step, t, s); });
+      }
+    }
+  }
+
+  // One step of tile T. TileFirst: tile 0 fetches ahead for both.
+  template <int R, int Tiles, bool TileFirst, int T>
+  HR_INLINE static void add_step(const Operands& o, int64_t step, Int<T> t, Sums<Vec, R, Tiles>& s) {
+    const uint8_t* start = o.w[T / 2] + step * o.step_bytes;
+    const uint8_t* data = start + T % 2 * 512;
+    Grid<typename Vec::I, 2, R> acc;  // of low nibbles, of high nibbles
+    constexpr Int<0> low;
+    constexpr Int<1> high;
+    unroll<R>([&] HR_EACH(r) {
+      const uint8_t* offsets = o.a + o.meta + r * o.row_bytes + (o.groups + step * kGroups) * 4;
+      acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets));
+      acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets + 4));
+    });
+    for (int part = 0; part < kParts; ++part) {
+      HR_UNROLL_ROWS
+      for (int row = 0; row < 8; ++row) {
+        const uint8_t* p = data + part * 1024 + row * 64;
+        const auto both = Vec::load_row(p);
+        if constexpr (!TileFirst) prefetch(p + o.ahead[T % 2]);
+        if constexpr (TileFirst && T == 0) {
+          prefetch(p + o.ahead[0]);
+          prefetch(p + 512 + o.ahead[1]);
+        }
+        const auto w0 = Vec::low_nibbles(both), w1 = Vec::high_nibbles(both);
+        unroll<R>([&] HR_EACH(r) {
+          const uint8_t* a = o.a + r * o.row_bytes + (step * kParts + part) * 64 + row * 4;
+          acc(low, r) = Vec::dot_u4(acc(low, r), w0, load_as<int32_t>(a));
+          acc(high, r) = Vec::dot_u4(acc(high, r), w1, load_as<int32_t>(a + 32));
+        });
+      }
+    }
+    const uint8_t* scales = start + o.data_bytes;
+    if constexpr (kGroups == 2) {
+      add_group<Vec, Asym>(o, scales, 2, 0, step * 2, t, acc, low, s);
+      add_group<Vec, Asym>(o, scales, 2, 1, step * 2 + 1, t, acc, high, s);
+    } else {
+      unroll<R>([&] HR_EACH(r) { acc(low, r) = Vec::add_int(acc(low, r), acc(high, r)); });
+      add_group<Vec, Asym>(o, scales, 1, 0, step, t, acc, low, s);
     }
   }
 };
