@@ -89,7 +89,9 @@ clean:  ## remove the environment and everything built
 	print(*extras["parity"], sep="\n")' | xargs $(PIP)
 	@touch $@
 
+# The registry's torchvision and torchaudio are built for a CUDA torch and break the CPU builds that peers bring.
 .peers/%/.installed: | .venv/bin/python
 	@echo "Installing $($*) into .peers/$* (once)"
-	@$(PYTHON) -m venv .peers/$* && .peers/$*/bin/python -m pip install -qq --disable-pip-version-check $($*) && touch $@ \
+	@$(PYTHON) -m venv .peers/$* && .peers/$*/bin/python -m pip install -qq --disable-pip-version-check $($*) \
+		&& .peers/$*/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec && touch $@ \
 		|| { rm -rf .peers/$*; echo "$* cannot be installed here; the report will say so" >&2; }

@@ -19,6 +19,7 @@ from headrace.text import encode_rendered
 T = TypeVar("T")
 
 _INLINE_CHARS = 2048
+_SERVER_VARIABLES = {"self", "messages", "tools", "add_generation_prompt"}  # parameters of `ChatTemplate.render`
 
 
 async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
@@ -58,6 +59,11 @@ async def encode_chat(
         raise InvalidRequest(
             "continue_final_message excludes add_generation_prompt; set add_generation_prompt to false",
             param="continue_final_message",
+        )
+    if clash := _SERVER_VARIABLES & variables.keys():
+        raise InvalidRequest(
+            f"template variable '{min(clash)}' is set by the server; leave it out of chat_template_kwargs",
+            param="chat_template_kwargs",
         )
     turns = [_turn(i, message) for i, message in enumerate(messages)]
 

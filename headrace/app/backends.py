@@ -13,13 +13,15 @@ from pathlib import Path
 from headrace.app.plan import Derived, ModelFacts, Plan
 from headrace.core.errors import ConfigError
 from headrace.core.protocols import Executor
-from headrace.core.settings import Backend, EngineSettings
+from headrace.core.settings import Backend, EngineSettings, forced_isa
 from headrace.executor import ReferenceExecutor, block_bytes
 from headrace.executor.native import NativeExecutor, kv_block_bytes
 from headrace.executor.native import problem as native_problem
 from headrace.executor.weights_pack import packed_bytes
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
+from headrace.ops.native import set_isa
+from headrace.ops.native.library import tiles_failed
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,11 @@ def open_executor(
     """Load the weights and allocate the pool. `cache_directory` keeps packed weights between starts."""
     num_blocks, block_size = plan.num_blocks.value, plan.block_size.value
     if plan.backend.value == "native":
+        isa = forced_isa()
+        if isa is not None:
+            set_isa(isa)
+        if tiles_failed():
+            _log.warning("AMX gave other results than AVX-512 on this machine; steps run on AVX-512")
         return NativeExecutor(
             program,
             checkpoint,

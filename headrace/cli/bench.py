@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
         case _:
             from headrace.bench.peers.report import run_peers
 
-            return run_peers(settings_from(args), args.peers, args.out, rounds=args.rounds)
+            return run_peers(
+                settings_from(args), args.peers, args.out, rounds=args.rounds, http_rounds=args.http_rounds
+            )
 
 
 def _offline(args: argparse.Namespace) -> int:

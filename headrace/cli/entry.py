@@ -126,7 +126,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     peers.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
     peers.add_argument("--peers", type=Path, default=Path(".peers"), help="where their environments are (.peers)")
     peers.add_argument("--out", type=Path, default=Path("bench-results/peers"), help="report, without its suffix")
-    peers.add_argument("--rounds", type=int, default=5, help="measured repeats (default: 5)")
+    peers.add_argument("--rounds", type=int, default=5, help="measured repeats offline (default: 5)")
+    peers.add_argument("--http-rounds", type=int, default=1, help="measured repeats over HTTP, 0 for none (default: 1)")
     _add_settings(peers, (None, "engine"))
 
 

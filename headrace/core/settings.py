@@ -26,7 +26,8 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
-_ENV_OTHERS = {"HEADRACE_ISA"}  # read by the native library: forces one instruction set in tests
+_ENV_ISA = "HEADRACE_ISA"
+_ENV_OTHERS = {_ENV_ISA}
 # A Kubernetes service called `headrace` puts these into every pod; they are not ours.
 _ENV_FOREIGN = ("HEADRACE_SERVICE_", "HEADRACE_PORT")
 
@@ -249,6 +250,11 @@ class HubAccess:
 
     endpoint: str
     token: str | None = field(default=None, repr=False)
+
+
+def forced_isa(environ: Mapping[str, str] | None = None) -> str | None:
+    """Read HEADRACE_ISA: the one instruction set that native code must use, for tests and for finding faults."""
+    return (os.environ if environ is None else environ).get(_ENV_ISA) or None
 
 
 def hub_access(environ: Mapping[str, str] | None = None) -> HubAccess:

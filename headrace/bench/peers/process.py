@@ -24,6 +24,12 @@ class PeerError(Exception):
     """A peer could not start or could not answer; the text is the peer's own."""
 
 
+def last_words(log: str) -> str:
+    """Return the last line a peer wrote, for reports that outlive its log."""
+    lines = [line.strip() for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
+    return f"its last words: {lines[-1][-300:]}" if lines else "it said nothing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSpec:
     """How to start one configuration of one engine.
@@ -71,7 +77,7 @@ class PeerProcess:
             self._process.stdin.write(msgspec.json.encode(request) + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise PeerError(f"{self.spec.name} has ended: {error}; see {self._log.name}") from error
+            raise PeerError(f"{self.spec.name} has ended: {error}; {last_words(self._log.name)}") from error
         return self._answer()
 
     def seconds(self, prompts: list[list[int]], output_tokens: int) -> float:
@@ -104,7 +110,7 @@ class PeerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise PeerError(f"{self.spec.name} ended without an answer; see {self._log.name}")
+            raise PeerError(f"{self.spec.name} ended without an answer; {last_words(self._log.name)}")
         answer = msgspec.json.decode(line, type=dict[str, object])
         if "error" in answer:
             raise PeerError(f"{self.spec.name}: {answer['error']}")

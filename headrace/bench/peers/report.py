@@ -47,7 +47,7 @@ class Participant(msgspec.Struct, frozen=True, kw_only=True):
     ready_s: float
     version: str = ""
     settings: str = ""
-    peak_rss_mib: float = 0.0
+    peak_rss_mib: float | None = None
 
 
 class PeersResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class PeersResult(msgspec.Struct, frozen=True, kw_only=True):
     absent: tuple[tuple[str, str], ...]
 
 
-def run_peers(settings: Settings, peers: Path, out: Path, *, rounds: int) -> int:
+def run_peers(settings: Settings, peers: Path, out: Path, *, rounds: int, http_rounds: int) -> int:
     """Run the whole comparison and write OUT.json and OUT.html; return the exit code."""
     console = Console(stderr=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def run_peers(settings: Settings, peers: Path, out: Path, *, rounds: int) -> int
         failures: list[Failure] = []
         with tempfile.TemporaryDirectory() as logs:
             participants, quality, measured = _offline(settings, teams, Path(logs), rounds, failures, say)
-            http, ready, idle = _online(teams, Path(logs), rounds, failures, say)
+            http, ready, idle = _online(teams, Path(logs), http_rounds, failures, say)
     result = PeersResult(
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         headrace=headrace.__version__,
@@ -203,7 +203,7 @@ def _participant(peer: PeerProcess) -> Participant:
 class _Info(msgspec.Struct):
     version: str
     settings: str
-    peak_rss_mib: float
+    peak_rss_mib: float | None
 
 
 def _online(
@@ -212,7 +212,7 @@ def _online(
     """Start every server, then drive all of them in turn."""
     servers: list[PeerServer] = []
     with ExitStack() as stack:
-        for spec in teams.servers:
+        for spec in teams.servers if rounds > 0 else ():
             say(f"starting {spec.name}")
             try:
                 server = PeerServer(spec, logs / f"{spec.name.replace(' ', '-')}-server.log")
@@ -327,7 +327,14 @@ def _http_table(result: PeersResult) -> Table:
 
 def _participants_table(result: PeersResult) -> Table:
     rows = tuple(
-        (p.name, p.weights, f"{p.ready_s:.2f}", f"{p.peak_rss_mib:,.0f}", p.version, p.settings)
+        (
+            p.name,
+            p.weights,
+            f"{p.ready_s:.2f}",
+            "–" if p.peak_rss_mib is None else f"{p.peak_rss_mib:,.0f}",
+            p.version,
+            p.settings,
+        )
         for p in result.participants
     )
     return Table(

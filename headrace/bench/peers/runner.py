@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -54,6 +53,15 @@ def main(load: Callable[[dict[str, Any]], Peer]) -> None:
         answers.write(json.dumps(answer) + "\n")
 
 
+def _peak_rss_mib() -> float | None:
+    """Return this process's own peak; getrusage's also has the parent's size at the fork. None where it is not told."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
 def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     task = request["task"]
     if task == "generate":
@@ -64,6 +72,5 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         peer.logits(request["chunks"], request["path"])
         return {"path": request["path"]}
     if task == "info":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"version": peer.version, "settings": peer.settings, "peak_rss_mib": peak}
+        return {"version": peer.version, "settings": peer.settings, "peak_rss_mib": _peak_rss_mib()}
     raise ValueError(f"unknown task '{task}'")

@@ -20,7 +20,7 @@ import msgspec
 
 from headrace.bench.load import LoadPlan, run_load
 from headrace.bench.metrics import LoadReport
-from headrace.bench.peers.process import PeerError
+from headrace.bench.peers.process import PeerError, last_words
 
 _IDLE_WINDOW_S = 2.0
 
@@ -91,14 +91,17 @@ class PeerServer:
     def _wait_ready(self, start: float) -> None:
         while time.perf_counter() - start < self.spec.start_timeout_s:
             if self._process.poll() is not None:
-                raise PeerError(f"{self.spec.name} ended with code {self._process.returncode}; see {self._log.name}")
+                code = self._process.returncode
+                raise PeerError(f"{self.spec.name} ended with code {code}; {last_words(self._log.name)}")
             try:
                 if httpx.get(self.url + self.spec.ready_path, timeout=2).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.02)
-        raise PeerError(f"{self.spec.name} was not ready after {self.spec.start_timeout_s:g} s; see {self._log.name}")
+        raise PeerError(
+            f"{self.spec.name} was not ready after {self.spec.start_timeout_s:g} s; {last_words(self._log.name)}"
+        )
 
 
 def run_servers(

@@ -275,3 +275,10 @@ def test_base_model_refuses_chat_with_the_remedy(make_api: Any) -> None:
     response = make_api(template=None).chat()
     assert response.status_code == 400
     assert "/v1/completions" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])
+def test_template_variables_that_the_server_sets_are_refused_by_name(api: Any, name: str) -> None:
+    reply = api.chat("q", chat_template_kwargs={name: 1})
+    assert reply.status_code == 400
+    assert name in reply.json()["error"]["message"]

@@ -1,0 +1,41 @@
+"""HEADRACE_ISA reaches the native library, and a set the machine lacks is refused by name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from headrace.executor.native import problem as native_problem
+
+_ASK = """
+import sys
+import headrace.ops.native as native
+from headrace.cli.entry import main
+code = main(sys.argv[1:])
+print(native.active_isa())
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(native_problem() is not None, reason="the native library is not built here")
+def test_the_environment_forces_an_instruction_set(smollm2_path: object) -> None:
+    done = _generate("generic")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "generic"
+
+
+@pytest.mark.skipif(native_problem() is not None, reason="the native library is not built here")
+def test_an_instruction_set_that_is_not_here_is_a_configuration_error(smollm2_path: object) -> None:
+    done = _generate("vax")
+    assert done.returncode == 2
+    assert "instruction set 'vax' is not available here" in done.stderr
+
+
+def _generate(isa: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _ASK, "generate", "--model", "smollm2-135m", "--prompt", "Hi", "--max-tokens", "2"]
+    return subprocess.run(
+        command, env={**os.environ, "HEADRACE_ISA": isa}, capture_output=True, text=True, timeout=120, check=False
+    )
