@@ -38,6 +38,7 @@ class Server:
         self._timer = Timer(LIMIT_S, self.process.kill)
         self._timer.start()
         self._stderr: list[str] = []
+        self._clients: list[OpenAI] = []
         self._reader = Thread(target=self._read_stderr)
         self._reader.start()
         assert self.process.stdout is not None
@@ -62,7 +63,9 @@ class Server:
         return float(found.group(1))
 
     def openai(self) -> OpenAI:
-        return OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=120)
+        client = OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=120)
+        self._clients.append(client)
+        return client
 
     def stop(self) -> int:
         """Ask it to end; return its exit code."""
@@ -71,6 +74,8 @@ class Server:
         return self.wait()
 
     def wait(self) -> int:
+        for client in self._clients:
+            client.close()
         code = self.process.wait()
         self._timer.cancel()
         self._reader.join()
