@@ -64,7 +64,7 @@ def test_gemma3_matches_on_text(gemma3_path: Path) -> None:
 
 
 def test_gemma3_is_as_close_to_float64_as_transformers_beyond_its_window(gemma3_path: Path) -> None:
-    """At hundreds of positions fp32 itself strays by 5e-4 from float64; the reference may stray no further than HF."""
+    """At hundreds of positions fp32 itself can stray past the tolerance; the reference may stray no further than HF."""
     checkpoint = open_checkpoint(gemma3_path)
     encoded = load_tokenizer(checkpoint.text_files).encode(TEXT * 20, add_special=True)
     tokens = encoded[:530]  # the window is 512
@@ -75,7 +75,7 @@ def test_gemma3_is_as_close_to_float64_as_transformers_beyond_its_window(gemma3_
     model = gemma3_model(checkpoint)
     single = last_logits(model, tokens, 18)
     double = last_logits(model.double(), tokens, 18)
-    assert np.abs(ours - double).max() <= 1.5 * np.abs(single - double).max() <= 1e-3
+    assert np.abs(ours - double).max() <= max(TOLERANCE, 1.5 * np.abs(single - double).max())
     assert np.median(np.abs(ours - double)) <= 1e-5
     checkpoint.close()
 
