@@ -11,6 +11,7 @@ Random ids defeat every prefix cache. Medians over rounds; the spread is min …
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import msgspec
@@ -71,7 +72,7 @@ def run_rounds(
         f"prefill {PREFILL_TOKENS}": lambda peer, seed: measure_prefill(peer, prompts, seed)
     }
     for batch in batches:
-        tasks[f"decode batch {batch}"] = lambda peer, seed, batch=batch: measure_decode(peer, prompts, batch, seed)  # type: ignore[misc]
+        tasks[f"decode batch {batch}"] = partial(_decode_task, prompts, batch)
     values: dict[tuple[str, str], list[float]] = {}
     failures: dict[tuple[str, str], Failure] = {}
     for index in range(-1, rounds):
@@ -84,6 +85,8 @@ def run_rounds(
                 try:
                     value = measure(peer, 1000 * (index + 2))
                 except PeerError as error:
+                    if index < 0:
+                        continue  # a stumble in the warm-up counts only if it comes again
                     failures[key] = Failure(engine=peer.spec.name, task=task, reason=str(error))
                     continue
                 if index >= 0:
@@ -96,6 +99,10 @@ def run_rounds(
         for (name, task), rates in values.items()
     ]
     return found, list(failures.values())
+
+
+def _decode_task(prompts: TokenPrompts, batch: int, peer: PeerProcess, seed: int) -> float:
+    return measure_decode(peer, prompts, batch, seed)
 
 
 def best_ratio(measurements: Sequence[Measurement], task: str, ours: str) -> tuple[float, str] | None:
