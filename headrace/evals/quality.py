@@ -46,7 +46,7 @@ def compare_scorers(
 
     progress: called with (chunks done, chunks in all). Raises InvalidRequest when there are fewer than two tokens.
     """
-    chunks = _split(tokens, bos_id, chunk_tokens)
+    chunks = split_contexts(tokens, bos_id, chunk_tokens)
     if not chunks:
         raise InvalidRequest(
             f"the text has {len(tokens)} tokens; at least 2 are needed to score it; pass a longer text"
@@ -60,7 +60,8 @@ def compare_scorers(
     return summarize(scores)
 
 
-def _split(tokens: Sequence[int], bos_id: int | None, chunk_tokens: int) -> list[list[int]]:
+def split_contexts(tokens: Sequence[int], bos_id: int | None, chunk_tokens: int = CHUNK_TOKENS) -> list[list[int]]:
+    """Cut tokens into contexts of at most `chunk_tokens`, each opened by BOS if there is one."""
     head = [] if bos_id is None else [bos_id]
     body = chunk_tokens - len(head)
     pieces = (list(tokens[i : i + body]) for i in range(0, len(tokens), body))

@@ -31,10 +31,11 @@ from headrace.bench.token_prompts import TokenPrompts
 from headrace.core.settings import Settings
 from headrace.evals import default_text
 from headrace.evals.compare import Comparison, score_chunk, summarize
+from headrace.evals.quality import split_contexts
 from headrace.ops.probe import read_bandwidth
 
 BATCHES, CLIENTS = (1, 8, 32), (16, 64)
-_QUALITY_CHUNKS, _CHUNK = 6, 512
+_QUALITY_CHUNKS = 6
 Say = Callable[[str], None]
 
 
@@ -138,10 +139,8 @@ def _offline(
 def _base_logits(settings: Settings) -> tuple[list[list[int]], NDArray[np.float32]]:
     exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto")
     with open_scorer(msgspec.structs.replace(settings, engine=exact)) as scorer:
-        head = [] if scorer.tokenizer.bos_id is None else [scorer.tokenizer.bos_id]
-        body = _CHUNK - len(head)
-        tokens = scorer.tokenizer.encode(default_text(), add_special=False)[: _QUALITY_CHUNKS * body]
-        chunks = [head + tokens[i : i + body] for i in range(0, len(tokens), body)]
+        tokens = scorer.tokenizer.encode(default_text(), add_special=False)
+        chunks = split_contexts(tokens, scorer.tokenizer.bos_id)[:_QUALITY_CHUNKS]
         return chunks, np.concatenate([scorer.logits(chunk) for chunk in chunks])
 
 
