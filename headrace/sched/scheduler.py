@@ -1,17 +1,15 @@
 """The scheduler: which tokens of which sequences the next step computes, and what its result means for them.
 
-Owns: every live sequence, the waiting queue, the running list and, through the pool, who holds which KV block.
+Owns: every live sequence, the running list, the steps in flight and the collaborators named below.
 Called by the engine thread alone; `check_admission` and the counts may be read from other threads.
 
 Each step has a token budget. Running sequences come first, in order of admission, so decoding keeps its rhythm; what is
 left goes to waiting prompts, cut into chunks. At admission a sequence shares the blocks that the prefix cache has of it
 and gets new ones for the rest of its tokens; from then on one block at a time. When the pool runs dry, a newer running
-sequence gives its blocks back and waits at the head of the queue: the one that has least to compute again for each
-block it frees, after what stays in the prefix cache.
+sequence gives its blocks back and waits at the head of the queue.
 
-Waiting sequences are taken in order of arrival, but one that finds all its prompt in the cache goes before those that
-came up to `_PREFIX_BOOST_S` earlier, one that finds half of it before those of half that time: cached prefixes are used
-before they are evicted, and nobody waits behind an endless stream of luckier ones.
+This file moves sequences between their states; each decision on the way has a file of its own:
+`door` who may wait, `queue` who is next, `victims` who gives way, `prefixes` what is shared, `tables` who holds what.
 
     submit ─► WAITING ──admit──► RUNNING ──stop, length, abort, failure──► FINISHED ─► blocks free once no step
                  ▲                  │                                                  in flight reads them
@@ -26,23 +24,22 @@ Source: the single token counter follows vLLM's V1 scheduler; preemption by reco
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
-from itertools import islice
+from collections import deque
 
 from headrace.core.delta import FinishReason
-from headrace.core.errors import Overloaded, PromptTooLong
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.kv import BlockPool
-from headrace.sched.drain import DrainRate
+from headrace.sched.door import Door
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
 from headrace.sched.prefixes import PrefixSharing
+from headrace.sched.queue import WaitingQueue
 from headrace.sched.rows import make_row
-from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus, SequenceTiming
+from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
+from headrace.sched.tables import BlockTables
+from headrace.sched.victims import choose_victim
 
 _MAX_IN_FLIGHT = 2
-_PREFIX_BOOST_S = 1.0
-_WINDOW = 32  # waiting sequences that are looked at for a step
 
 
 class Scheduler:
@@ -56,14 +53,14 @@ class Scheduler:
         # The last token of a sequence is never computed, but one slot is a small price for a simple bound.
         self.max_context = min(limits.max_context, pool.num_blocks * block_size)
         self._live: dict[SeqId, Sequence] = {}
-        self._waiting: OrderedDict[SeqId, Sequence] = OrderedDict()
         self._running: list[Sequence] = []
         self._in_flight: deque[tuple[Step, list[Sequence]]] = deque()
         self.num_steps = 0
-        self._drain = DrainRate()
         self.totals = SchedulerTotals()
-        self._prefixes = PrefixSharing(pool, block_size, self._retire) if limits.prefix_cache else None
-        self._retired: deque[tuple[int, list[int]]] = deque()  # blocks to free after the step of that id
+        self._tables = BlockTables(pool, block_size)
+        self._prefixes = PrefixSharing(pool, block_size, self._tables.retire) if limits.prefix_cache else None
+        self._waiting = WaitingQueue(self._prefixes, block_size)
+        self._door = Door(limits, self.max_context)
 
     # --- what others may ask -------------------------------------------------------------------------------------
 
@@ -102,20 +99,7 @@ class Scheduler:
 
         num_queued  sequences on their way to `submit`, which count as waiting
         """
-        if prompt_len >= self.max_context:
-            raise PromptTooLong(
-                f"prompt has {prompt_len:,} tokens; this server accepts {self.max_context - 1:,} "
-                f"(context of {self.max_context:,} tokens, one of them for output); shorten the prompt",
-                param="prompt",
-            )
-        waiting = len(self._waiting) + num_queued
-        if waiting >= self.limits.max_waiting:
-            retry_after_s = self._drain.wait_s(waiting, now)
-            raise Overloaded(
-                f"{waiting:,} sequences are waiting, the limit is {self.limits.max_waiting:,}; "
-                f"the queue drains in about {retry_after_s:.0f} s, try again then",
-                retry_after_s=retry_after_s,
-            )
+        self._door.check(prompt_len, len(self._waiting) + num_queued, now)
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -128,7 +112,7 @@ class Scheduler:
         sequence.max_len = min(sequence.max_len, self.max_context)
         sequence.queued_s = now
         self._live[sequence.seq_id] = sequence
-        self._waiting[sequence.seq_id] = sequence
+        self._waiting.push(sequence)
 
     def abort(self, seq_id: SeqId, error: str | None = None) -> SequenceEvent | None:
         """End a live sequence now, as ERROR if `error` is given; None if it is not live. Idempotent.
@@ -139,7 +123,7 @@ class Scheduler:
         if sequence is None:
             return None
         if sequence.status is SequenceStatus.WAITING:
-            del self._waiting[seq_id]
+            self._waiting.remove(sequence)
         else:
             self._running.remove(sequence)
         finish = FinishReason.ABORT if error is None else FinishReason.ERROR
@@ -149,11 +133,11 @@ class Scheduler:
         """End every live sequence; nothing may be in flight any more, whatever was launched."""
         members = {s.seq_id: s for _, members in self._in_flight for s in members}
         self._in_flight.clear()
-        self._free_retired(self.num_steps)
+        self._tables.free_retired(self.num_steps)
         for sequence in members.values():
             sequence.num_in_flight = 0
             if sequence.status is SequenceStatus.FINISHED:
-                self._release(sequence)
+                self._tables.release(sequence)
         events = [self.abort(seq_id, error) for seq_id in list(self._live)]
         return [event for event in events if event is not None]
 
@@ -186,6 +170,7 @@ class Scheduler:
             return None
         step = Step(self.num_steps, tuple(rows))
         self.num_steps += 1
+        self._tables.note_launch(step.step_id)
         self._in_flight.append((step, members))
         return step
 
@@ -204,7 +189,7 @@ class Scheduler:
             sequence.num_in_flight -= 1
             if sequence.status is SequenceStatus.FINISHED:
                 if not sequence.num_in_flight:
-                    self._release(sequence)
+                    self._tables.release(sequence)
                 continue
             if has_scores and (scores := result.scored[index]):
                 sequence.scored.extend(scores)
@@ -228,8 +213,7 @@ class Scheduler:
         if num_finished:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
         self.totals.generated_tokens += num_tokens
-        if self._retired:
-            self._free_retired(step.step_id)
+        self._tables.free_retired(step.step_id)
         return events
 
     def take_step_id(self) -> int:
@@ -261,99 +245,68 @@ class Scheduler:
     def _grow(self, sequence: Sequence, index: int) -> bool:
         """Give a running sequence one more block, preempting newer ones (from `index` on) if need be."""
         while (blocks := self._pool.allocate(1)) is None:
-            victim = self._victim(index)
+            victim = choose_victim(reversed(self._running[index:]), self._pool, self.block_size)
             if victim is None:
                 return False  # it keeps what it has and waits for an older one to finish
             self._preempt(victim)
-        self._assign(sequence, blocks)
+        self._tables.assign(sequence, blocks)
         return True
-
-    def _victim(self, index: int) -> Sequence | None:
-        """Choose who gives its blocks back: least to compute again per block freed; among equals, the newest.
-
-        Not one that a step in flight reads. One whose blocks are all shared frees nothing, but gives way in the end:
-        two that share with each other alone would else hold up everybody.
-        """
-        best, least = None, float("inf")
-        for sequence in reversed(self._running[index:]):
-            if sequence.num_in_flight:
-                continue
-            if not (num_freed := self._pool.count_sole(sequence.blocks)):
-                best = best or sequence
-                continue
-            node = sequence.node
-            num_kept = 0 if node is None or node.is_dead else node.depth * self.block_size
-            cost = max(sequence.num_computed - num_kept, 0) / num_freed
-            if cost < least:
-                best, least = sequence, cost
-        return best
 
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back to the head of the queue without its blocks."""
         self._running.remove(sequence)
         if self._prefixes is not None:
             self._prefixes.leave(sequence)
-        self._release(sequence)
+        self._tables.release(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
         sequence.status = SequenceStatus.WAITING
-        self._waiting[sequence.seq_id] = sequence
-        self._waiting.move_to_end(sequence.seq_id, last=False)
+        self._waiting.put_back(sequence)
         self.totals.num_preemptions += 1
 
     def _admit(self, rows: list[Row], members: list[Sequence], budget: int, now: float) -> None:
         """Move waiting sequences into the step while budget, places and blocks last."""
-        running, pool, prefixes = self._running, self._pool, self._prefixes
-        if len(running) >= self.limits.max_num_seqs:
+        if len(self._running) >= self.limits.max_num_seqs:
             return
-        for sequence in self._candidates():
-            if not budget or len(running) >= self.limits.max_num_seqs:
+        for sequence in self._waiting.candidates():
+            if not budget or len(self._running) >= self.limits.max_num_seqs:
                 return
             shared: list[int] = []
-            if prefixes is not None:
-                prefixes.find(sequence)
-                if prefixes.is_being_filled(sequence):
+            if self._prefixes is not None:
+                self._prefixes.find(sequence)
+                if self._prefixes.is_being_filled(sequence):
                     continue
                 assert sequence.node is not None
                 shared = sequence.node.path()
-            length = len(sequence.tokens)
-            num_new = -(-length // self.block_size) - len(shared)
-            # One spare block for each running sequence: they will want it soon, and preempting costs more than waiting.
-            if num_new + len(running) + pool.count_unheld(shared) > pool.num_free:
+            if not self._enter(sequence, shared, now):
                 return
-            if prefixes is not None:
-                prefixes.enter(sequence, shared)
-            blocks = pool.allocate(num_new)
-            assert blocks is not None
-            del self._waiting[sequence.seq_id]
-            self._assign(sequence, shared + blocks)
-            sequence.status = SequenceStatus.RUNNING
-            sequence.num_computed = len(shared) * self.block_size
-            running.append(sequence)
-            self._drain.note(now)
-            if sequence.first_scheduled_s is None:
-                sequence.first_scheduled_s = now
-                self._book_hit(sequence)
             start = sequence.num_computed
-            count = min(length - start, budget)
+            count = min(len(sequence.tokens) - start, budget)
             budget -= count
             rows.append(self._plan(sequence, start, count))
             members.append(sequence)
 
-    def _candidates(self) -> list[Sequence]:
-        """Return the first waiting sequences in the order of admission: preempted ones, then by arrival and prefix."""
-        window = list(islice(self._waiting.values(), _WINDOW))
-        prefixes = self._prefixes
-        if prefixes is None or len(window) < 2:
-            return window
-        ranks = {
-            sequence.seq_id: float("-inf")
-            if sequence.num_preemptions
-            else sequence.queued_s - _PREFIX_BOOST_S * prefixes.find(sequence) * self.block_size / len(sequence.tokens)
-            for sequence in window
-        }
-        window.sort(key=lambda sequence: ranks[sequence.seq_id])
-        return window
+    def _enter(self, sequence: Sequence, shared: list[int], now: float) -> bool:
+        """Make a waiting sequence a running one, with the shared blocks and new ones; False if there is no room."""
+        pool = self._pool
+        num_new = -(-len(sequence.tokens) // self.block_size) - len(shared)
+        # One spare block for each running sequence: they will want it soon, and preempting costs more than waiting.
+        if num_new + len(self._running) + pool.count_unheld(shared) > pool.num_free:
+            return False
+        if self._prefixes is not None:
+            self._prefixes.enter(sequence, shared)
+        blocks = pool.allocate(num_new)
+        assert blocks is not None
+        self._waiting.remove(sequence)
+        self._tables.assign(sequence, shared + blocks)
+        sequence.status = SequenceStatus.RUNNING
+        sequence.num_computed = len(shared) * self.block_size
+        self._running.append(sequence)
+        self._door.note_admission(now)
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = now
+            self._book_hit(sequence)
+        return True
 
     def _book_hit(self, sequence: Sequence) -> None:
         """Count what the cache was asked for and what it had."""
@@ -378,7 +331,7 @@ class Scheduler:
             return self._finish(sequence, sample, FinishReason.LENGTH)
         if is_first:
             scored, sequence.scored = tuple(sequence.scored), []
-            return SequenceEvent(sequence.seq_id, sample, scored=scored, timing=_timing(sequence))
+            return SequenceEvent(sequence.seq_id, sample, scored=scored, timing=sequence.timing())
         return SequenceEvent(sequence.seq_id, sample)
 
     def _finish(
@@ -396,10 +349,9 @@ class Scheduler:
             self._prefixes.leave(sequence)
         sequence.status = SequenceStatus.FINISHED
         if not sequence.num_in_flight:
-            self._release(sequence)
-        return SequenceEvent(
-            sequence.seq_id, sample, finish, stop_token, error, tuple(sequence.scored), _timing(sequence)
-        )
+            self._tables.release(sequence)
+        scored = tuple(sequence.scored)
+        return SequenceEvent(sequence.seq_id, sample, finish, stop_token, error, scored, sequence.timing())
 
     def _publish(self, sequence: Sequence, row: Row) -> None:
         """Put what a committed row has completed into the prefix cache."""
@@ -411,52 +363,17 @@ class Scheduler:
         if self._prefixes is not None:
             self._prefixes.withdraw(sequence)
 
-    def _retire(self, sequence: Sequence, blocks: list[int]) -> None:
-        """Free blocks that a sequence no longer needs, once no step in flight reads them."""
-        if sequence.num_in_flight:
-            self._retired.append((self.num_steps - 1, blocks))
-        else:
-            self._pool.free(blocks)
-
-    def _free_retired(self, step_id: int) -> None:
-        while self._retired and self._retired[0][0] <= step_id:
-            self._pool.free(self._retired.popleft()[1])
-
-    def _assign(self, sequence: Sequence, blocks: list[int]) -> None:
-        """Put allocated blocks at the end of a sequence's table."""
-        sequence.blocks += blocks
-        sequence.table = tuple(sequence.blocks)
-        sequence.capacity = len(sequence.blocks) * self.block_size
-
-    def _release(self, sequence: Sequence) -> None:
-        """Give all blocks of a sequence back to the pool."""
-        self._pool.free(sequence.blocks)
-        sequence.blocks, sequence.table, sequence.capacity = [], (), 0
-
     def check(self) -> None:
         """Raise AssertionError if blocks, queues and live sequences do not agree."""
-        self._pool.check()
         fenced = {s.seq_id: s for _, members in self._in_flight for s in members if s.status is SequenceStatus.FINISHED}
-        holders = [*self._running, *fenced.values()]
-        holds = Counter(block for sequence in holders for block in sequence.blocks)
-        holds.update(block for _, blocks in self._retired for block in blocks)
-        assert len(holds) + self._pool.num_free == self._pool.num_blocks, "a block is held by nobody"
-        assert all(self._pool.num_holders(block) == n for block, n in holds.items()), "a block has a holder too many"
+        self._tables.check([*self._running, *fenced.values()])
+        self._waiting.check()
         if self._prefixes is not None:
             self._prefixes.check(self._running)
-        ids = [s.seq_id for s in self._running] + list(self._waiting)
+        ids = [sequence.seq_id for sequence in (*self._running, *self._waiting)]
         assert len(ids) == len(set(ids)), "a sequence is in two places"
         assert set(ids) == set(self._live), "a live sequence is in no queue"
         assert all(s.status is SequenceStatus.RUNNING for s in self._running), "a running sequence has another status"
-        for sequence in self._waiting.values():
-            assert sequence.status is SequenceStatus.WAITING, "a waiting sequence has another status"
-            assert not sequence.blocks, "a waiting sequence holds blocks"
         for sequence in self._running:
             assert sequence.num_computed <= len(sequence.tokens) <= sequence.max_len, "a sequence has outrun itself"
             assert sequence.num_computed <= sequence.capacity, "a computed token has no slot"
-
-
-def _timing(sequence: Sequence) -> SequenceTiming:
-    return SequenceTiming(
-        sequence.first_scheduled_s, sequence.first_token_s, sequence.num_preemptions, sequence.num_cached
-    )

@@ -34,6 +34,15 @@ class SequenceStatus(IntEnum):
     FINISHED = 2
 
 
+class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
+    """When a sequence got where, in clock seconds; None where it never got there."""
+
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    num_preemptions: int
+    num_cached: int = 0  # prompt tokens found in the prefix cache
+
+
 class Sequence:
     """State of one choice. Written by the scheduler only."""
 
@@ -125,14 +134,9 @@ class Sequence:
         """Count the tokens generated so far."""
         return len(self.tokens) - self.prompt_len
 
-
-class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
-    """When a sequence got where, in clock seconds; None where it never got there."""
-
-    first_scheduled_s: float | None
-    first_token_s: float | None
-    num_preemptions: int
-    num_cached: int = 0  # prompt tokens found in the prefix cache
+    def timing(self) -> SequenceTiming:
+        """Return how far it has got until now."""
+        return SequenceTiming(self.first_scheduled_s, self.first_token_s, self.num_preemptions, self.num_cached)
 
 
 class SequenceEvent(msgspec.Struct, frozen=True, gc=False):
