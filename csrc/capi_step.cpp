@@ -15,7 +15,7 @@ HR_API void hr_step_layout(int32_t* out) {
   const int32_t bytes[] = {
       sizeof(OpDesc),  sizeof(RopeDesc),  sizeof(CacheDesc), sizeof(ProgramDesc), sizeof(PackedWeight), sizeof(RowIn),
       sizeof(ScoreIn), sizeof(StepIn),    sizeof(Sampling),  sizeof(SampleOut),   sizeof(KvLayer),      sizeof(KvSlot),
-      sizeof(QkWriteArgs), sizeof(AttentionArgs), sizeof(AttentionItem), sizeof(SampleContext),
+      sizeof(QkWriteArgs), sizeof(AttentionArgs), sizeof(AttentionItem), sizeof(SampleContext), sizeof(BlockCopy),
   };
   std::memcpy(out, bytes, sizeof bytes);
 }
@@ -34,6 +34,13 @@ HR_API void hr_program_sizes(const void* program, int64_t* out) {
   out[0] = self->kv_bytes();
   out[1] = self->scratch_bytes();
   out[2] = self->num_regions();
+}
+
+HR_API int64_t hr_block_bytes(const void* program) { return static_cast<const StepProgram*>(program)->block_bytes(); }
+
+// 0, or 1 when a copy names a block outside the pool.
+HR_API int32_t hr_copy_blocks(void* program, const BlockCopy* copies, int64_t count) {
+  return static_cast<StepProgram*>(program)->copy_blocks(copies, count) ? 0 : 1;
 }
 
 // Switch timing on or off; copies and clears the nanoseconds per RegionKind.

@@ -79,6 +79,15 @@ struct StepIn {
   float* logits;                // [T, V], or null; when given, nothing is sampled or scored
 };
 
+enum class CopyKind : int32_t { Duplicate, Save, Load };
+
+// All bytes of one block: to or from another block, or host memory of block_bytes().
+struct BlockCopy {
+  CopyKind kind;
+  int32_t block;  // Duplicate: where to
+  int64_t other;  // Duplicate: the block to copy; else the address of host memory
+};
+
 enum StepStatus : int32_t { kStepDone = 0, kStepTooLong = 1, kStepBadBlock = 2 };
 
 enum class RegionKind : int32_t {
@@ -126,6 +135,12 @@ struct LogitChunk {
   int64_t first, rows;
 };
 
+// What a block has in one of the pool's arrays; a block's bytes are those of all parts in order.
+struct BlockPart {
+  char* base;
+  int64_t bytes;  // also from one block to the next
+};
+
 class StepProgram {
  public:
   // `desc.weights` and `desc.vectors` must outlive the program. Null: out of memory.
@@ -139,6 +154,9 @@ class StepProgram {
   int64_t kv_bytes() const { return kv_bytes_; }
   int64_t scratch_bytes() const { return memory_bytes_; }
   int64_t num_regions() const { return static_cast<int64_t>(regions_.size()); }
+  int64_t block_bytes() const;
+  // False, and nothing done, if a block is not in the pool.
+  bool copy_blocks(const BlockCopy* copies, int64_t count);
   bool times = false;  // add up region_ns on thread 0
   int64_t region_ns[static_cast<int>(RegionKind::Count)] = {};
 
@@ -174,6 +192,7 @@ class StepProgram {
   std::vector<OpDesc> ops_;
   std::vector<RopeDesc> ropes_;
   std::vector<KvLayer> layers_;
+  std::vector<BlockPart> block_parts_;
   std::vector<int64_t> widths_;
   std::vector<float*> slots_;
   std::vector<Region> regions_;

@@ -97,6 +97,9 @@ bool StepProgram::allocate() {
     layers_[i].k = at;
     layers_[i].v = at + layer_elements[i];
     at += 2 * layer_elements[i];
+    for (uint16_t* base : {layers_[i].k, layers_[i].v}) {
+      block_parts_.push_back({reinterpret_cast<char*>(base), 2 * layers_[i].block_stride});
+    }
   }
 
   int64_t acts_bytes = kAlign, attention_dim = 16, widest = 16;

@@ -28,6 +28,14 @@ class Pending(Protocol, Generic[T_co]):
         ...
 
 
+class HostMemory(Protocol):
+    """Slots in host memory, each with room for the bytes of one KV block."""
+
+    def slot(self, index: int) -> memoryview:
+        """Return the writable bytes of a slot."""
+        ...
+
+
 class Executor(Protocol):
     """Carries out Steps in order. Knows tensors, never queues."""
 

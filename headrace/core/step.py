@@ -5,11 +5,15 @@ only the executor knows where their bytes are. Packed token order is row order: 
 
     row:   |<--- blocks hold KV of positions 0 … start-1 --->|<--- tokens: computed in this step --->|
     sampled when `sample` is set: one token, from the logits of the row's last token.
+
+Bytes of whole blocks move as `copies`, in order, before any row reads or writes: in host slots a block waits for its
+next use, and another thread may carry it on to a disk or another machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import msgspec
 
@@ -43,12 +47,29 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     num_score_top: int = 0
 
 
+class CopyKind(IntEnum):
+    """Between which places the bytes of a block are copied."""
+
+    DUPLICATE = 0  # block → block
+    SAVE = 1  # block → host slot
+    LOAD = 2  # host slot → block
+
+
+class BlockCopy(msgspec.Struct, frozen=True, gc=False):
+    """Copy all bytes of one block. `source` and `target` number a block or a host slot, as `kind` says."""
+
+    kind: CopyKind
+    source: int
+    target: int
+
+
 class Step(msgspec.Struct, frozen=True):
-    """What the device must do now. `step_id` counts up from 0 in an engine's life."""
+    """What the device must do now. `step_id` counts up from 0 in an engine's life. There may be copies and no rows."""
 
     step_id: int
     rows: tuple[Row, ...]
     is_dry_run: bool = False  # warm-up: same path, result discarded
+    copies: tuple[BlockCopy, ...] = ()  # done one after another before `rows` read or write
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.errors import OutOfMemory
+from headrace.core.protocols import HostMemory
+from headrace.core.step import BlockCopy, CopyKind
 from headrace.model.program import CacheLayer
 
 
@@ -34,3 +36,28 @@ def allocate_pool(layers: Sequence[CacheLayer], *, num_blocks: int, block_size: 
             f"a KV pool of {num_blocks:,} blocks of {block_size} tokens takes {total / 2**20:,.0f} MiB, "
             "more than the system gives; lower engine.kv_memory_mib"
         ) from error
+
+
+def copy_blocks(pool: list[NDArray[np.float32]], copies: Sequence[BlockCopy], host: HostMemory | None) -> None:
+    """Carry out block copies in order. A host slot holds a block's layers one after another, each as it is here."""
+    for copy in copies:
+        if copy.kind is CopyKind.DUPLICATE:
+            for layer in pool:
+                layer[:, copy.target] = layer[:, copy.source]
+            continue
+        if host is None:
+            raise ValueError("a step copies blocks to or from host memory, and this executor was given none")
+        is_save = copy.kind is CopyKind.SAVE
+        block, slot = (copy.source, copy.target) if is_save else (copy.target, copy.source)
+        floats = np.frombuffer(host.slot(slot), np.float32)
+        at = 0
+        for layer in pool:
+            part = layer[:, block]
+            kept = floats[at : at + part.size].reshape(part.shape)
+            if is_save:
+                kept[...] = part
+            else:
+                layer[:, block] = kept
+            at += part.size
+        if at != floats.size:
+            raise ValueError(f"host slot {slot} has {4 * floats.size} bytes; a block has {4 * at}")

@@ -14,14 +14,15 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
-from headrace.core.protocols import Pending
+from headrace.core.protocols import HostMemory, Pending
 from headrace.core.settings import Quantization
-from headrace.core.step import Step, StepResult
+from headrace.core.step import BlockCopy, CopyKind, Step, StepResult
 from headrace.executor.native_parts import program_parts
 from headrace.executor.pending import Deferred
 from headrace.executor.step_arrays import StepArrays
@@ -29,7 +30,7 @@ from headrace.executor.weights_pack import NativeWeights, load_weights, packed_b
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import CacheLayer, Head, Program
 from headrace.ops.native.library import Pool
-from headrace.ops.native.step import NativeProgram, step_library
+from headrace.ops.native.step import BLOCK_COPY, NativeProgram, step_library
 
 _LANES = 16  # head sizes and block sizes are whole multiples of this in the cache
 
@@ -62,12 +63,14 @@ class NativeExecutor:
         max_step_tokens: int = 512,
         cache_dir: Path | None = None,
         quantization: Quantization = "auto",
+        host: HostMemory | None = None,
     ) -> None:
         """Map or pack the weights, start the workers, allocate the pool. The checkpoint may be closed afterwards.
 
         threads          None: one per core this process may use
         max_step_tokens  longest step; scratch memory is proportional to it
         cache_dir        where packed weights are kept between starts; None packs into memory at every start
+        host             slots that blocks are saved to and loaded from; None: Steps have no such copies
         Raises OutOfMemory with the sizes before anything is loaded, ConfigError for a block size that is not served.
         """
         if not isinstance(program.ops[-1], Head):
@@ -78,6 +81,7 @@ class NativeExecutor:
         self._block_size = block_size
         self._vocab_size = program.vocab_size
         self._caller = 0
+        self._host = host
         self._pool = Pool(threads or len(os.sched_getaffinity(0)))
         _check_memory(
             packed_bytes(program, checkpoint, quantization),
@@ -173,6 +177,10 @@ class NativeExecutor:
         program = self._alive()
         self._pin_caller()
         started = time.perf_counter()
+        if step.copies:
+            program.copy_blocks(self._copies(step.copies))
+        if not step.rows:
+            return StepResult(step_id=step.step_id, samples=(), elapsed_s=time.perf_counter() - started)
         program.run(self._arrays.fill(step))
         samples, scored, failures = self._arrays.results(step)
         return StepResult(
@@ -182,6 +190,30 @@ class NativeExecutor:
             failures=failures,
             elapsed_s=time.perf_counter() - started,
         )
+
+    def _copies(self, copies: tuple[BlockCopy, ...]) -> NDArray[np.void]:
+        """Return copies as the native code takes them: host slots by address."""
+        records = np.empty(len(copies), BLOCK_COPY)
+        for i, copy in enumerate(copies):
+            match copy.kind:
+                case CopyKind.DUPLICATE:
+                    records[i] = (copy.kind, copy.target, copy.source)
+                case CopyKind.SAVE:
+                    records[i] = (copy.kind, copy.source, self._address(copy.target))
+                case CopyKind.LOAD:
+                    records[i] = (copy.kind, copy.target, self._address(copy.source))
+                case _:
+                    assert_never(copy.kind)
+        return records
+
+    def _address(self, slot: int) -> int:
+        """Return where a host slot's bytes are. Raises ValueError if a block does not fit."""
+        if self._host is None:
+            raise ValueError("a step copies blocks to or from host memory, and this executor was given none")
+        view = self._host.slot(slot)
+        if view.nbytes != self._alive().block_bytes():
+            raise ValueError(f"host slot {slot} has {view.nbytes} bytes; a block has {self._alive().block_bytes()}")
+        return int(np.frombuffer(view, np.uint8).ctypes.data)
 
 
 def _check_memory(weight_bytes: int, kv_bytes: int) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.errors import EngineDead
-from headrace.core.protocols import Pending
+from headrace.core.protocols import HostMemory, Pending
 from headrace.core.request import SeqId
 from headrace.core.step import Sample, ScoredPosition, Step, StepResult
 from headrace.executor.batch import Batch, pack
 from headrace.executor.float_weights import float_weights
-from headrace.executor.kv_bytes import allocate_pool
+from headrace.executor.kv_bytes import allocate_pool, copy_blocks
 from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
@@ -36,8 +36,19 @@ _SCORE_ROWS = 64  # scored positions whose logits exist at a time: a whole promp
 class ReferenceExecutor:
     """Runs Steps on fp32 weights. Not for two threads at once."""
 
-    def __init__(self, program: Program, checkpoint: Checkpoint, *, num_blocks: int, block_size: int) -> None:
-        """Decode the weights and allocate the pool. The checkpoint may be closed afterwards."""
+    def __init__(
+        self,
+        program: Program,
+        checkpoint: Checkpoint,
+        *,
+        num_blocks: int,
+        block_size: int,
+        host: HostMemory | None = None,
+    ) -> None:
+        """Decode the weights and allocate the pool. The checkpoint may be closed afterwards.
+
+        host  slots that blocks are saved to and loaded from; None: Steps have no such copies
+        """
         head = program.ops[-1]
         if not isinstance(head, Head):
             raise ValueError(f"the program ends with {type(head).__name__}; an executor samples from a Head")
@@ -46,6 +57,7 @@ class ReferenceExecutor:
         self._weights = float_weights(program, checkpoint)
         self._inv_freqs = [np.array(rope.inv_freq, np.float32) for rope in program.ropes]
         self._cache = allocate_pool(program.cache_layers, num_blocks=num_blocks, block_size=block_size)
+        self._host = host
         self._num_blocks = num_blocks
         self._block_size = block_size
 
@@ -80,6 +92,10 @@ class ReferenceExecutor:
     def _execute(self, step: Step) -> StepResult:
         """Run all rows, sample and score, and keep failures to their rows."""
         started = time.perf_counter()
+        if step.copies:
+            copy_blocks(self._cache, step.copies, self._host)
+        if not step.rows:
+            return StepResult(step_id=step.step_id, samples=(), elapsed_s=time.perf_counter() - started)
         batch = pack(step, block_size=self._block_size)
         failures: dict[SeqId, str] = {}
         tokens = self._replace_unknown(step, batch, failures)

@@ -1,8 +1,9 @@
 """A model whose every token is a hash of all tokens before it, read back through the block tables.
 
 Owns a fake KV store: the token id that was last written to each slot. A row's next token is computed from what its
-block table finds there, not from what the row says, so a wrong table, a block freed too early, a skipped position or
-two sequences in one block give a different token. `next_token` is the same function without a store: the answer alone.
+block table finds there, not from what the row says, so a wrong table, a block freed too early, a skipped position,
+two sequences in one block or a block copied late or from the wrong place give a different token. `next_token` is the
+same function without a store: the answer alone.
 Implements `core.protocols.Executor`. The next tokens are spread evenly over the vocabulary.
 """
 
@@ -12,10 +13,12 @@ import zlib
 from array import array
 from collections.abc import Callable, Sequence
 
+from headrace.core.protocols import HostMemory
 from headrace.core.request import SamplingParams, SeqId
-from headrace.core.step import Row, Sample, ScoredPosition, Step, StepResult
+from headrace.core.step import BlockCopy, CopyKind, Row, Sample, ScoredPosition, Step, StepResult
 
 _MAX_PENDING = 2
+TOKEN_BYTES = 8  # of a token in a host slot
 
 
 def next_token(history: Sequence[int], sampling: SamplingParams, vocab_size: int, banned: Sequence[int] = ()) -> int:
@@ -46,6 +49,7 @@ class UniformModel:
         vocab_size: int,
         fail_row: Callable[[Row], str | None] = lambda row: None,
         on_step: Callable[[Step], None] = lambda step: None,
+        host: HostMemory | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -53,6 +57,7 @@ class UniformModel:
         self._vocab_size = vocab_size
         self._fail_row = fail_row
         self._on_step = on_step
+        self._host = host
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
         self._pending: list[Step] = []
 
@@ -78,6 +83,8 @@ class UniformModel:
         """Write all rows to the store, then read each history back and sample."""
         self._pending.remove(step)
         self._on_step(step)
+        for copy in step.copies:
+            self._copy(copy)
         for row in step.rows:
             for position, token_id in enumerate(row.tokens, row.start):
                 self._slots[self._slot(row, position)] = token_id
@@ -105,6 +112,24 @@ class UniformModel:
                 if len(users[block]) > 1:
                     others = sorted(users[block] - {row.seq_id})
                     raise RuntimeError(f"sequence {row.seq_id} writes to block {block} of sequence {others[0]}")
+
+    def _copy(self, copy: BlockCopy) -> None:
+        """Copy a block's tokens; a host slot holds `TOKEN_BYTES` for each, -1 where nothing was written."""
+        if copy.kind is CopyKind.LOAD:
+            found = [None if token_id < 0 else token_id for token_id in self._host_tokens(copy.source)]
+        else:
+            found = self._slots[copy.source * self.block_size : (copy.source + 1) * self.block_size]
+        if copy.kind is CopyKind.SAVE:
+            view = self._host_tokens(copy.target)
+            for offset, token_id in enumerate(found):
+                view[offset] = -1 if token_id is None else token_id
+        else:
+            self._slots[copy.target * self.block_size : (copy.target + 1) * self.block_size] = found
+
+    def _host_tokens(self, slot: int) -> memoryview:
+        if self._host is None:
+            raise RuntimeError("a step copies blocks to or from host memory, and this model was given none")
+        return self._host.slot(slot).cast("q")
 
     def _slot(self, row: Row, position: int) -> int:
         block = row.blocks[position // self.block_size]

@@ -120,6 +120,8 @@ SAMPLE = np.dtype(
     ]
 )
 
+BLOCK_COPY = np.dtype([*_fields(np.int32, "kind block"), ("other", np.int64)])
+
 SAMPLED, NOT_FINITE, NOTHING_LEFT, UNKNOWN_TOKEN = range(4)  # SAMPLE.status
 _STEP_FAULTS = {
     1: "more tokens than the executor was made for",
@@ -223,6 +225,7 @@ def _sizes() -> list[int]:
         ctypes.sizeof(AttentionArgs),
         ctypes.sizeof(AttentionItem),
         ctypes.sizeof(SampleContext),
+        BLOCK_COPY.itemsize,
     ]
 
 
@@ -240,6 +243,8 @@ def step_library() -> ctypes.CDLL:
         "hr_program_free": (None, [pointer]),
         "hr_step": (i32, [pointer, ctypes.POINTER(StepIn)]),
         "hr_program_sizes": (None, [pointer, pointer]),
+        "hr_block_bytes": (i64, [pointer]),
+        "hr_copy_blocks": (i32, [pointer, pointer, i64]),
         "hr_program_times": (None, [pointer, i32, pointer]),
         "hr_rms_norm": (None, [pointer, pointer, f32, i64, i64, i32, pointer]),
         "hr_qk_write": (None, [ctypes.POINTER(QkWriteArgs), i64]),
@@ -328,6 +333,16 @@ class NativeProgram:
         fault: int = self._lib.hr_step(self._handle, ctypes.byref(step))
         if fault:
             raise ValueError(f"the step cannot be run: {_STEP_FAULTS.get(fault, f'fault {fault}')}")
+
+    def block_bytes(self) -> int:
+        """Return the bytes of one KV block over all layers."""
+        size: int = self._lib.hr_block_bytes(self._handle)
+        return size
+
+    def copy_blocks(self, copies: NDArray[np.void]) -> None:
+        """Carry out copies [n] of BLOCK_COPY, in order. ValueError, and nothing done, for a block outside the pool."""
+        if self._lib.hr_copy_blocks(self._handle, copies.ctypes.data, len(copies)):
+            raise ValueError("a copy names a block outside the KV pool")
 
     def sizes(self) -> Mapping[str, int]:
         """Return kv_bytes, scratch_bytes and num_regions."""
