@@ -1,7 +1,7 @@
 """What every HTTP call gets before routing: a request id, a check of the key, a line in the access log.
 
 Owns: the headers `x-request-id` (echoed or made) and `x-correlation-id` (echoed).
-Invariant: keys are compared in constant time and never logged; nor are bodies. Health endpoints need no key.
+Invariant: keys are compared in constant time and never logged; nor are bodies. The plain health endpoints need no key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from headrace.core.errors import Unauthorized
 from headrace.core.protocols import Clock
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_OPEN_PREFIX = "/health"
+_OPEN = ("/health", "/health/live", "/health/ready")  # `/health/progress` names requests and needs the key
+_POLLED = ("/metrics", "/health", "/health/ready", "/health/live", "/health/progress")
 _log = logging.getLogger(__name__)
 
 
@@ -59,12 +60,12 @@ class Access:
                 refusal = Unauthorized("no valid API key; send 'Authorization: Bearer KEY' with the server's api_key")
                 await error_response(refusal, request_id)(scope, receive, tell)
         finally:
-            level = logging.DEBUG if scope["path"] in ("/metrics", "/health", "/health/ready") else logging.INFO
+            level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
             elapsed_ms = (self._clock.now() - start_s) * 1e3
             _log.log(level, "%s %s %s %.0f ms id=%s", scope["method"], scope["path"], status, elapsed_ms, request_id)
 
     def _is_allowed(self, path: str, headers: Headers) -> bool:
-        if self._key is None or path == _OPEN_PREFIX or path.startswith(_OPEN_PREFIX + "/"):
+        if self._key is None or path in _OPEN:
             return True
         scheme, _, key = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._key)

@@ -13,7 +13,7 @@ import msgspec
 from starlette.responses import Response
 
 from headrace.api.openai_replies import ErrorBody, ErrorReply
-from headrace.core.errors import HeadraceError, Overloaded, Unauthorized
+from headrace.core.errors import HeadraceError, Unauthorized
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -31,7 +31,7 @@ def error_response(err: BaseException, request_id: str) -> Response:
     """Make the whole HTTP reply for `err`."""
     status = err.http_status if isinstance(err, HeadraceError) else 500
     headers: dict[str, str] = {}
-    if isinstance(err, Overloaded):
+    if isinstance(err, HeadraceError) and err.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(err.retry_after_s)))
     if isinstance(err, Unauthorized):
         headers["www-authenticate"] = "Bearer"

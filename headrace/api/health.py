@@ -11,18 +11,24 @@ from starlette.responses import Response
 
 from headrace.api.openai_replies import ModelCard, ModelList
 from headrace.api.served import ApiState, ServedModel
+from headrace.core.health import HealthState, ServerHealth
 
 
 async def live(http: Request) -> Response:
-    """200 while the process can still serve; 503 once an engine has stopped for good."""
-    state: ApiState = http.app.state.api
-    return _status(state.dead())
+    """200 while the process can still serve or come back; 503 once it has stopped for good."""
+    health = _health(http)
+    return _json(_summary(health), 503 if health.state is HealthState.DEAD else 200)
 
 
 async def ready(http: Request) -> Response:
-    """200 while new requests are taken; 503 with the reason while starting, draining, stuck or dead."""
-    state: ApiState = http.app.state.api
-    return _status(state.dead() or state.unready())
+    """200 while new requests are taken; 503 with the reason while starting, draining, stalled or dead."""
+    health = _health(http)
+    return _json(_summary(health), 200 if health.state.takes_requests else 503)
+
+
+async def progress(http: Request) -> Response:
+    """Steps, tokens, ages and stuck requests of every model."""
+    return _json(_health(http))
 
 
 async def metrics(http: Request) -> Response:
@@ -54,11 +60,15 @@ def _card(model: ServedModel) -> ModelCard:
     return ModelCard(model.name, model.created, model.root, model.max_context)
 
 
-def _status(problem: str | None) -> Response:
-    if problem is None:
-        return _json({"status": "ok"})
-    return Response(msgspec.json.encode({"status": problem}), 503, media_type="application/json")
+def _health(http: Request) -> ServerHealth:
+    state: ApiState = http.app.state.api
+    return state.health()
 
 
-def _json(reply: object) -> Response:
-    return Response(msgspec.json.encode(reply), media_type="application/json")
+def _summary(health: ServerHealth) -> ServerHealth:
+    """Leave out what needs a key: which requests are in there."""
+    return ServerHealth(state=health.state, reason=health.reason, start=health.start)
+
+
+def _json(reply: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(reply), status, media_type="application/json")

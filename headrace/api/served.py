@@ -1,7 +1,7 @@
 """What is served: models by name, each with its upstream, tokenizer, template and limits.
 
-Owns nothing that changes; `app.serving` builds these values once the engines are ready.
-Invariant: `Models` holds at least one model; the first is the default for requests that name none.
+Owns the list of models, which `app.serving` publishes as they become ready.
+Invariant: once complete, `Models` holds at least one model; the first is the default for requests that name none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from headrace.core.errors import InvalidRequest, UnknownModel
+from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
+from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock, Upstream
 from headrace.core.request import SamplingParams
 from headrace.text import ChatTemplate, Tokenizer
@@ -53,21 +54,31 @@ class ServedModel:
 
 
 class Models:
-    """The served models, by name."""
+    """The served models, by name. `loading` says what is still going on; None once all models are there."""
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
+    def __init__(self, models: Iterable[ServedModel] = (), loading: Callable[[], str | None] = lambda: None) -> None:
         self._by_name = {model.name: model for model in models}
+        self._loading = loading
+
+    def publish(self, model: ServedModel) -> None:
+        """Serve a model from now on, in place of the one of its name if there is one."""
+        self._by_name[model.name] = model
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
 
     def find(self, name: str | None) -> ServedModel:
-        """Return the model called `name`, or the default for None. Raises UnknownModel with the nearest names."""
-        if name is None:
-            return next(iter(self))
-        found = self._by_name.get(name)
+        """Return the model called `name`, or the default for None.
+
+        Raises UnknownModel with the nearest names, ModelLoading while it may still come.
+        """
+        found = self._by_name.get(name) if name is not None else next(iter(self), None)
         if found is not None:
             return found
+        loading = self._loading()
+        if loading is not None or name is None:
+            which = "no model is" if name is None else f"model '{name}' is not"
+            raise ModelLoading(f"{which} ready yet: {loading or 'nothing is served'}; try again in a few seconds")
         near = difflib.get_close_matches(name, self._by_name, n=3) or list(self._by_name)[:8]
         names = ", ".join(f"'{known}'" for known in near)
         raise UnknownModel(f"model '{name}' is not served here; served: {names}", param="model")
@@ -77,8 +88,7 @@ class Models:
 class ApiState:
     """What the endpoints need besides the request.
 
-    unready   says why the server cannot take requests now; None when it can
-    dead      says why the engine has stopped; None while it lives
+    health    says how the server and its engines are getting on
     render    Prometheus text and its content type
     wall_s    Unix seconds, for `created` fields only
     """
@@ -86,8 +96,7 @@ class ApiState:
     models: Models
     clock: Clock
     wall_s: Callable[[], float]
-    unready: Callable[[], str | None]
-    dead: Callable[[], str | None]
+    health: Callable[[], ServerHealth]
     render: Callable[[], tuple[bytes, str]]
     version: str
     max_body_bytes: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from headrace.app.plan import Derived, ModelFacts, Plan
@@ -56,7 +57,12 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
 
 
 def open_executor(
-    plan: Plan, program: Program, checkpoint: Checkpoint, *, cache_directory: Path | None = None
+    plan: Plan,
+    program: Program,
+    checkpoint: Checkpoint,
+    *,
+    cache_directory: Path | None = None,
+    advance: Callable[[float], None] = lambda done: None,
 ) -> Executor:
     """Load the weights and allocate the pool. `cache_directory` keeps packed weights between starts."""
     num_blocks, block_size = plan.num_blocks.value, plan.block_size.value
@@ -75,5 +81,6 @@ def open_executor(
             max_step_tokens=plan.max_step_tokens.value,
             cache_dir=cache_directory,
             quantization=plan.quantization.value,
+            advance=advance,
         )
     return ReferenceExecutor(program, checkpoint, num_blocks=num_blocks, block_size=block_size)

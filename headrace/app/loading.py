@@ -7,6 +7,7 @@ Invariant: memory is checked before weights are read, and nothing is left open w
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +79,25 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
     return OpenedModel(name=local.name, path=local.path, cache=cache, checkpoint=checkpoint, program=program, plan=plan)
 
 
-def load_model(opened: OpenedModel, clock: Clock, observer: Observer | None = None) -> LoadedModel:
-    """Read the weights and build the engine. Closes `opened` on every way out."""
+def load_model(
+    opened: OpenedModel,
+    clock: Clock,
+    observer: Observer | None = None,
+    advance: Callable[[float], None] = lambda done: None,
+) -> LoadedModel:
+    """Read the weights and build the engine. Closes `opened` on every way out.
+
+    advance  hears which share of the weights is there, 0 to 1, while they are packed
+    """
     plan = opened.plan
     try:
         files = opened.checkpoint.text_files
         tokenizer = load_tokenizer(files)
         template = load_chat_template(files, special_tokens=tokenizer.special_tokens)
         defaults = generation_defaults(files)
-        executor = backends.open_executor(plan, opened.program, opened.checkpoint, cache_directory=opened.cache)
+        executor = backends.open_executor(
+            plan, opened.program, opened.checkpoint, cache_directory=opened.cache, advance=advance
+        )
     finally:
         opened.close()
     for fault in find_template_faults(tokenizer, template) if template is not None else ():

@@ -1,7 +1,10 @@
 """The server process: engines, API and listening socket put together, from start-up to drain.
 
 Owns the process's life: signals, the start-up timeline, the exit code. One event loop for the network, one thread per
-engine. Ends with 0 after a drain (SIGTERM, SIGINT), with 1 when an engine died, so that a supervisor restarts it.
+engine, one for the watchdog. The socket answers from the start: models are loaded by a thread beside the loop and
+served one by one as they become ready.
+Ends with 0 after a drain (SIGTERM, SIGINT), with 1 when an engine died or hangs, so that a supervisor restarts it, with
+130 when it was interrupted before it was ready.
 """
 
 from __future__ import annotations
@@ -11,9 +14,13 @@ import logging
 import math
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import uvicorn
 import uvloop
@@ -23,31 +30,35 @@ from headrace.api import ApiState, Models, build_app
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
-from headrace.app.progress import Progress
+from headrace.app.status import ServerStatus
+from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
 from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, EngineDead
-from headrace.core.settings import Settings
-from headrace.model.store import LocalModel
-from headrace.obs import Metrics, Timeline, configure_logging
+from headrace.core.settings import HealthSettings, Settings
+from headrace.engine.health import HealthLimits
+from headrace.model.store import LocalModel, Progress
+from headrace.obs import Metrics, ModelMetrics, Timeline, configure_logging
 
-EXIT_DRAINED, EXIT_ENGINE_DEAD = 0, 1
+T = TypeVar("T")
+Find = Callable[[str, Progress], LocalModel]  # brings a model here by its name and says how far it is
+
+EXIT_DRAINED, EXIT_INTERRUPTED = 0, 130
 _CLOSE_GRACE_S = 2  # for bytes of ended streams to reach their clients
 _KEEP_ALIVE_S = 75  # longer than the pools of common clients, so that they close idle connections, not we
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, find: Callable[[str], LocalModel]) -> int:
-    """Serve until told to stop; return the exit code. Raises ConfigError before anything is served.
-
-    find  brings a model here by its name, with a progress bar if need be
-    """
+def serve(settings: Settings, find: Find) -> int:
+    """Serve until told to stop; return the exit code. Raises ConfigError when the models cannot be served."""
     configure_logging(settings.server.log_level)
     check_exposure(settings.server)
     with bind(settings.server) as sock:
-        server = _Server(settings, sock)
-        server.load(find)
+        server = _Server(settings, sock, find)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(server.run())
+            code = runner.run(server.run())
+    if server.has_hung_thread:
+        leave(code)
+    return code
 
 
 class _HttpServer(uvicorn.Server):
@@ -61,75 +72,155 @@ class _HttpServer(uvicorn.Server):
 class _Server:
     """One process's engines and its socket."""
 
-    def __init__(self, settings: Settings, sock: socket.socket) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, find: Find) -> None:
+        self.has_hung_thread = False
         self._settings = settings
         self._sock = sock
+        self._find = find
         self._clock = MonotonicClock()
         self._timeline = Timeline(self._clock)
         self._metrics = Metrics()
-        self._models: list[LoadedModel] = []
-        self._progress: list[Progress] = []
+        self._engines: list[LoadedModel] = []
+        self._watchdog = Watchdog(
+            _limits(settings.health), self._clock, on_stall=self._metrics.count_stall, on_dead=self._hear_dead
+        )
+        self._status = ServerStatus(self._clock, self._watchdog, len(settings.models))
+        self._models = Models(loading=self._status.loading)
+        self._watches: list[asyncio.Future[None]] = []
         self._stop = asyncio.Event()
-        self._is_draining = False
-        self._dead: str | None = None
+        self._signal: signal.Signals | None = None
 
-    def load(self, find: Callable[[str], LocalModel]) -> None:
-        """Open all models, then read their weights. Runs before the event loop, so that Ctrl-C ends it at once."""
+    async def run(self) -> int:
+        """Listen, load, serve, drain."""
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._ask_to_stop, number)
+        http = self._http_server()
+        serving = asyncio.ensure_future(http.serve(sockets=[self._sock]))
+        starting = asyncio.ensure_future(self._start(http))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        self._watchdog.start(self._loop)
+        try:
+            await asyncio.wait((serving, starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            code = await self._end(http, is_started=starting.done())
+        finally:
+            http.should_exit = True
+            await serving
+            stopping.cancel()
+            for task in (starting, *self._watches):
+                task.cancel()
+            await asyncio.gather(starting, stopping, *self._watches, return_exceptions=True)
+            self._watchdog.stop()
+        return code
+
+    async def _start(self, http: _HttpServer) -> None:
+        """Load and warm all models, each served as soon as it can answer."""
+        opened = await _in_thread(self._open)
+        for model in opened:
+            self._status.enter("load", model.name)
+            with self._timeline.phase("load"):
+                observer = self._metrics.observer(model.name)
+                loaded = await _in_thread(partial(load_model, model, self._clock, observer, self._status.advance))
+            self._engines.append(loaded)
+            self._watchdog.add(loaded.name, loaded.engine.facts)
+            self._status.enter("warm", model.name)
+            with self._timeline.phase("warm"):
+                await loaded.engine.start()
+            self._publish(loaded, observer)
+        while not http.started:
+            await asyncio.sleep(0.001)
+        self._timeline.finish()
+        self._metrics.set_startup(self._timeline.phases_s)
+        self._status.started()
+        wants_key = self._settings.server.api_key is not None
+        print(_invitation(url_of(self._sock), self._engines[0], wants_key), flush=True)
+
+    def _open(self) -> list[OpenedModel]:
+        """Find, map and plan all models, in the order of the settings, before any weight is read."""
+        opened: list[OpenedModel] = []
         with self._timeline.phase("resolve"):
             hardware = detect()
-            opened: list[OpenedModel] = []
             for name in self._settings.models:
-                model = open_model(find(name), self._settings, hardware)
+                self._status.enter("resolve", name)
+                model = open_model(self._find(name, self._hear_pull), self._settings, hardware)
                 if any(model.name == other.name for other in opened):
                     raise ConfigError(
                         f"two models are called '{model.name}'; requests could not tell them apart, drop one"
                     )
                 opened.append(model)
                 hardware = hardware.without(model.plan.weight_bytes.value + model.plan.kv_bytes.value)
-        with self._timeline.phase("load"):
-            for model in opened:
-                observer = self._metrics.observer(model.name)
-                loaded = load_model(model, self._clock, observer)
-                self._metrics.add(observer, loaded.engine.snapshot)
-                self._progress.append(Progress(loaded.name, loaded.engine.snapshot, self._clock))
-                self._models.append(loaded)
+        return opened
 
-    async def run(self) -> int:
-        """Warm, serve, drain."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        with self._timeline.phase("warm"):
-            for model in self._models:
-                await model.engine.start()
-        http = self._http_server()
-        serving = asyncio.ensure_future(http.serve(sockets=[self._sock]))
-        watches = [asyncio.ensure_future(self._watch(model)) for model in self._models]
-        stopping = asyncio.ensure_future(self._stop.wait())
-        while not http.started and not serving.done():
-            await asyncio.sleep(0.001)
-        self._timeline.finish()
-        self._metrics.set_startup(self._timeline.phases_s)
-        print(_invitation(url_of(self._sock), self._models[0], self._settings.server.api_key is not None), flush=True)
-        await asyncio.wait((serving, stopping, *watches), return_when=asyncio.FIRST_COMPLETED)
-        self._is_draining = True
-        if self._dead is None:
-            _log.info("draining for at most %.0f s", self._settings.server.drain_s)
+    def _publish(self, loaded: LoadedModel, observer: ModelMetrics) -> None:
+        """Let requests reach a warm model, and monitors see it."""
+        self._metrics.add(observer, loaded.engine.snapshot)
+        self._metrics.add_health(loaded.name, partial(self._watchdog.health, loaded.name))
+        self._watches.append(asyncio.ensure_future(self._watch(loaded)))
+        self._models.publish(served_model(loaded, int(time.time())))
+        self._status.count_ready()
+
+    async def _end(self, http: _HttpServer, *, is_started: bool) -> int:
+        """Let running answers end, stop the engines, and return the exit code."""
+        self._status.drain()
+        drain_s = self._settings.server.drain_s
+        if self._status.dead is not None:
+            http.config.timeout_graceful_shutdown = _CLOSE_GRACE_S
+            http.should_exit = True
+            await asyncio.gather(*(self._stop_dead(model) for model in self._engines))
+            return EXIT_ENGINE_DEAD
+        if self._engines:
+            _log.info("draining for at most %.0f s", drain_s)
         http.should_exit = True
-        await asyncio.gather(*(model.engine.stop(self._drain_s()) for model in self._models))
-        await serving
-        for task in (stopping, *watches):
-            task.cancel()
-        await asyncio.gather(stopping, *watches, return_exceptions=True)
-        return EXIT_DRAINED if self._dead is None else EXIT_ENGINE_DEAD
+        await asyncio.gather(*(model.engine.stop(drain_s) for model in self._engines))
+        if is_started:
+            return EXIT_DRAINED if self._status.dead is None else EXIT_ENGINE_DEAD
+        self.has_hung_thread = True  # the one that loads cannot be called back
+        return EXIT_INTERRUPTED if self._signal is signal.SIGINT else EXIT_DRAINED
+
+    async def _stop_dead(self, model: LoadedModel) -> None:
+        """Stop an engine of a process that has to end; one whose thread hangs is left behind, its requests are not."""
+        try:
+            await asyncio.wait_for(model.engine.stop(), _CLOSE_GRACE_S)
+        except TimeoutError:
+            self.has_hung_thread = True
+            model.engine.give_up(self._status.dead or "the engine hangs")
+
+    async def _watch(self, model: LoadedModel) -> None:
+        """Wait for an engine to end by itself."""
+        try:
+            await model.engine.wait_dead()
+        except EngineDead as err:
+            self._die(f"model '{model.name}': {err.message}")
+
+    def _hear_dead(self, reason: str) -> None:
+        """Hear from the watchdog's thread that the process has to end."""
+        self._loop.call_soon_threadsafe(self._die, reason)
+
+    def _die(self, reason: str) -> None:
+        if self._status.dead is None:
+            self._status.die(reason)
+            _log.critical("%s; the process ends", reason)
+        self._stop.set()
+
+    def _hear_pull(self, done_bytes: int, total_bytes: int | None, what: str, /) -> None:
+        """Hear how far a pull is, from the loading thread."""
+        self._status.enter("pull", what)
+        if total_bytes:
+            self._status.advance(done_bytes / total_bytes)
+
+    def _ask_to_stop(self, number: signal.Signals) -> None:
+        self._signal = number
+        self._stop.set()
 
     def _http_server(self) -> _HttpServer:
         state = ApiState(
-            models=Models(served_model(model, int(time.time())) for model in self._models),
+            models=self._models,
             clock=self._clock,
             wall_s=time.time,
-            unready=self._unready,
-            dead=lambda: self._dead,
+            health=self._status.health,
             render=self._metrics.render,
             version=headrace.__version__,
             max_body_bytes=self._settings.server.max_body_bytes,
@@ -149,21 +240,24 @@ class _Server:
         )
         return _HttpServer(config)
 
-    async def _watch(self, model: LoadedModel) -> None:
-        """Wait for an engine to end by itself."""
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Do `work` in a thread of its own that does not hold up the end of the process."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
         try:
-            await model.engine.wait_dead()
-        except EngineDead as err:
-            self._dead = f"model '{model.name}': {err.message}"
-            _log.critical("%s; the process ends", self._dead)
+            done.set_result(work())
+        except BaseException as err:
+            done.set_exception(err)
 
-    def _unready(self) -> str | None:
-        if self._is_draining:
-            return "draining"
-        return next((problem for progress in self._progress if (problem := progress.problem())), None)
+    threading.Thread(target=run, name="headrace-load", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
-    def _drain_s(self) -> float:
-        return self._settings.server.drain_s if self._dead is None else 0.0
+
+def _limits(health: HealthSettings) -> HealthLimits:
+    return HealthLimits(stall_s=health.stall_s, stuck_s=health.stuck_s, exit_s=health.stall_exit_s)
 
 
 def _invitation(url: str, model: LoadedModel, wants_key: bool) -> str:

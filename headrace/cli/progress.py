@@ -11,18 +11,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from headrace.app.pulling import ensure_pulled
 from headrace.core.settings import Settings
 from headrace.model.store import LocalModel
+from headrace.model.store import Progress as Hearer
 
 
-def pull_with_bar(settings: Settings, name: str) -> LocalModel:
-    """Bring a model here if it is not, showing how far it is. Raises UnknownModel or PullFailed."""
-    with _Bar(name) as bar:
+def pull_with_bar(settings: Settings, name: str, also: Hearer | None = None) -> LocalModel:
+    """Bring a model here if it is not, showing how far it is, and telling `also`. Raises UnknownModel or PullFailed."""
+    with _Bar(name, also) as bar:
         return ensure_pulled(settings, name, bar)
 
 
 class _Bar:
     """Implements `model.store.Progress`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, also: Hearer | None) -> None:
+        self._also = also
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -47,3 +49,5 @@ class _Bar:
             self._is_shown = True
             self._progress.start()
         self._progress.update(self._task, completed=done_bytes, total=total_bytes, description=what)
+        if self._also is not None:
+            self._also(done_bytes, total_bytes, what)

@@ -11,6 +11,7 @@
     ├── Unauthorized               401
     ├── UnknownModel               404
     ├── Overloaded                 429  retryable
+    ├── ModelLoading               503  retryable
     ├── EngineDead                 503
     ├── RequestFailed              500  this request only; the engine goes on
     └── ConfigError                     the process does not start (exit code 2)
@@ -33,6 +34,7 @@ class HeadraceError(Exception):
     code: str = "internal_error"
     http_status: int = 500
     retryable: bool = False
+    retry_after_s: float | None = None  # when another try is worth it, where that is known
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -102,6 +104,13 @@ class Overloaded(HeadraceError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ModelLoading(HeadraceError):
+    """The server has just started and the model is not ready yet; the message says how far it is."""
+
+    code, http_status, retryable = "model_loading", 503, True
+    retry_after_s = 2.0
 
 
 class EngineDead(HeadraceError):

@@ -23,6 +23,7 @@ Backend = Literal["auto", "reference", "native", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Quantization = Literal["auto", "bf16", "int8", "int4"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
@@ -79,16 +80,32 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prefix_cache: bool = True
 
 
+class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the server calls itself ill.
+
+    stall_s       seconds without a finished step, while there is work, after which the engine counts as stalled;
+                  at least 20 times its warm-up
+    stuck_s       seconds without progress after which a request is named as stuck
+    stall_exit_s  seconds that an engine may stay stalled before the process ends with code 1
+    """
+
+    stall_s: PositiveSeconds = 60.0
+    stuck_s: PositiveSeconds = 120.0
+    stall_exit_s: PositiveSeconds = 240.0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration.
 
     server     where to listen
+    health     when to call itself ill
     engine     how to compute
     models     names or sources of the models to serve, the default one first
     cache_dir  directory that holds pulled models
     """
 
     server: ServerSettings = ServerSettings()
+    health: HealthSettings = HealthSettings()
     engine: EngineSettings = EngineSettings()
     models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
@@ -164,14 +181,13 @@ def load(
 
 
 def _assemble(merged: Mapping[str, object]) -> Settings:
-    sections: dict[str, dict[str, object]] = {"server": {}, "engine": {}, "": {}}
+    document: dict[str, object] = {}
+    sections: dict[str, dict[str, object]] = {}
     for key, value in merged.items():
         section, _, name = key.rpartition(".")
-        sections[section][name] = value
+        (sections.setdefault(section, {}) if section else document)[name] = value
     try:
-        return msgspec.convert(
-            {"server": sections["server"], "engine": sections["engine"], **sections[""]}, Settings, strict=True
-        )
+        return msgspec.convert(document | sections, Settings, strict=True)
     except msgspec.ValidationError as err:
         raise ConfigError(f"settings do not fit: {err}") from err
 

@@ -58,6 +58,8 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_blocks: int = 0  # of the free ones: those that still hold a prefix
     prefix_queries: int = 0  # prompt tokens that were looked up in the prefix cache
     prefix_hits: int = 0  # and found there
+    step_began_s: float | None = None  # when the step in flight was begun
+    phase: str = "idle"  # what the engine thread is doing: idle, warm, schedule, execute, commit
 
     @property
     def kv_usage(self) -> float:

@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator
 from headrace.core.delta import Delta
 from headrace.core.errors import EngineDead, HeadraceError
 from headrace.core.protocols import Clock
-from headrace.core.request import Request, SeqId
+from headrace.core.request import Request, RequestId, SeqId
 from headrace.core.stats import EngineSnapshot, Observer
 from headrace.engine.admission import check_request
 from headrace.engine.engine import Engine, StepReport
+from headrace.engine.health import EngineFacts
 from headrace.engine.spelling import Spelling
 from headrace.engine.streams import RequestStream
 from headrace.sched import sequences_of
@@ -42,6 +43,8 @@ class AsyncEngine:
         self._streams: dict[SeqId, RequestStream] = {}
         self._next_id = 0
         self._is_draining = False
+        self._warm_s: float | None = None
+        self._fatal: str | None = None
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
@@ -55,7 +58,8 @@ class AsyncEngine:
                 loop.call_soon_threadsafe(self._receive, report)
 
         self._engine.start(deliver)
-        return await asyncio.wrap_future(self._engine.ready)
+        self._warm_s = await asyncio.wrap_future(self._engine.ready)
+        return self._warm_s
 
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
         """Stream the answer; closing the iterator early aborts the work.
@@ -85,15 +89,38 @@ class AsyncEngine:
         with contextlib.suppress(EngineDead):
             await self.wait_dead()
 
+    def give_up(self, reason: str) -> None:
+        """End every live request as ERROR without waiting for the engine thread, which is stuck. Idempotent."""
+        self._is_draining, self._fatal = True, self._fatal or reason
+        now = self._clock.now()
+        for seq_id, stream in self._streams.items():
+            stream.fail(seq_id, self._fatal, now)
+            stream.wake()
+
     def snapshot(self) -> EngineSnapshot:
         """Return the engine's counts of this moment."""
         return self._engine.snapshot()
+
+    def facts(self) -> EngineFacts:
+        """Return what health is told from; any thread."""
+        return EngineFacts(
+            snapshot=self._engine.snapshot(),
+            live=self._engine.live(),
+            request_id=self._request_id,
+            warm_s=self._warm_s,
+            is_draining=self._is_draining,
+            fatal=self._fatal or self._engine.failure(),
+        )
+
+    def _request_id(self, seq_id: SeqId) -> RequestId | None:
+        stream = self._streams.get(seq_id)
+        return None if stream is None else stream.request.request_id
 
     def _open(self, request: Request) -> RequestStream:
         """Check a request, hand its sequences to the engine and register its stream."""
         try:
             if self._is_draining:
-                raise EngineDead("the server is shutting down; try again once it is back")
+                raise EngineDead(self._fatal or "the server is shutting down; try again once it is back")
             check_request(request, self._vocab_size)
             stream = RequestStream(request, self._next_id, self._tokenizer, self._spelling, self._observer)
             self._engine.submit(sequences_of(request, self._next_id))

@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 from headrace.core.delta import FinishReason
 from headrace.core.errors import EngineDead
+from headrace.core.health import LiveSequence, SequencePhase
 from headrace.core.protocols import Clock, Executor
 from headrace.core.request import SeqId
 from headrace.core.stats import EngineSnapshot, StepStats
 from headrace.core.step import Step, StepResult
 from headrace.engine.inbox import Inbox
-from headrace.sched import Scheduler, Sequence, SequenceEvent, dry_steps
+from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, dry_steps
 
 
 class StepReport(NamedTuple):
@@ -50,6 +51,8 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._held: StepReport | None = None  # made, not yet delivered
         self._last_step_s: float | None = None
+        self._step_began_s: float | None = None
+        self._phase = "idle"  # what the thread is doing; for whoever asks why nothing comes
 
     def start(self, deliver: Callable[[StepReport], None]) -> None:
         """Start the thread; `deliver` is called on it. Raises EngineDead after `stop`."""
@@ -92,14 +95,28 @@ class Engine:
             num_cached_blocks=scheduler.num_cached_blocks,
             prefix_queries=totals.prefix_queries,
             prefix_hits=totals.prefix_hits,
+            step_began_s=self._step_began_s,
+            phase=self._phase,
         )
+
+    def failure(self) -> str | None:
+        """Say why the engine has ended, None while it lives or after an orderly stop; any thread."""
+        error = self.dead.exception() if self.dead.done() else None
+        return error.message if isinstance(error, EngineDead) else None
+
+    def live(self) -> list[LiveSequence]:
+        """Return how far each live sequence is, those in the inbox included; any thread."""
+        on_their_way = [LiveSequence(s.seq_id, SequencePhase.INBOX, (0, 0)) for s in self._inbox.waiting()]
+        return on_their_way + [_progress(sequence) for sequence in self._scheduler.live()]
 
     def _run(self) -> None:
         error: BaseException | None = None
         try:
             began = self._clock.now()
+            self._phase = "warm"
             for step in dry_steps(self._scheduler):
                 self._executor.launch(step).result()
+            self._phase = "idle"
             self.ready.set_result(self._clock.now() - began)
             while self._receive():
                 self._step()
@@ -123,18 +140,22 @@ class Engine:
 
     def _step(self) -> None:
         """Make one step, if there is work."""
-        began = self._clock.now()
+        self._step_began_s = began = self._clock.now()
+        self._phase = "schedule"
         step = self._scheduler.schedule(began)
         if step is None:
+            self._step_began_s, self._phase = None, "idle"
             if self._scheduler.has_work:
                 raise RuntimeError("sequences are live, none is in flight, and no step can be made")
             return
+        self._phase = "execute"
         pending = self._executor.launch(step)
         self._flush()
         result = pending.result()
+        self._phase = "commit"
         now = self._clock.now()
         events = self._scheduler.commit(step, result, now)
-        self._last_step_s = now
+        self._last_step_s, self._step_began_s, self._phase = now, None, "idle"
         self._held = StepReport(now, events, _stats(step, result, events, self._clock.now() - began))
         if not self._scheduler.has_work:
             self._flush()
@@ -165,6 +186,14 @@ class Engine:
                 if not self.ready.done():
                     self.ready.set_exception(failure)
                 self.dead.set_exception(failure)
+
+
+def _progress(sequence: Sequence) -> LiveSequence:
+    if sequence.status is SequenceStatus.WAITING:
+        phase = SequencePhase.PREEMPTED if sequence.num_preemptions else SequencePhase.QUEUE
+    else:
+        phase = SequencePhase.DECODE if sequence.num_output else SequencePhase.PREFILL
+    return LiveSequence(sequence.seq_id, phase, (sequence.num_computed, len(sequence.tokens)), sequence.queued_s)
 
 
 def _stats(step: Step, result: StepResult, events: list[SequenceEvent], loop_s: float) -> StepStats:

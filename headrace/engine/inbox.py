@@ -73,6 +73,10 @@ class Inbox:
             self._submitted.clear()
             return left
 
+    def waiting(self) -> list[Sequence]:
+        """Return the sequences on their way; any thread, without the lock, which a stuck engine may hold."""
+        return list(self._submitted)  # one call into C: nothing comes between
+
     def __len__(self) -> int:
         """Count the sequences on their way."""
         return len(self._submitted)

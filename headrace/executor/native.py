@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
 
@@ -64,6 +65,7 @@ class NativeExecutor:
         cache_dir: Path | None = None,
         quantization: Quantization = "auto",
         host: HostMemory | None = None,
+        advance: Callable[[float], None] = lambda done: None,
     ) -> None:
         """Map or pack the weights, start the workers, allocate the pool. The checkpoint may be closed afterwards.
 
@@ -71,6 +73,7 @@ class NativeExecutor:
         max_step_tokens  longest step; scratch memory is proportional to it
         cache_dir        where packed weights are kept between starts; None packs into memory at every start
         host             slots that blocks are saved to and loaded from; None: Steps have no such copies
+        advance          hears which share of the weights is packed, 0 to 1
         Raises OutOfMemory with the sizes before anything is loaded, ConfigError for a block size that is not served.
         """
         if not isinstance(program.ops[-1], Head):
@@ -93,6 +96,7 @@ class NativeExecutor:
             self._pool,
             quantization=quantization,
             cache_dir=None if cache_dir is None else cache_dir / "packed",
+            advance=advance,
         )
         self._program: NativeProgram | None = NativeProgram(
             self._pool,

@@ -7,7 +7,7 @@ Matrices are packed; vectors (norms, biases) stay fp32, biases of gated layers i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +60,12 @@ def load_weights(
     *,
     quantization: Quantization,
     cache_dir: Path | None,
+    advance: Callable[[float], None] = lambda done: None,
 ) -> NativeWeights:
     """Map the packed weights, packing them first where no fitting cache file exists.
 
     cache_dir  directory of packed files; None packs into memory
+    advance    hears which share of the packed bytes is there, 0 to 1
     Raises ModelFileBroken when a tensor is missing or has another shape.
     """
     shapes = weight_shapes(program, checkpoint, quantization)
@@ -77,12 +79,15 @@ def load_weights(
     was_cached = mapping is not None
 
     def fill(target: PackedFile) -> None:
+        num_done, num_all = 0, sum(sizes.values())
         for spec in program.weights:
             if spec.name in shapes:
                 matrix = PackedMatrix(shapes[spec.name], target.tensor(spec.name))
                 _pack(matrix, pool, _Rows([checkpoint.tensor(part) for part in spec.parts], spec.offset))
             else:
                 target.tensor(spec.name)[:] = vectors[spec.name].view(np.uint8)
+            num_done += sizes[spec.name]
+            advance(num_done / num_all)
 
     if mapping is None:
         mapping = packed_cache.create(path, packed_cache.lay_out(key, sizes), fill)

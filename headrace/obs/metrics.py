@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
+from headrace.core.health import HealthState, ModelHealth
 from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
 from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
 
@@ -73,6 +74,8 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self._engines: list[tuple[ModelMetrics, Callable[[], EngineSnapshot]]] = []
+        self._healths: dict[str, Callable[[], ModelHealth]] = {}
+        self._stalls: dict[str, int] = {}
         self._startup_s: dict[str, float] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -85,6 +88,15 @@ class Metrics(Collector):
     def add(self, metrics: ModelMetrics, snapshot: Callable[[], EngineSnapshot]) -> None:
         """Show an engine: its observer's counts, and the gauges that `snapshot` reads."""
         self._engines.append((metrics, snapshot))
+
+    def add_health(self, model_name: str, health: Callable[[], ModelHealth]) -> None:
+        """Show how an engine is getting on, as `health` says when somebody scrapes."""
+        self._healths[model_name] = health
+        self._stalls.setdefault(model_name, 0)
+
+    def count_stall(self, model_name: str) -> None:
+        """Count one engine that has stopped making steps; called by the watchdog."""
+        self._stalls[model_name] = self._stalls.get(model_name, 0) + 1
 
     def set_startup(self, phases_s: dict[str, float]) -> None:
         """Record how long each phase of the start took."""
@@ -100,10 +112,25 @@ class Metrics(Collector):
         yield from _gauges(engines)
         yield from _counters(engines)
         yield from _histograms(engines)
+        yield from self._health_families()
         startup = GaugeMetricFamily("headrace_startup_seconds", "Time each phase of the start took", labels=("phase",))
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)
         yield startup
+
+    def _health_families(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily("headrace_health", "1 for the state the engine is in", labels=(*_LABELS, "state"))
+        stuck = GaugeMetricFamily("headrace_stuck_requests", "Live requests without progress", labels=_LABELS)
+        waiting = GaugeMetricFamily("headrace_oldest_waiting_seconds", "Age of the oldest waiting", labels=_LABELS)
+        stalls = CounterMetricFamily("headrace_stalls", "Times the engine stopped making steps", labels=_LABELS)
+        for name, read in self._healths.items():
+            health = read()
+            for each in HealthState:
+                state.add_metric((name, each.value), float(health.state is each))
+            stuck.add_metric((name,), health.num_stuck)
+            waiting.add_metric((name,), health.oldest_waiting_s or 0.0)
+            stalls.add_metric((name,), self._stalls[name])
+        yield from (state, stuck, waiting, stalls)
 
 
 _Engines = list[tuple[ModelMetrics, EngineSnapshot]]

@@ -94,6 +94,10 @@ class Scheduler:
         """Count all blocks of the pool."""
         return self._pool.num_blocks
 
+    def live(self) -> list[Sequence]:
+        """Return the sequences that have not finished; any thread may look at them, none may write."""
+        return list(self._live.values())  # one call into C: nothing comes between
+
     def check_admission(self, prompt_len: int, now: float, *, num_queued: int = 0) -> None:
         """Raise PromptTooLong if the prompt can never be served, Overloaded if the queue is full. Any thread.
 

@@ -33,7 +33,12 @@ class Server:
 
     def __init__(self, command: list[str]) -> None:
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
         )
         self._timer = Timer(LIMIT_S, self.process.kill)
         self._timer.start()
@@ -79,8 +84,9 @@ class Server:
         code = self.process.wait()
         self._timer.cancel()
         self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
         return code
 
     def _read_stderr(self) -> None:

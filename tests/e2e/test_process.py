@@ -14,9 +14,9 @@ import pytest
 
 SMALL = ["--backend", "reference", "--kv-memory-mib", "8", "--max-num-seqs", "16", "--max-step-tokens", "64"]
 
-# A server whose executor fails at the first step that is no warm-up.
-FAILING = """
-import sys
+# A server whose executor does PLACE at the first step that is no warm-up.
+SABOTAGED = """
+import sys, threading
 from functools import partial
 from headrace.app import backends, serving
 from headrace.cli.progress import pull_with_bar
@@ -29,15 +29,44 @@ def open_failing(*args, **kwargs):
     launch = executor.launch
     def failing(step):
         if not step.is_dry_run:
-            raise RuntimeError("device lost")
+            PLACE
         return launch(step)
     executor.launch = failing
     return executor
 
 backends.open_executor = open_failing
 settings = load(overrides={"models": [sys.argv[1]], "server.port": 0, "engine.kv_memory_mib": 8,
-                           "engine.backend": "reference", "engine.max_step_tokens": 64})
+                           "engine.backend": "reference", "engine.max_step_tokens": 64,
+                           "health.stall_s": 0.5, "health.stall_exit_s": 0.5})
 sys.exit(serving.serve(settings, partial(pull_with_bar, settings)))
+"""
+FAILING = SABOTAGED.replace("PLACE", 'raise RuntimeError("device lost")')
+HANGING = SABOTAGED.replace("PLACE", "threading.Event().wait()")
+
+# A server that finds its model only once it reads a line, and tells its port at once.
+SLOW = """
+import sys
+from functools import partial
+from headrace.app import serving
+from headrace.cli.progress import pull_with_bar
+from headrace.core.settings import load
+
+bind = serving.bind
+
+def telling(server):
+    sock = bind(server)
+    print(serving.url_of(sock), flush=True)
+    return sock
+
+def find(name, progress):
+    progress(1, 4, "a file")
+    sys.stdin.readline()
+    return pull_with_bar(settings, name, progress)
+
+serving.bind = telling
+settings = load(overrides={"models": [sys.argv[1]], "server.port": 0, "engine.kv_memory_mib": 8,
+                           "engine.backend": "reference", "engine.max_step_tokens": 64})
+sys.exit(serving.serve(settings, find))
 """
 
 
@@ -102,6 +131,46 @@ def test_a_dead_engine_ends_the_process_with_1(tiny_path: Path, start_server: An
         assert "device lost" in reply.json()["error"]["message"]
         assert server.wait() == 1
         assert "device lost" in server.log
+
+
+def test_a_hanging_engine_is_named_answered_for_and_ends_the_process_with_1(tiny_path: Path, start_server: Any) -> None:
+    with start_server(f"file:{tiny_path}", script=HANGING) as server:
+        headers = {"x-request-id": "the-stuck-one"}
+        reply = httpx.post(
+            server.url + "/v1/completions", json={"prompt": "a"}, headers=headers, timeout=60, trust_env=False
+        )
+        assert reply.status_code == 500
+        assert "no step has ended" in reply.json()["error"]["message"]
+        assert server.wait() == 1
+        (stalled,) = [line for line in server.log.splitlines() if "is stalled" in line]
+        assert "the-stuck-one" in stalled
+        assert "'execute'" in stalled
+        assert "the process ends" in server.log
+
+
+def test_a_server_answers_for_itself_while_it_loads(tiny_path: Path, start_server: Any) -> None:
+    with start_server(f"file:{tiny_path}", script=SLOW) as server:
+        assert server.get("/health/live").status_code == 200
+        ready = server.get("/health/ready")
+        assert ready.status_code == 503
+        told = ready.json()
+        assert (told["state"], told["start"]["phase"], told["start"]["done"]) == ("starting", "pull", 0.25)
+        refused = server.post("/v1/completions", prompt="a")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+        server.process.stdin.write("go\n")
+        server.process.stdin.flush()
+        assert server.process.stdout.readline().startswith("Serving tiny at")
+        assert server.get("/health/ready").json() == {"state": "ready"}
+        progress = server.get("/health/progress").json()["models"]["tiny"]
+        assert (progress["state"], progress["running"], progress["stuck"]) == ("ready", 0, [])
+        assert server.stop() == 0
+
+
+def test_a_server_that_is_interrupted_while_it_loads_ends_at_once(tiny_path: Path, start_server: Any) -> None:
+    with start_server(f"file:{tiny_path}", script=SLOW) as server:
+        assert server.get("/health/live").status_code == 200
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 130
 
 
 def test_a_taken_port_ends_the_start_with_2(tiny: Any, tiny_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from headrace.api import ApiState, Models, ServedModel, build_app
 from headrace.core.errors import TemplateFailed
+from headrace.core.health import HealthState, ServerHealth
 from headrace.core.protocols import Upstream
 from headrace.testing import ByteTokenizer, EchoUpstream, VirtualClock
 
@@ -45,7 +46,7 @@ class Api:
 
     app: Any
     upstream: Recorder
-    problem: dict[str, str | None]
+    health: list[ServerHealth]
 
     def call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         import asyncio
@@ -77,18 +78,17 @@ def make_api() -> MakeApi:
             name="echo", root="file:echo", upstream=recorder, tokenizer=tokenizer, template=template,
             max_context=64, created=7,
         )  # fmt: skip
-        problem: dict[str, str | None] = {"dead": None, "unready": None}
+        health = [ServerHealth(state=HealthState.READY)]
         settings: dict[str, Any] = {
             "models": Models([model]),
             "clock": VirtualClock(),
             "wall_s": lambda: 1700000000.5,
-            "unready": lambda: problem["unready"],
-            "dead": lambda: problem["dead"],
+            "health": lambda: health[0],
             "render": lambda: (b"metric 1\n", "text/plain"),
             "version": "1.2.3",
             "max_body_bytes": 4096,
         }
-        return Api(build_app(ApiState(**{**settings, **state})), recorder, problem)
+        return Api(build_app(ApiState(**{**settings, **state})), recorder, health)
 
     return make
 

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
+from headrace.api import Models
 from headrace.core.delta import Delta, FinishReason
+from headrace.core.health import (
+    HealthState,
+    ModelHealth,
+    SequencePhase,
+    ServerHealth,
+    StartProgress,
+    StuckRequest,
+)
 
 
 def test_models_are_listed_with_root_and_context(api: Any) -> None:
@@ -43,11 +52,44 @@ def test_tokenize_wants_a_prompt_or_messages(api: Any, body: dict[str, Any]) -> 
 
 
 def test_health_follows_the_engine(api: Any) -> None:
-    assert [api.call("GET", path).status_code for path in ("/health", "/health/ready", "/health/live")] == [200] * 3
-    api.problem["unready"] = "draining"
-    assert [api.call("GET", path).status_code for path in ("/health/ready", "/health/live")] == [503, 200]
-    api.problem["dead"] = "engine failed"
-    assert api.call("GET", "/health/live").json() == {"status": "engine failed"}
+    paths = ("/health/ready", "/health", "/health/live", "/health/progress")
+    for state, codes in {
+        HealthState.READY: [200, 200, 200, 200],
+        HealthState.DEGRADED: [200, 200, 200, 200],
+        HealthState.STARTING: [503, 503, 200, 200],
+        HealthState.DRAINING: [503, 503, 200, 200],
+        HealthState.STALLED: [503, 503, 200, 200],
+        HealthState.DEAD: [503, 503, 503, 200],
+    }.items():
+        api.health[0] = ServerHealth(state=state, reason="why")
+        replies = [api.call("GET", path) for path in paths]
+        assert [reply.status_code for reply in replies] == codes, state
+        assert all(reply.json() == {"state": state.value, "reason": "why"} for reply in replies)
+
+
+def test_readiness_tells_how_far_the_start_is_and_keeps_request_ids_to_itself(make_api: Any) -> None:
+    api = make_api(api_key="s3cret")
+    stuck = (StuckRequest("chatcmpl-7", SequencePhase.DECODE, 130.0),)
+    api.health[0] = ServerHealth(
+        state=HealthState.STARTING,
+        start=StartProgress(phase="load", model="m", done=0.5, models=2),
+        models={"m": ModelHealth(state=HealthState.DEGRADED, stuck=stuck)},
+    )
+    told = api.call("GET", "/health/ready").json()
+    assert (told["start"]["phase"], told["start"]["model"], told["start"]["done"]) == ("load", "m", 0.5)
+    assert "models" not in told
+    assert api.call("GET", "/health/progress").status_code == 401
+    progress = api.call("GET", "/health/progress", headers={"authorization": "Bearer s3cret"}).json()
+    assert progress["models"]["m"]["stuck"] == [{"request_id": "chatcmpl-7", "phase": "decode", "idle_s": 130.0}]
+
+
+def test_requests_that_come_before_their_model_are_told_to_come_back(make_api: Any) -> None:
+    api = make_api(models=Models(loading=lambda: "the server is starting (load 43% of echo)"))
+    for response in (api.chat(), api.chat(model="echo")):
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
+        assert "load 43% of echo" in response.json()["error"]["message"]
+        assert int(response.headers["retry-after"]) >= 1
+    assert api.call("GET", "/v1/models").json()["data"] == []
 
 
 def test_version_and_metrics_answer(api: Any) -> None:

@@ -1,0 +1,170 @@
+"""Health is told from steps and tokens, on a clock that moves when told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from headrace.core.health import HealthState, LiveSequence, ModelHealth, SequencePhase
+from headrace.core.request import RequestId, SeqId
+from headrace.core.stats import EngineSnapshot
+from headrace.engine.health import EngineFacts, HealthJudge, HealthLimits
+from headrace.testing import VirtualClock
+
+IDLE = EngineSnapshot(
+    num_running=0, num_waiting=0, num_blocks=1, num_free_blocks=1, num_steps=0, num_preemptions=0, prompt_tokens=0,
+    generated_tokens=0, recomputed_tokens=0, last_step_s=None, is_dead=False,
+)  # fmt: skip
+LIMITS = HealthLimits(stall_s=10.0, stuck_s=30.0, exit_s=20.0)
+
+
+class World:
+    """One engine, faked: its last step, its live sequences."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock(100.0)
+        self.judge = HealthJudge(LIMITS, self.clock)
+        self.snapshot = IDLE
+        self.live: dict[int, LiveSequence] = {}
+        self.facts: dict[str, Any] = {"warm_s": 0.1}
+
+    def step(self, *seq_ids: int) -> None:
+        """End a step that computed one token for each of the sequences."""
+        for seq_id in seq_ids:
+            sequence = self.live[seq_id]
+            computed, tokens = sequence.mark
+            self.live[seq_id] = msgspec.structs.replace(
+                sequence, mark=(computed + 1, tokens + 1), phase=SequencePhase.DECODE
+            )
+        self.snapshot = msgspec.structs.replace(
+            self.snapshot,
+            num_steps=self.snapshot.num_steps + 1,
+            generated_tokens=self.snapshot.generated_tokens + len(seq_ids),
+            last_step_s=self.clock.now(),
+        )
+
+    def arrive(self, seq_id: int) -> None:
+        self.live[seq_id] = LiveSequence(SeqId(seq_id), SequencePhase.QUEUE, (0, 5), self.clock.now())
+
+    def look(self, after_s: float = 0.0) -> ModelHealth:
+        self.clock.advance(after_s)
+        facts = EngineFacts(
+            snapshot=self.snapshot,
+            live=list(self.live.values()),
+            request_id=lambda seq_id: RequestId(f"r{seq_id}"),
+            **self.facts,
+        )
+        return self.judge.judge(facts)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_an_engine_is_starting_until_it_is_warm(world: World) -> None:
+    world.facts["warm_s"] = None
+    assert world.look().state is HealthState.STARTING
+    world.facts["warm_s"] = 0.1
+    assert world.look().state is HealthState.READY
+
+
+def test_idleness_is_never_a_stall(world: World) -> None:
+    world.arrive(1)
+    world.step(1)
+    world.live.clear()
+    assert world.look().state is HealthState.READY
+    assert world.look(1e6).state is HealthState.READY
+    world.arrive(2)
+    assert world.look().state is HealthState.READY  # the last step is long ago, the work is not
+
+
+def test_work_without_steps_is_a_stall_that_names_the_requests_and_the_phase(world: World) -> None:
+    world.arrive(1)
+    world.step(1)
+    world.snapshot = msgspec.structs.replace(world.snapshot, phase="execute", step_began_s=world.clock.now())
+    world.look()
+    assert world.look(9.9).state is HealthState.READY
+    health = world.look(0.2)
+    assert health.state is HealthState.STALLED
+    assert "'execute'" in (health.reason or "")
+    assert [(stuck.request_id, stuck.phase) for stuck in health.stuck] == [("r1", SequencePhase.DECODE)]
+    assert health.step_age_s == pytest.approx(10.1)
+
+
+def test_one_step_ends_a_stall(world: World) -> None:
+    world.arrive(1)
+    world.look()
+    assert world.look(15).state is HealthState.STALLED
+    world.step(1)
+    assert world.look().state is HealthState.READY
+    assert world.look(9).state is HealthState.READY
+
+
+def test_a_stall_that_lasts_is_final(world: World) -> None:
+    world.arrive(1)
+    world.look()
+    assert world.look(11).state is HealthState.STALLED
+    assert world.look(19).state is HealthState.STALLED
+    assert world.look(1).state is HealthState.DEAD
+    world.step(1)
+    assert world.look().state is HealthState.DEAD
+
+
+def test_a_process_that_was_frozen_gets_a_second_look(world: World) -> None:
+    world.arrive(1)
+    world.look()
+    assert world.look(1e4).state is HealthState.STALLED
+    world.step(1)
+    assert world.look(1).state is HealthState.READY
+
+
+def test_slow_machines_get_more_time(world: World) -> None:
+    world.facts["warm_s"] = 2.0
+    world.arrive(1)
+    world.look()
+    assert world.look(39).state is HealthState.READY
+    assert world.look(1).state is HealthState.STALLED
+
+
+def test_a_request_that_stands_still_while_others_go_on_is_named(world: World) -> None:
+    world.arrive(1)
+    world.arrive(2)
+    world.step(1, 2)
+    for _ in range(7):
+        world.look(5)
+        world.step(2)
+    health = world.look()
+    assert health.state is HealthState.DEGRADED
+    assert [stuck.request_id for stuck in health.stuck] == ["r1"]
+    assert health.state.takes_requests
+    world.step(1)
+    assert world.look().state is HealthState.READY
+
+
+def test_waiting_counts_from_arrival_and_the_oldest_is_told(world: World) -> None:
+    world.arrive(1)
+    world.clock.advance(3)
+    world.arrive(2)
+    world.step()
+    health = world.look(4)
+    assert health.oldest_waiting_s == pytest.approx(7)
+    assert health.state is HealthState.READY
+
+
+def test_draining_and_death_are_told_as_they_are(world: World) -> None:
+    world.facts["is_draining"] = True
+    assert world.look().state is HealthState.DRAINING
+    world.facts["fatal"] = "device lost"
+    health = world.look()
+    assert (health.state, health.reason) == (HealthState.DEAD, "device lost")
+
+
+def test_choices_of_one_request_are_one_stuck_request_and_the_list_is_bounded(world: World) -> None:
+    for seq_id in range(40):
+        world.arrive(seq_id)
+    world.look()
+    health = world.look(11)
+    assert (health.num_stuck, len(health.stuck)) == (40, 16)
