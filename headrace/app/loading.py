@@ -108,6 +108,8 @@ def load_model(
         max_context=plan.max_context.value,
         max_waiting=plan.max_waiting.value,
         prefix_cache=plan.prefix_cache.value,
+        prefix_policy=plan.prefix_policy.value,
+        attention_parity=opened.program.attention_parity(),
     )
     scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
     engine = Engine(scheduler, executor, clock)

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from headrace.app.hardware import Hardware
 from headrace.core.errors import ConfigError, OutOfMemory
-from headrace.core.settings import EngineSettings, Quantization
+from headrace.core.settings import EngineSettings, PrefixPolicy, Quantization
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class Plan:
     max_step_tokens: Derived[int]
     max_waiting: Derived[int]
     prefix_cache: Derived[bool]
+    prefix_policy: Derived[PrefixPolicy]
     weight_bytes: Derived[int]
     kv_bytes: Derived[int]
 
@@ -91,6 +92,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         max_step_tokens=_set(engine.max_step_tokens, "engine.max_step_tokens"),
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
+        prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
     )

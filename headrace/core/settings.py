@@ -22,6 +22,7 @@ from headrace.core.errors import ConfigError
 Backend = Literal["auto", "reference", "native", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Quantization = Literal["auto", "bf16", "int8", "int4"]
+PrefixPolicy = Literal["lru", "cost"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -66,6 +67,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_waiting      requests that may wait before new ones are refused
     threads          worker threads of the CPU backends; None: one per core
     prefix_cache     keep the KV of ended requests for those that begin with the same tokens
+    prefix_policy    which of it goes first: lru, the least recently used, or cost, the least recompute cost times
+                     learned chance of reuse
     """
 
     backend: Backend = "auto"
@@ -78,6 +81,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_waiting: Positive = 1024
     threads: Positive | None = None
     prefix_cache: bool = True
+    prefix_policy: PrefixPolicy = "lru"
 
 
 class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

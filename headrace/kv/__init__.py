@@ -1,6 +1,7 @@
 """KV memory as integers: which blocks exist, who holds them, and which prefixes they keep."""
 
+from headrace.kv.eviction import CostOrder
 from headrace.kv.pool import BlockPool
 from headrace.kv.radix import Node, RadixCache, pack_tokens
 
-__all__ = ["BlockPool", "Node", "RadixCache", "pack_tokens"]
+__all__ = ["BlockPool", "CostOrder", "Node", "RadixCache", "pack_tokens"]

@@ -6,6 +6,7 @@ Invariant: free + held + cached == num_blocks, checked by `check()`, which tests
 Order: free blocks first, last freed first taken, so that a quiet server touches few pages; then cached blocks, least
 recently freed first. Sequences are freed from the tail and hold every block from their first to their last, so a
 cached block goes before those that it continues: eviction takes leaves of the prefix tree without looking at it.
+A watcher may bring an order of its own, which is then told of every use and release of a kept block.
 
              allocate                    free, not kept
     FREE ───────────────► HELD (refs ≥ 1) ─────────────► FREE
@@ -20,12 +21,29 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+
+class EvictionOrder(Protocol):
+    """Says which cached block is given up next; sees kept blocks only."""
+
+    def take(self, blocks: Iterable[int]) -> None:
+        """Each of `blocks` has one more holder."""
+        ...
+
+    def release(self, block: int) -> None:
+        """A block has become cached."""
+        ...
+
+    def victim(self) -> int:
+        """Return the cached block to give up now."""
+        ...
 
 
 class BlockPool:
     """Hands out block numbers 0 … num_blocks-1. Each call costs O(1) per block."""
 
-    __slots__ = ("_cached", "_free", "_kept", "_on_evict", "_refs", "num_blocks", "num_evicted")
+    __slots__ = ("_cached", "_free", "_kept", "_on_evict", "_order", "_refs", "num_blocks", "num_evicted")
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
@@ -37,6 +55,7 @@ class BlockPool:
         self._kept = bytearray(num_blocks)  # 1: becomes cached, not free, after its last holder
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._on_evict: Callable[[int], None] | None = None
+        self._order: EvictionOrder | None = None  # None: least recently freed
 
     @property
     def num_free(self) -> int:
@@ -48,11 +67,14 @@ class BlockPool:
         """Count the blocks that nobody holds and that are kept until their place is needed."""
         return len(self._cached)
 
-    def watch_evictions(self, on_evict: Callable[[int], None]) -> None:
-        """Call `on_evict` with each cached block that is given up, before it is handed out. One watcher only."""
+    def watch_evictions(self, on_evict: Callable[[int], None], order: EvictionOrder | None = None) -> None:
+        """Call `on_evict` with each cached block that is given up, before it is handed out. One watcher only.
+
+        order  chooses the block instead of the least recently freed one
+        """
         if self._on_evict is not None:
             raise ValueError("the pool's evictions are watched already; one cache per pool")
-        self._on_evict = on_evict
+        self._on_evict, self._order = on_evict, order
 
     def allocate(self, n: int) -> list[int] | None:
         """Take `n` blocks, each with one holder; None, and nothing taken, if fewer are free or cached."""
@@ -82,10 +104,12 @@ class BlockPool:
             if refs[block] == 0:
                 del self._cached[block]
             refs[block] += 1
+        if self._order is not None:
+            self._order.take(block for block in blocks if kept[block])
 
     def free(self, blocks: Sequence[int]) -> None:
         """Drop one holder of each block, tail first; a block without holders becomes cached if kept, else free."""
-        refs, free, kept = self._refs, self._free, self._kept
+        refs, free, kept, order = self._refs, self._free, self._kept, self._order
         for block in reversed(blocks):
             count = refs[block]
             if count == 0:
@@ -94,6 +118,8 @@ class BlockPool:
             if count == 1:
                 if kept[block]:
                     self._cached[block] = None
+                    if order is not None:
+                        order.release(block)
                 else:
                     free.append(block)
 
@@ -125,9 +151,14 @@ class BlockPool:
         return sum(1 for block in blocks if refs[block] == 1)
 
     def _evict(self, n: int) -> None:
-        """Turn the `n` least recently freed cached blocks into free ones."""
+        """Turn `n` cached blocks into free ones."""
+        order = self._order
         for _ in range(n):
-            block, _ = self._cached.popitem(last=False)
+            if order is None:
+                block, _ = self._cached.popitem(last=False)
+            else:
+                block = order.victim()
+                del self._cached[block]
             self._kept[block] = 0
             if self._on_evict is not None:
                 self._on_evict(block)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
+from headrace.kv.eviction import CostOrder
 from headrace.kv.pool import BlockPool
 
 _DEAD = -1
@@ -56,14 +57,18 @@ class Node:
 
 
 class RadixCache:
-    """Prefix trees over the blocks of one pool. Match and extend cost one dictionary look-up per block."""
+    """Prefix trees over the blocks of one pool. Match and extend cost one dictionary look-up per block.
 
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    order  says which block is evicted next; None: the least recently freed one
+    """
+
+    def __init__(self, pool: BlockPool, block_size: int, order: CostOrder | None = None) -> None:
         self._pool = pool
         self._key_bytes = block_size * TOKEN_BYTES
         self._roots: dict[str, Node] = {}
         self._nodes: dict[int, Node] = {}  # by block
-        pool.watch_evictions(self._evict)
+        self._order = order
+        pool.watch_evictions(self._evict, order)
 
     def __len__(self) -> int:
         """Count the blocks in all trees."""
@@ -97,6 +102,9 @@ class RadixCache:
             if not node.depth:
                 self._roots[node.key.decode()] = node
             child = node.children[key] = self._nodes[block] = Node(node, key, block, node.depth + 1)
+            if self._order is not None:
+                parent = node.block if node.depth else None
+                self._order.enter(block, child.depth, parent, key if node.depth else node.key + b"\0" + key)
         return child
 
     def withdraw(self, node: Node) -> None:
@@ -135,6 +143,9 @@ class RadixCache:
         assert parent is not None
         del parent.children[node.key]
         del self._nodes[node.block]
+        if self._order is not None:
+            is_cached = bool(parent.depth) and self._pool.num_holders(parent.block) == 0
+            self._order.leave(node.block, is_cached=is_cached)
         node.block, node.parent = _DEAD, None
         if not parent.depth and not parent.children:
             del self._roots[parent.key.decode()]

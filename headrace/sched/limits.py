@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.core.settings import PrefixPolicy
+from headrace.kv import CostOrder
+
 
 class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The dials of one scheduler.
@@ -13,6 +16,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_context      prompt and output of one sequence
     max_waiting      sequences in the queue before new requests are refused
     prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
+    prefix_policy    which of them are evicted first: least recently used, or least cost times chance of reuse
+    attention_parity position at which attending costs as much as the rest of a token; None: cost does not grow
     """
 
     max_num_seqs: int
@@ -20,13 +25,19 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int
     max_waiting: int
     prefix_cache: bool = True
+    prefix_policy: PrefixPolicy = "lru"
+    attention_parity: int | None = None
 
     def check(self) -> None:
         """Raise ValueError for a limit below 1."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if not isinstance(value, bool) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+
+    def eviction_order(self, num_blocks: int, block_size: int) -> CostOrder | None:
+        """Return the order of eviction for a pool; None for least recently used."""
+        return CostOrder(num_blocks, block_size, self.attention_parity) if self.prefix_policy == "cost" else None
 
 
 class SchedulerTotals(msgspec.Struct):

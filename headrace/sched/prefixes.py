@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from headrace.kv import BlockPool, Node, RadixCache, pack_tokens
+from headrace.kv import BlockPool, CostOrder, Node, RadixCache, pack_tokens
 from headrace.kv.radix import TOKEN_BYTES
 from headrace.sched.sequence import Sequence
 
@@ -29,8 +29,14 @@ _NEVER = sys.maxsize
 class PrefixSharing:
     """Finds and publishes prefixes. `retire` takes blocks that a step in flight of their sequence may still read."""
 
-    def __init__(self, pool: BlockPool, block_size: int, retire: Callable[[Sequence, list[int]], None]) -> None:
-        self.cache = RadixCache(pool, block_size)
+    def __init__(
+        self,
+        pool: BlockPool,
+        block_size: int,
+        retire: Callable[[Sequence, list[int]], None],
+        order: CostOrder | None = None,
+    ) -> None:
+        self.cache = RadixCache(pool, block_size, order)
         self._pool = pool
         self._size = block_size
         self._retire = retire

@@ -58,7 +58,8 @@ class Scheduler:
         self.num_steps = 0
         self.totals = SchedulerTotals()
         self._tables = BlockTables(pool, block_size)
-        self._prefixes = PrefixSharing(pool, block_size, self._tables.retire) if limits.prefix_cache else None
+        order = limits.eviction_order(pool.num_blocks, block_size)
+        self._prefixes = PrefixSharing(pool, block_size, self._tables.retire, order) if limits.prefix_cache else None
         self._waiting = WaitingQueue(self._prefixes, block_size)
         self._door = Door(limits, self.max_context)
 
