@@ -2,5 +2,6 @@
 
 from headrace.api.app import build_app
 from headrace.api.served import ApiState, Models, ServedModel
+from headrace.api.shared_key import SharedKey
 
-__all__ = ["ApiState", "Models", "ServedModel", "build_app"]
+__all__ = ["ApiState", "Models", "ServedModel", "SharedKey", "build_app"]

@@ -10,10 +10,13 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from headrace.api.shared_key import SharedKey
+from headrace.core.caller import Gatekeeper
 from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock, Upstream
 from headrace.core.request import SamplingParams
+from headrace.obs import DoorMetrics
 from headrace.text import ChatTemplate, Tokenizer
 
 
@@ -88,9 +91,11 @@ class Models:
 class ApiState:
     """What the endpoints need besides the request.
 
-    health    says how the server and its engines are getting on
-    render    Prometheus text and its content type
-    wall_s    Unix seconds, for `created` fields only
+    health      says how the server and its engines are getting on
+    render      Prometheus text and its content type
+    wall_s      Unix seconds, for `created` fields only
+    gatekeeper  finds out who calls
+    door        counts who was turned away there
     """
 
     models: Models
@@ -100,4 +105,5 @@ class ApiState:
     render: Callable[[], tuple[bytes, str]]
     version: str
     max_body_bytes: int
-    api_key: str | None = None
+    gatekeeper: Gatekeeper = field(default_factory=lambda: SharedKey(None))
+    door: DoorMetrics = field(default_factory=DoorMetrics)

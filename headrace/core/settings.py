@@ -26,6 +26,7 @@ PrefixPolicy = Literal["lru", "cost"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
+_SECRET = {"api_key", "database"}
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
 _ENV_ISA = "HEADRACE_ISA"
@@ -37,9 +38,9 @@ _ENV_FOREIGN = ("HEADRACE_SERVICE_", "HEADRACE_PORT")
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the server listens and what it accepts.
 
-    host            address to listen on; other than loopback only with an api_key
+    host            address to listen on; other than loopback only with keys
     port            TCP port; 0 takes a free one
-    api_key         bearer key that clients must send; without one only loopback is served
+    api_key         bearer key that clients must send; without any key only loopback is served
     max_body_bytes  largest request body
     drain_s         seconds that running answers get to finish after SIGTERM
     log_level       least severe log line that is written
@@ -106,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine     how to compute
     models     names or sources of the models to serve, the default one first
     cache_dir  directory that holds pulled models
+    database   keys, limits and budgets: sqlite:///PATH or postgresql://USER@HOST/NAME; None: no accounts are kept
     """
 
     server: ServerSettings = ServerSettings()
@@ -113,6 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: EngineSettings = EngineSettings()
     models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +231,7 @@ def _convert(leaf: SettingField, value: object, source: str, *, strict: bool) ->
     try:
         return msgspec.convert(value, leaf.type, strict=strict)
     except msgspec.ValidationError as err:
-        shown = "(hidden)" if leaf.name == "api_key" else repr(value)
+        shown = "(hidden)" if leaf.name in _SECRET else repr(value)
         raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {err}", param=leaf.key) from err
 
 
