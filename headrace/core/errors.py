@@ -17,6 +17,7 @@
     ├── ModelLoading               503  retryable
     ├── EngineDead                 503
     ├── StoreUnavailable           503  retryable
+    ├── DeadlineExpired            504  retryable
     ├── RequestFailed              500  this request only; the engine goes on
     └── ConfigError                     the process does not start (exit code 2)
         ├── ModelFileBroken             truncated or corrupt weights
@@ -145,6 +146,12 @@ class StoreUnavailable(HeadraceError):
     """The gateway's database cannot be reached, is locked or is full."""
 
     code, http_status, retryable = "store_unavailable", 503, True
+
+
+class DeadlineExpired(HeadraceError):
+    """The request's `deadline_ms` passed while it was waiting for its first token; nothing was generated."""
+
+    code, http_status, retryable = "deadline_expired", 504, True
 
 
 class RequestFailed(HeadraceError):
