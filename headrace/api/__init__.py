@@ -1,7 +1,9 @@
 """The OpenAI wire over HTTP: bodies in, core requests down, deltas up, JSON or server-sent events out."""
 
 from headrace.api.app import build_app
-from headrace.api.served import ApiState, Models, ServedModel
-from headrace.api.shared_key import SharedKey
+from headrace.api.recording import RecordingLimits
+from headrace.api.recordings import Recordings
+from headrace.api.served import Models, ServedModel
+from headrace.api.state import ApiState
 
-__all__ = ["ApiState", "Models", "ServedModel", "SharedKey", "build_app"]
+__all__ = ["ApiState", "Models", "RecordingLimits", "Recordings", "ServedModel", "build_app"]

@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, health, tokenize
+from headrace.api import chat, completions, exchange, health, requests, tokenize
 from headrace.api.access import Access
 from headrace.api.errors import error_response, plain_error
-from headrace.api.served import ApiState
 from headrace.api.sse import ClientGone
+from headrace.api.state import ApiState
 from headrace.core.errors import HeadraceError
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ _ROUTES = [
     Route("/v1/completions", completions.create_completion, methods=["POST"]),
     Route("/v1/models", health.list_models, methods=["GET"]),
     Route("/v1/models/{model_id:path}", health.get_model, methods=["GET"]),
+    Route("/v1/requests/{request_id}", requests.cancel, methods=["DELETE"]),
+    Route("/v1/requests/{request_id}/cancel", requests.cancel, methods=["POST"]),
+    Route("/v1/requests/{request_id}/events", exchange.resume, methods=["GET"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),
     Route("/detokenize", tokenize.detokenize, methods=["POST"]),
     Route("/health", health.ready, methods=["GET"]),
@@ -51,7 +54,7 @@ def build_app(state: ApiState) -> ASGIApp:
         },
     )
     app.state.api = state
-    return Access(app, state.clock, state.gatekeeper, state.door)
+    return Access(app, state.clock, state.api_key)
 
 
 async def _tree_error(http: Request, err: Exception) -> Response:

@@ -17,6 +17,8 @@ from starlette.responses import Response
 
 from headrace.api.answers import ChoiceAnswer, collect, prompt_logprobs_reply, running_usage, stream
 from headrace.api.body import read_body
+from headrace.api.calls import Call
+from headrace.api.exchange import respond
 from headrace.api.openai_replies import (
     AssistantMessage,
     ChatChoice,
@@ -33,10 +35,12 @@ from headrace.api.openai_replies import (
 from headrace.api.openai_types import ChatBody
 from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
 from headrace.api.prompts import encode_chat
-from headrace.api.served import ApiState, ServedModel
-from headrace.api.sse import DONE, EventStream, event, until_disconnect
+from headrace.api.served import ServedModel
+from headrace.api.sse import DONE, EventStream, event
+from headrace.api.state import ApiState
 from headrace.core.delta import Delta, PositionLogprobs
 from headrace.core.errors import InvalidRequest
+from headrace.core.protocols import Upstream
 from headrace.core.request import Request
 
 _encoder = msgspec.json.Encoder()
@@ -47,13 +51,14 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
     state: ApiState = http.app.state.api
     arrival_s = state.clock.now()
     body = await read_body(http, ChatBody, state.max_body_bytes)
-    model = state.models.find(body.model)
-    request = await _core_request(body, model, f"chatcmpl-{http.state.request_id}", arrival_s)
-    wire = ChatWire(request, model, int(state.wall_s()), body)
-    if body.stream:
-        return EventStream(wire.events(), http.state.request_id)
-    reply = await until_disconnect(http.receive, wire.reply())
-    return Response(_encoder.encode(reply), media_type="application/json")
+
+    async def begin(call: Call) -> ChatWire:
+        model = state.models.find(body.model)
+        request = await _core_request(body, model, f"chatcmpl-{http.state.request_id}", arrival_s)
+        call.bind(model, [request])
+        return ChatWire(request, model, call, int(state.wall_s()), body)
+
+    return await respond(http, body, begin)
 
 
 async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arrival_s: float) -> Request:
@@ -81,10 +86,11 @@ async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arr
 class ChatWire:
     """Spells one request's deltas. Holds which choices have had their role."""
 
-    def __init__(self, request: Request, model: ServedModel, created: int, body: ChatBody) -> None:
+    def __init__(self, request: Request, model: ServedModel, upstream: Upstream, created: int, body: ChatBody) -> None:
         options = body.stream_options
         self._request = request
         self._model = model
+        self._upstream = upstream
         self._created = created
         self._has_usage_chunk = bool(options and options.include_usage)
         self._has_running_usage = bool(options and options.continuous_usage_stats)
@@ -94,7 +100,7 @@ class ChatWire:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield framed events, `[DONE]` last."""
         usage = None
-        async with aclosing(stream(self._model.upstream, self._request)) as deltas:
+        async with aclosing(stream(self._upstream, self._request)) as deltas:
             async for delta in deltas:
                 usage = delta.usage or usage
                 self._num_generated += len(delta.token_ids)
@@ -130,7 +136,7 @@ class ChatWire:
 
     async def reply(self) -> ChatReply:
         """Return the whole answer."""
-        answer = await collect(self._model.upstream, self._request)
+        answer = await collect(self._upstream, self._request)
         return ChatReply(
             self._request.request_id,
             self._created,

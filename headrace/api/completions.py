@@ -18,16 +18,20 @@ from starlette.responses import Response
 
 from headrace.api.answers import Answer, collect, prompt_logprobs_reply, running_usage, stream
 from headrace.api.body import read_body
+from headrace.api.calls import Call
+from headrace.api.exchange import respond
 from headrace.api.merging import merge
 from headrace.api.openai_replies import TextChoice, TextReply, UsageReply, usage_reply
 from headrace.api.openai_types import CompletionBody
 from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
 from headrace.api.prompts import encode_text
-from headrace.api.served import ApiState, ServedModel
-from headrace.api.sse import DONE, EventStream, event, until_disconnect
+from headrace.api.served import ServedModel
+from headrace.api.sse import DONE, EventStream, event
+from headrace.api.state import ApiState
 from headrace.api.text_logprobs import LogprobColumns
 from headrace.core.delta import Delta, PositionLogprobs, Usage
 from headrace.core.errors import InvalidRequest
+from headrace.core.protocols import Upstream
 from headrace.core.request import Request
 
 DEFAULT_MAX_TOKENS = 16
@@ -40,15 +44,16 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
     state: ApiState = http.app.state.api
     arrival_s = state.clock.now()
     body = await read_body(http, CompletionBody, state.max_body_bytes)
-    model = state.models.find(body.model)
-    reply_id = f"cmpl-{http.state.request_id}"
-    prompts = await _token_prompts(body, model)
-    requests = [_core_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(prompts)]
-    wire = CompletionWire(reply_id, requests, model, int(state.wall_s()), body)
-    if body.stream:
-        return EventStream(wire.events(), http.state.request_id)
-    reply = await until_disconnect(http.receive, wire.reply())
-    return Response(_encoder.encode(reply), media_type="application/json")
+
+    async def begin(call: Call) -> CompletionWire:
+        model = state.models.find(body.model)
+        reply_id = f"cmpl-{http.state.request_id}"
+        prompts = await _token_prompts(body, model)
+        requests = [_core_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(prompts)]
+        call.bind(model, requests)
+        return CompletionWire(reply_id, requests, model, call, int(state.wall_s()), body)
+
+    return await respond(http, body, begin)
 
 
 async def _token_prompts(body: CompletionBody, model: ServedModel) -> list[list[int]]:
@@ -92,12 +97,19 @@ class CompletionWire:
     """Spells the deltas of one call's requests. Holds what streams need to remember between chunks."""
 
     def __init__(
-        self, reply_id: str, requests: list[Request], model: ServedModel, created: int, body: CompletionBody
+        self,
+        reply_id: str,
+        requests: list[Request],
+        model: ServedModel,
+        upstream: Upstream,
+        created: int,
+        body: CompletionBody,
     ) -> None:
         options = body.stream_options
         self._id = reply_id
         self._requests = requests
         self._model = model
+        self._upstream = upstream
         self._created = created
         self._echo = bool(body.echo)
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
@@ -112,7 +124,7 @@ class CompletionWire:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield framed events, `[DONE]` last."""
         usages: list[Usage] = []
-        sources = [stream(self._model.upstream, request) for request in self._requests]
+        sources = [stream(self._upstream, request) for request in self._requests]
         async with aclosing(merge(sources)) as deltas:
             async for prompt_idx, delta in deltas:
                 if delta.usage is not None:
@@ -127,8 +139,7 @@ class CompletionWire:
 
     async def reply(self) -> TextReply:
         """Return the whole answer."""
-        upstream = self._model.upstream
-        tasks = [asyncio.ensure_future(collect(upstream, request)) for request in self._requests]
+        tasks = [asyncio.ensure_future(collect(self._upstream, request)) for request in self._requests]
         try:
             answers = await asyncio.gather(*tasks)
         finally:

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.api.openai_replies import ModelCard, ModelList
-from headrace.api.served import ApiState, ServedModel
+from headrace.api.served import ServedModel
+from headrace.api.state import ApiState
 from headrace.core.health import HealthState, ServerHealth
 
 

@@ -10,13 +10,9 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from headrace.api.shared_key import SharedKey
-from headrace.core.caller import Gatekeeper
 from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
-from headrace.core.health import ServerHealth
-from headrace.core.protocols import Clock, Upstream
-from headrace.core.request import SamplingParams
-from headrace.obs import DoorMetrics
+from headrace.core.protocols import Upstream
+from headrace.core.request import RequestId, SamplingParams
 from headrace.text import ChatTemplate, Tokenizer
 
 
@@ -30,6 +26,7 @@ class ServedModel:
     max_context  prompt + output, in tokens
     created      Unix seconds at which it became ready
     defaults     sampling for requests that do not say; from the model's own generation config
+    abort        ends a request by its id and says whether it was running; None: its iterator has to be closed
     """
 
     name: str
@@ -40,6 +37,7 @@ class ServedModel:
     max_context: int
     created: int
     defaults: SamplingParams = field(default_factory=SamplingParams)
+    abort: Callable[[RequestId], bool] | None = None
 
     def stop_reason(self, match: str | int | None) -> str | int | None:
         """Return what the wire tells of a stop: the caller's own string or token, not the model's end token."""
@@ -85,25 +83,3 @@ class Models:
         near = difflib.get_close_matches(name, self._by_name, n=3) or list(self._by_name)[:8]
         names = ", ".join(f"'{known}'" for known in near)
         raise UnknownModel(f"model '{name}' is not served here; served: {names}", param="model")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiState:
-    """What the endpoints need besides the request.
-
-    health      says how the server and its engines are getting on
-    render      Prometheus text and its content type
-    wall_s      Unix seconds, for `created` fields only
-    gatekeeper  finds out who calls
-    door        counts who was turned away there
-    """
-
-    models: Models
-    clock: Clock
-    wall_s: Callable[[], float]
-    health: Callable[[], ServerHealth]
-    render: Callable[[], tuple[bytes, str]]
-    version: str
-    max_body_bytes: int
-    gatekeeper: Gatekeeper = field(default_factory=lambda: SharedKey(None))
-    door: DoorMetrics = field(default_factory=DoorMetrics)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from headrace.api.calls import Call
 from headrace.api.errors import error_body
 from headrace.core.errors import HeadraceError
 
@@ -43,25 +44,44 @@ def event(payload: bytes) -> bytes:
 class EventStream:
     """ASGI application that sends `events`, each already framed, and aborts them when the client goes away."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], request_id: str) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        request_id: str,
+        call: Call | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take the events of `call`, which ends with this stream; without one they come from a recording."""
         self._events = events
         self._request_id = request_id
+        self._call = call
+        self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in (headers or {}).items())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await until_disconnect(receive, self._pump(send))
         except ClientGone:
-            _log.info("client gone, request %s aborted", self._request_id)
+            what = "request %s aborted" if self._call is not None else "request %s goes on without it for its grace"
+            _log.info(f"client gone, {what}", self._request_id)
+        finally:
+            if self._call is not None:
+                self._call.close()
 
     async def _pump(self, send: Send) -> None:
         is_started = False
+
+        async def copy() -> None:
+            nonlocal is_started
+            async for chunk in events:
+                if not is_started:
+                    is_started = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
         async with aclosing(self._events) as events:
             try:
-                async for chunk in events:
-                    if not is_started:
-                        is_started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await (copy() if self._call is None else self._call.run(copy()))
             except Exception as err:
                 if not is_started:
                     raise

@@ -10,7 +10,7 @@ from headrace.api.body import read_body
 from headrace.api.openai_replies import DetokenizeReply, TokenizeReply
 from headrace.api.openai_types import DetokenizeBody, TokenizeBody
 from headrace.api.prompts import encode_chat, encode_text, off_loop
-from headrace.api.served import ApiState
+from headrace.api.state import ApiState
 from headrace.core.errors import InvalidRequest
 
 

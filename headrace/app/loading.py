@@ -19,7 +19,7 @@ from headrace.app.hardware import Hardware
 from headrace.app.plan import Plan, resolve
 from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
-from headrace.core.settings import SchedulingSettings, Settings
+from headrace.core.settings import Settings
 from headrace.core.stats import Observer
 from headrace.engine import AsyncEngine, Engine
 from headrace.kv import BlockPool
@@ -44,7 +44,6 @@ class OpenedModel:
     checkpoint: Checkpoint
     program: Program
     plan: Plan
-    policy: SchedulingSettings
 
     def close(self) -> None:
         """Unmap the files."""
@@ -77,15 +76,7 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         facts = backends.facts(local.name, backend.value, program, checkpoint, settings.engine)
         plan = resolve(settings.engine, hardware, facts, backend)
         undo.pop_all()
-    return OpenedModel(
-        name=local.name,
-        path=local.path,
-        cache=cache,
-        checkpoint=checkpoint,
-        program=program,
-        plan=plan,
-        policy=settings.scheduling,
-    )
+    return OpenedModel(name=local.name, path=local.path, cache=cache, checkpoint=checkpoint, program=program, plan=plan)
 
 
 def load_model(
@@ -119,7 +110,6 @@ def load_model(
         prefix_cache=plan.prefix_cache.value,
         prefix_policy=plan.prefix_policy.value,
         attention_parity=opened.program.attention_parity(),
-        policy=opened.policy,
     )
     scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
     engine = Engine(scheduler, executor, clock)
@@ -147,4 +137,5 @@ def served_model(model: LoadedModel, created: int) -> ServedModel:
         max_context=model.max_context,
         created=created,
         defaults=model.defaults,
+        abort=model.engine.abort,
     )

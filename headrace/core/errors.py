@@ -9,15 +9,15 @@
     │   ├── BodyTooLarge           413
     │   └── TemplateFailed
     ├── Unauthorized               401
-    ├── Forbidden                  403
     ├── UnknownModel               404
-    ├── NotFound                   404  an object of the administration
-    ├── Conflict                   409  such an object exists already
+    ├── UnknownRequest             404
+    ├── RequestIdTaken             409
+    ├── RequestCancelled           409
+    ├── StreamExpired              410
+    ├── KeyReused                  422
     ├── Overloaded                 429  retryable
     ├── ModelLoading               503  retryable
     ├── EngineDead                 503
-    ├── StoreUnavailable           503  retryable
-    ├── DeadlineExpired            504  retryable
     ├── RequestFailed              500  this request only; the engine goes on
     └── ConfigError                     the process does not start (exit code 2)
         ├── ModelFileBroken             truncated or corrupt weights
@@ -95,28 +95,40 @@ class Unauthorized(HeadraceError):
     code, http_status, retryable = "invalid_api_key", 401, False
 
 
-class Forbidden(HeadraceError):
-    """The key is valid, but not for this: another role or other models."""
-
-    code, http_status, retryable = "forbidden", 403, False
-
-
-class NotFound(HeadraceError):
-    """No tenant, key, limit or budget has this id."""
-
-    code, http_status, retryable = "not_found", 404, False
-
-
-class Conflict(HeadraceError):
-    """A tenant, limit or budget of this id or kind exists already, or is in use."""
-
-    code, http_status, retryable = "conflict", 409, False
-
-
 class UnknownModel(HeadraceError):
     """The named model is not served here."""
 
     code, http_status, retryable = "model_not_found", 404, False
+
+
+class UnknownRequest(HeadraceError):
+    """No request of this id is running for this API key."""
+
+    code, http_status, retryable = "request_not_found", 404, False
+
+
+class RequestIdTaken(HeadraceError):
+    """The `x-request-id` belongs to another stream that can still be resumed."""
+
+    code, http_status, retryable = "request_id_taken", 409, False
+
+
+class RequestCancelled(HeadraceError):
+    """The request was ended by its id."""
+
+    code, http_status, retryable = "request_cancelled", 409, False
+
+
+class StreamExpired(HeadraceError):
+    """The events that a client wants to go on with are not kept any more."""
+
+    code, http_status, retryable = "stream_expired", 410, False
+
+
+class KeyReused(HeadraceError):
+    """The same `Idempotency-Key` came with another body."""
+
+    code, http_status, retryable = "idempotency_key_reused", 422, False
 
 
 class Overloaded(HeadraceError):
@@ -140,18 +152,6 @@ class EngineDead(HeadraceError):
     """The engine has stopped; the process is about to exit."""
 
     code, http_status, retryable = "engine_dead", 503, True
-
-
-class StoreUnavailable(HeadraceError):
-    """The gateway's database cannot be reached, is locked or is full."""
-
-    code, http_status, retryable = "store_unavailable", 503, True
-
-
-class DeadlineExpired(HeadraceError):
-    """The request's `deadline_ms` passed while it was waiting for its first token; nothing was generated."""
-
-    code, http_status, retryable = "deadline_expired", 504, True
 
 
 class RequestFailed(HeadraceError):

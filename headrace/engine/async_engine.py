@@ -41,6 +41,7 @@ class AsyncEngine:
         self._observer = observer
         self._spelling = Spelling(tokenizer)
         self._streams: dict[SeqId, RequestStream] = {}
+        self._by_request: dict[RequestId, list[RequestStream]] = {}
         self._next_id = 0
         self._is_draining = False
         self._warm_s: float | None = None
@@ -89,6 +90,17 @@ class AsyncEngine:
         with contextlib.suppress(EngineDead):
             await self.wait_dead()
 
+    def abort(self, request_id: RequestId) -> bool:
+        """End the requests of exactly this id as ABORT; False if there is none. Idempotent.
+
+        Their readers get the deltas made so far and then the end; the blocks are free after the step in flight.
+        """
+        streams = self._by_request.get(request_id, ())
+        for stream in streams:
+            if live_ids := stream.live_ids:
+                self._engine.abort(live_ids)
+        return bool(streams)
+
     def give_up(self, reason: str) -> None:
         """End every live request as ERROR without waiting for the engine thread, which is stuck. Idempotent."""
         self._is_draining, self._fatal = True, self._fatal or reason
@@ -131,6 +143,7 @@ class AsyncEngine:
         self._next_id += request.n
         for seq_id in stream.seq_ids:
             self._streams[SeqId(seq_id)] = stream
+        self._by_request.setdefault(request.request_id, []).append(stream)
         self._is_empty.clear()
         return stream
 
@@ -138,6 +151,10 @@ class AsyncEngine:
         """Forget a stream, and abort what it has left running."""
         for seq_id in stream.seq_ids:
             del self._streams[SeqId(seq_id)]
+        same_id = self._by_request[stream.request.request_id]
+        same_id.remove(stream)
+        if not same_id:
+            del self._by_request[stream.request.request_id]
         if live_ids := stream.live_ids:
             self._engine.abort(live_ids)
             stream.abandon(self._clock.now())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -110,13 +111,13 @@ async def running(**changes: Any) -> AsyncIterator[Bench]:
 @pytest.fixture
 def ask() -> Callable[..., Request]:
     """Make a request; the keywords are those of Request, SamplingParams and StopRules."""
-    count = iter(range(1000))
+    count = itertools.count()
 
     def make(prompt: str = "water", **fields: Any) -> Request:
         stop = {"max_tokens": 12} | {k: fields.pop(k) for k in StopRules.__struct_fields__ if k in fields}
         sampling = {k: fields.pop(k) for k in SamplingParams.__struct_fields__ if k in fields}
         return Request(
-            request_id=RequestId(f"r{next(count)}"),
+            request_id=RequestId(fields.pop("request_id", None) or f"r{next(count)}"),
             model="m",
             prompt=tuple(prompt.encode()),
             sampling=SamplingParams(**sampling),

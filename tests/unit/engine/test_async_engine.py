@@ -196,6 +196,55 @@ def test_an_abort_storm_leaves_nothing_behind(run: Make, ask: Make) -> None:
     asyncio.run(main())
 
 
+def test_an_abort_by_id_is_exact_idempotent_and_tells_what_was_made(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}) as bench:
+            valve.let(2)
+            one, ten = (ask(max_tokens=40, n=n, request_id=name) for name, n in (("req-1", 2), ("req-10", 1)))
+            reading = [asyncio.create_task(bench.collect(request)) for request in (one, ten)]
+            await bench.until(lambda: bench.scheduler.totals.generated_tokens >= 3)
+            assert not bench.service.abort("req")
+            assert bench.service.abort("req-1")
+            assert bench.service.abort("req-1")
+            valve.open()
+            aborted, whole = await asyncio.gather(*reading)
+            assert [d.finish for d in aborted if d.finish] == [FinishReason.ABORT] * 2
+            assert tokens_of(aborted) == answer("water", len(tokens_of(aborted)))
+            assert aborted[-1].usage.completion_tokens < 80
+            assert tokens_of(whole) == answer("water", 40)
+            assert not bench.service.abort("req-1")
+
+    asyncio.run(main())
+
+
+def test_ten_thousand_aborts_by_id_leak_nothing(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(max_waiting=20_000, max_num_seqs=32, max_step_tokens=64, model={"num_blocks": 48}) as bench:
+
+            async def hurried(number: int) -> int:
+                request = ask("x" * (number % 9 + 1), max_tokens=50, request_id=f"storm-{number}")
+                deltas = 0
+                async for delta in bench.service.generate(request):
+                    deltas += 1
+                    if delta.finish is not None:
+                        return deltas
+                    if deltas > number % 4:
+                        bench.service.abort(request.request_id)
+                return deltas
+
+            storm = [asyncio.create_task(hurried(number)) for number in range(10_000)]
+            await asyncio.sleep(0)
+            for number in range(0, 10_000, 3):  # these are ended while they wait
+                bench.service.abort(f"storm-{number}")
+            assert all(await asyncio.gather(*storm))
+            assert len(bench.notebook.finished) == 10_000
+            assert not bench.scheduler.has_work
+            assert bench.pool.num_free == 48
+            assert not bench.engine.live()
+
+    asyncio.run(main())
+
+
 def test_a_failed_row_fails_its_choice_only(run: Make, ask: Make) -> None:
     def fail(row: Any) -> str | None:
         return "logits are NaN" if row.tokens[0] == ord("!") else None

@@ -1,0 +1,138 @@
+"""The generating calls in progress, each under its owner and its exact id, so that it can be ended from outside.
+
+Owns: the live calls, and how the last few ended, which makes ending one idempotent. Network thread only.
+Invariant: only who started a call can find it: ids of different keys never meet, and no id is matched by its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TypeVar
+
+from headrace.api.served import ServedModel
+from headrace.core.delta import Delta
+from headrace.core.errors import RequestCancelled, UnknownRequest
+from headrace.core.request import Request
+
+T = TypeVar("T")
+CallId = tuple[str, str]  # owner, request id
+
+_MOST_REMEMBERED = 4096
+_PREFIXES = ("chatcmpl-", "cmpl-")  # what replies put before the request id
+
+
+class CallStatus(StrEnum):
+    """How a call stands, or ended."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+class Call:
+    """One call and the requests it has made of a model. Implements `core.protocols.Upstream` for its wire."""
+
+    def __init__(self, calls: Calls, call_id: CallId) -> None:
+        self.call_id = call_id
+        self.is_cancelled = False
+        self._calls = calls
+        self._model: ServedModel | None = None
+        self._requests: Sequence[Request] = ()
+        self._task: asyncio.Task[object] | None = None
+
+    def bind(self, model: ServedModel, requests: Sequence[Request]) -> None:
+        """Say what the call asks of whom."""
+        self._model, self._requests = model, requests
+
+    def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """Pass a request on to the model. Raises RequestCancelled if the call was cancelled before."""
+        if self.is_cancelled or self._model is None:
+            raise RequestCancelled("the request was cancelled before it began")
+        return self._model.upstream.generate(request)
+
+    async def run(self, work: Coroutine[object, object, T]) -> T:
+        """Do the call's work in this task. Raises RequestCancelled if it had to be cut off."""
+        with self.cut_off_here():
+            return await work
+
+    @contextmanager
+    def cut_off_here(self) -> Iterator[None]:
+        """Let `cancel` cut off the task that runs the body, as RequestCancelled."""
+        task = self._task = asyncio.current_task()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.is_cancelled or task is None:
+                raise
+            task.uncancel()
+            raise RequestCancelled("the request was cancelled") from None
+
+    def cancel(self) -> None:
+        """End the call: an engine ends its choices as `abort`, other work is cut off. Idempotent."""
+        if self.is_cancelled:
+            return
+        self.is_cancelled = True
+        abort = None if self._model is None else self._model.abort
+        num_aborted = 0 if abort is None else sum([abort(request.request_id) for request in self._requests])
+        if not num_aborted and self._task is not None:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Say that the call has ended. Idempotent."""
+        self._calls.forget(self)
+
+
+class Calls:
+    """Live calls by id. One id may have several, when a client sends the same id twice."""
+
+    def __init__(self) -> None:
+        self._live: dict[CallId, list[Call]] = {}
+        self._ended: OrderedDict[CallId, CallStatus] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Count the live calls."""
+        return sum(map(len, self._live.values()))
+
+    def open(self, owner: str, request_id: str) -> Call:
+        """Begin a call; `close` it on every way out."""
+        call = Call(self, (owner, request_id))
+        self._live.setdefault(call.call_id, []).append(call)
+        return call
+
+    def cancel(self, owner: str, request_id: str) -> CallStatus:
+        """End the owner's calls of exactly this id and say how they stand. Raises UnknownRequest."""
+        call_id = self._known_id(owner, request_id)
+        live = self._live.get(call_id)
+        if live is None:
+            return self._ended[call_id]
+        for call in live:
+            call.cancel()
+        return CallStatus.CANCELLED
+
+    def forget(self, call: Call) -> None:
+        """Take a call that has ended off the list."""
+        live = self._live.get(call.call_id, [])
+        if call not in live:
+            return
+        live.remove(call)
+        if not live:
+            del self._live[call.call_id]
+        self._ended[call.call_id] = CallStatus.CANCELLED if call.is_cancelled else CallStatus.FINISHED
+        self._ended.move_to_end(call.call_id)
+        if len(self._ended) > _MOST_REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def _known_id(self, owner: str, request_id: str) -> CallId:
+        for spelled in spellings(request_id):
+            if (owner, spelled) in self._live or (owner, spelled) in self._ended:
+                return owner, spelled
+        raise UnknownRequest(f"no request '{request_id}' of this API key is running or has ended lately")
+
+
+def spellings(request_id: str) -> list[str]:
+    """Return the request ids that `request_id` may mean: itself, or what follows a reply's prefix."""
+    return [request_id, *(request_id.removeprefix(p) for p in _PREFIXES if request_id.startswith(p))]

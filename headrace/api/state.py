@@ -1,0 +1,37 @@
+"""What the endpoints need besides the request: one value, made by `app.serving` or a test.
+
+Owns nothing itself; what changes in it belongs to the parts that it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from headrace.api.calls import Calls
+from headrace.api.recordings import Recordings
+from headrace.api.served import Models
+from headrace.core.health import ServerHealth
+from headrace.core.protocols import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiState:
+    """What the endpoints need besides the request.
+
+    health    says how the server and its engines are getting on
+    calls, recordings  what is being answered now
+    render    Prometheus text and its content type
+    wall_s    Unix seconds, for `created` fields only
+    """
+
+    models: Models
+    clock: Clock
+    wall_s: Callable[[], float]
+    health: Callable[[], ServerHealth]
+    render: Callable[[], tuple[bytes, str]]
+    version: str
+    max_body_bytes: int
+    api_key: str | None = None
+    calls: Calls = field(default_factory=Calls)
+    recordings: Recordings = field(default_factory=Recordings)
