@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from headrace.api.openai_replies import PromptLogprobs, PromptToken, UsageReply, usage_reply
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, Usage
-from headrace.core.errors import RequestFailed
+from headrace.core.errors import DeadlineExpired, RequestFailed
 from headrace.core.protocols import Upstream
 from headrace.core.request import Request
 
@@ -44,10 +44,12 @@ class Answer:
 
 
 async def stream(upstream: Upstream, request: Request) -> AsyncGenerator[Delta, None]:
-    """Yield the request's deltas; raise RequestFailed for the first choice that ends in an error."""
+    """Yield the request's deltas; raise DeadlineExpired or RequestFailed for the first choice that failed."""
     deltas = upstream.generate(request)
     try:
         async for delta in deltas:
+            if delta.finish is FinishReason.EXPIRED:
+                raise DeadlineExpired(delta.error or "the deadline passed before the first token", param="deadline_ms")
             if delta.finish is FinishReason.ERROR:
                 raise RequestFailed(delta.error or "the engine could not finish this request; send it again")
             yield delta

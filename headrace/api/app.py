@@ -54,7 +54,7 @@ def build_app(state: ApiState) -> ASGIApp:
         },
     )
     app.state.api = state
-    return Access(app, state.clock, state.api_key)
+    return Access(app, state.clock, state.gatekeeper, state.door)
 
 
 async def _tree_error(http: Request, err: Exception) -> Response:

@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TypeVar
 
+from starlette.requests import Request as HttpRequest
+
 from headrace.api.served import ServedModel
+from headrace.core.caller import Caller
 from headrace.core.delta import Delta
 from headrace.core.errors import RequestCancelled, UnknownRequest
 from headrace.core.request import Request
@@ -131,6 +134,12 @@ class Calls:
             if (owner, spelled) in self._live or (owner, spelled) in self._ended:
                 return owner, spelled
         raise UnknownRequest(f"no request '{request_id}' of this API key is running or has ended lately")
+
+
+def owner_of(http: HttpRequest) -> str:
+    """Return whose calls these are: the caller's key, one name for all where there are no keys."""
+    caller: Caller = http.state.caller
+    return caller.key_id
 
 
 def spellings(request_id: str) -> list[str]:

@@ -15,7 +15,14 @@ from starlette.responses import Response
 from headrace.api.openai_replies import ErrorBody, ErrorReply
 from headrace.core.errors import HeadraceError, Unauthorized
 
-_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 def error_body(err: BaseException, request_id: str) -> bytes:

@@ -21,7 +21,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from headrace.api.calls import Call
+from headrace.api.calls import Call, owner_of
 from headrace.api.openai_types import GenerationBody
 from headrace.api.recording import Recording
 from headrace.api.sse import EventStream, until_disconnect
@@ -66,7 +66,7 @@ async def respond(http: HttpRequest, body: GenerationBody, begin: Begin) -> Resp
     wish = _read_wish(http, state)
     if wish.grace_s or wish.key is not None:
         return await _recorded(http, state, body, begin, wish)
-    call = state.calls.open(http.state.owner, http.state.request_id)
+    call = state.calls.open(owner_of(http), http.state.request_id)
     with ExitStack() as undo:
         undo.callback(call.close)
         wire = await begin(call)
@@ -83,7 +83,7 @@ async def resume(http: HttpRequest) -> Response | EventStream:
     204 once the client has them all, which tells an EventSource to stop asking.
     """
     state: ApiState = http.app.state.api
-    recording = state.recordings.find(http.state.owner, http.path_params["request_id"])
+    recording = state.recordings.find(owner_of(http), http.path_params["request_id"])
     after = read_last_event_id(http.headers.get("last-event-id"))
     if not recording.is_numbered:
         raise InvalidRequest("this request has a whole answer, not events; send it again with its Idempotency-Key")
@@ -108,7 +108,7 @@ async def _recorded(
     http: HttpRequest, state: ApiState, body: GenerationBody, begin: Begin, wish: _Wish
 ) -> Response | EventStream:
     """Answer from a recording: the one under the idempotency key, or a new one."""
-    owner, request_id = http.state.owner, http.state.request_id
+    owner, request_id = owner_of(http), http.state.request_id
     fingerprint = _fingerprint(http.url.path, body)
     recording = None if wish.key is None else state.recordings.find_key(owner, wish.key, fingerprint)
     headers = {} if recording is None else _REPLAYED

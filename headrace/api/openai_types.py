@@ -50,12 +50,14 @@ class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
+    priority: int | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = None
+    deadline_ms: int | None = None
     # labels
     user: object = None
     metadata: object = None
     best_of: int | None = None
     # known, not served
-    service_tier: object = None
     response_format: object = None
     use_beam_search: object = None
     length_penalty: object = None
@@ -72,7 +74,6 @@ class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     structured_outputs: object = None
     return_token_ids: object = None
     return_tokens_as_token_ids: object = None
-    priority: object = None
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -167,7 +168,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "metadata": (ANY,),
     "prompt_cache_key": (ANY,),
     "safety_identifier": (ANY,),
-    "service_tier": ("auto", "default"),
     "response_format": ({"type": "text"},),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -178,7 +178,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "logits_processors": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "priority": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),

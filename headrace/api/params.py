@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from headrace.api.openai_types import GenerationBody
 from headrace.api.served import ServedModel
 from headrace.core.errors import InvalidRequest, PromptTooLong
-from headrace.core.request import Request, RequestId, SamplingParams, StopRules
+from headrace.core.request import PRIORITIES, Request, RequestId, SamplingParams, StopRules
 from headrace.sampling import validate
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_DEADLINE_MS = 3_600_000
 _SEED_MASK = (1 << 63) - 1
 _random = random.SystemRandom()
 
@@ -58,6 +59,7 @@ def build_request(
     if body.best_of is not None and body.best_of != n:
         raise InvalidRequest(f"best_of is {body.best_of} and n is {n}; only best_of = n is served", param="best_of")
     max_tokens = min(max_tokens, room)
+    deadline_ms = optional_bounded("deadline_ms", body.deadline_ms, 1, MAX_DEADLINE_MS)
     return Request(
         request_id=RequestId(request_id),
         model=model.name,
@@ -68,6 +70,9 @@ def build_request(
         prompt_logprobs=optional_bounded("prompt_logprobs", wanted.prompt_logprobs, 0, MAX_LOGPROBS),
         skip_special_tokens=True if body.skip_special_tokens is None else body.skip_special_tokens,
         arrival_s=arrival_s,
+        priority=optional_bounded("priority", body.priority, PRIORITIES[0], PRIORITIES[-1]) or 0,
+        is_background=body.service_tier == "flex",
+        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
     )
 
 

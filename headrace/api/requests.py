@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.api.calls import CallStatus
+from headrace.api.calls import CallStatus, owner_of
 from headrace.api.state import ApiState
 
 
@@ -24,5 +24,5 @@ async def cancel(http: Request) -> Response:
     """DELETE /v1/requests/{id}: end it. Idempotent; 404 for ids that this API key has not used lately."""
     state: ApiState = http.app.state.api
     request_id: str = http.path_params["request_id"]
-    reply = CancelReply(request_id, state.calls.cancel(http.state.owner, request_id))
+    reply = CancelReply(request_id, state.calls.cancel(owner_of(http), request_id))
     return Response(msgspec.json.encode(reply), media_type="application/json")

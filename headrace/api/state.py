@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from headrace.api.calls import Calls
 from headrace.api.recordings import Recordings
 from headrace.api.served import Models
+from headrace.api.shared_key import SharedKey
+from headrace.core.caller import Gatekeeper
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock
+from headrace.obs import DoorMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,8 @@ class ApiState:
     health    says how the server and its engines are getting on
     calls, recordings  what is being answered now
     render    Prometheus text and its content type
+    gatekeeper  finds out who calls
+    door      counts who was turned away there
     wall_s    Unix seconds, for `created` fields only
     """
 
@@ -32,6 +37,7 @@ class ApiState:
     render: Callable[[], tuple[bytes, str]]
     version: str
     max_body_bytes: int
-    api_key: str | None = None
+    gatekeeper: Gatekeeper = field(default_factory=lambda: SharedKey(None))
+    door: DoorMetrics = field(default_factory=DoorMetrics)
     calls: Calls = field(default_factory=Calls)
     recordings: Recordings = field(default_factory=Recordings)

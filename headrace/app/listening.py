@@ -13,14 +13,31 @@ from headrace.core.errors import ConfigError, PortInUse
 from headrace.core.settings import ServerSettings
 
 
-def check_exposure(server: ServerSettings) -> None:
-    """Raise ConfigError if the server would be open to others without a key."""
+def check_exposure(server: ServerSettings, *, has_database: bool = False, has_keys: bool = False) -> None:
+    """Raise ConfigError if the server would be open to others without a key.
+
+    has_database  keys are looked up in a database, which then is the only authority
+    has_keys      there are keys in it
+    """
     if server.api_key == "":
         raise ConfigError("server.api_key is empty; set a key, or leave it out to serve loopback only")
-    if server.api_key is None and not is_loopback(server.host):
+    if server.api_key is not None and has_database:
+        raise ConfigError(
+            "server.api_key and a database are both set, and only one can say who may call; "
+            "make a key with `headrace keys create` and leave server.api_key out"
+        )
+    if is_loopback(server.host):
+        return
+    if has_database and not has_keys:
+        raise ConfigError(
+            f"host '{server.host}' can be reached from other machines and the database has no keys; "
+            "make one with `headrace keys create`, or use --host 127.0.0.1"
+        )
+    if server.api_key is None and not has_database:
         raise ConfigError(
             f"host '{server.host}' can be reached from other machines and no key is set; "
-            "set server.api_key (HEADRACE_SERVER__API_KEY), or use --host 127.0.0.1"
+            "set server.api_key (HEADRACE_SERVER__API_KEY), make keys in a database (HEADRACE_DATABASE), "
+            "or use --host 127.0.0.1"
         )
 
 

@@ -19,7 +19,7 @@ from headrace.app.hardware import Hardware
 from headrace.app.plan import Plan, resolve
 from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
-from headrace.core.settings import Settings
+from headrace.core.settings import SchedulingSettings, Settings
 from headrace.core.stats import Observer
 from headrace.engine import AsyncEngine, Engine
 from headrace.kv import BlockPool
@@ -44,6 +44,7 @@ class OpenedModel:
     checkpoint: Checkpoint
     program: Program
     plan: Plan
+    policy: SchedulingSettings
 
     def close(self) -> None:
         """Unmap the files."""
@@ -76,7 +77,15 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         facts = backends.facts(local.name, backend.value, program, checkpoint, settings.engine)
         plan = resolve(settings.engine, hardware, facts, backend)
         undo.pop_all()
-    return OpenedModel(name=local.name, path=local.path, cache=cache, checkpoint=checkpoint, program=program, plan=plan)
+    return OpenedModel(
+        name=local.name,
+        path=local.path,
+        cache=cache,
+        checkpoint=checkpoint,
+        program=program,
+        plan=plan,
+        policy=settings.scheduling,
+    )
 
 
 def load_model(
@@ -110,6 +119,7 @@ def load_model(
         prefix_cache=plan.prefix_cache.value,
         prefix_policy=plan.prefix_policy.value,
         attention_parity=opened.program.attention_parity(),
+        policy=opened.policy,
     )
     scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
     engine = Engine(scheduler, executor, clock)

@@ -26,7 +26,7 @@ import uvicorn
 import uvloop
 
 import headrace
-from headrace.api import ApiState, Models, RecordingLimits, Recordings, build_app
+from headrace.api import ApiState, Models, RecordingLimits, Recordings, SharedKey, build_app
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
@@ -36,6 +36,7 @@ from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.settings import HealthSettings, ResumeSettings, Settings
 from headrace.engine.health import HealthLimits
+from headrace.gateway import Gateway
 from headrace.model.store import LocalModel, Progress
 from headrace.obs import Metrics, ModelMetrics, Timeline, configure_logging
 
@@ -51,7 +52,10 @@ _log = logging.getLogger(__name__)
 def serve(settings: Settings, find: Find) -> int:
     """Serve until told to stop; return the exit code. Raises ConfigError when the models cannot be served."""
     configure_logging(settings.server.log_level)
-    check_exposure(settings.server)
+    has_keys = settings.database is not None and asyncio.run(_has_keys(settings.database))
+    check_exposure(settings.server, has_database=settings.database is not None, has_keys=has_keys)
+    if not has_keys and settings.server.api_key is None:
+        _log.info("no keys are configured: only this machine is served, and everyone on it may call")
     with bind(settings.server) as sock:
         server = _Server(settings, sock, find)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -59,6 +63,16 @@ def serve(settings: Settings, find: Find) -> int:
     if server.has_hung_thread:
         leave(code)
     return code
+
+
+async def _has_keys(url: str) -> bool:
+    """Look into the database before anything is loaded: what is wrong with it is told at once."""
+    gateway = Gateway(url, MonotonicClock())
+    try:
+        await gateway.open()
+        return gateway.has_keys
+    finally:
+        await gateway.close()
 
 
 class _HttpServer(uvicorn.Server):
@@ -80,6 +94,7 @@ class _Server:
         self._clock = MonotonicClock()
         self._timeline = Timeline(self._clock)
         self._metrics = Metrics()
+        self._gateway = Gateway(settings.database, self._clock) if settings.database is not None else None
         self._engines: list[LoadedModel] = []
         self._watchdog = Watchdog(
             _limits(settings.health), self._clock, on_stall=self._metrics.count_stall, on_dead=self._hear_dead
@@ -92,6 +107,16 @@ class _Server:
         self._signal: signal.Signals | None = None
 
     async def run(self) -> int:
+        """Open the accounts, serve, close them."""
+        if self._gateway is None:
+            return await self._serve()
+        try:
+            await self._gateway.open()
+            return await self._serve()
+        finally:
+            await self._gateway.close()
+
+    async def _serve(self) -> int:
         """Listen, load, serve, drain."""
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -136,7 +161,7 @@ class _Server:
         self._timeline.finish()
         self._metrics.set_startup(self._timeline.phases_s)
         self._status.started()
-        wants_key = self._settings.server.api_key is not None
+        wants_key = self._settings.server.api_key is not None or (self._gateway is not None and self._gateway.has_keys)
         print(_invitation(url_of(self._sock), self._engines[0], wants_key), flush=True)
 
     def _open(self) -> list[OpenedModel]:
@@ -226,7 +251,8 @@ class _Server:
             render=self._metrics.render,
             version=headrace.__version__,
             max_body_bytes=self._settings.server.max_body_bytes,
-            api_key=self._settings.server.api_key,
+            gatekeeper=SharedKey(self._settings.server.api_key) if self._gateway is None else self._gateway.gatekeeper,
+            door=self._metrics.door,
             recordings=self._recordings,
         )
         config = uvicorn.Config(

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from headrace.cli.accounts_grammar import add_keys, add_tenants
 from headrace.cli.flags import add_setting_flags
-from headrace.core.errors import ConfigError, HeadraceError, InvalidRequest, UnknownModel
+from headrace.core.errors import ConfigError, Conflict, HeadraceError, InvalidRequest, NotFound, UnknownModel
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
+_CALLERS_FAULT = (ConfigError, Conflict, InvalidRequest, NotFound, UnknownModel)
 _MODEL_HELP = "known name or source: hf:ORG/REPO, pypi:PACKAGE==VERSION!PATH, https:URL, file:PATH"
 
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = command.run(args)
     except HeadraceError as err:
         print(f"headrace: {err.message}", file=sys.stderr)
-        return EXIT_CONFIG if isinstance(err, ConfigError | InvalidRequest | UnknownModel) else EXIT_FAILED
+        return EXIT_CONFIG if isinstance(err, _CALLERS_FAULT) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has enough
@@ -47,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve models over the OpenAI API")
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
-    _add_settings(serve, (None, "server", "health", "resume", "engine"))
+    _add_settings(serve, (None, "server", "health", "resume", "engine", "scheduling"))
 
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
@@ -83,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
     plan.add_argument("--explain", action="store_true", help="add the reason of every value")
     _add_settings(plan, (None, "engine"))
+
+    add_tenants(commands.add_parser("tenants", help="who owns keys, limits and budgets"), _add_general)
+    add_keys(commands.add_parser("keys", help="make, list, rotate and revoke the keys of tenants"), _add_general)
 
     _add_eval(commands.add_parser("eval", help="compare a configuration with the same weights in fp32"))
     _add_bench(commands.add_parser("bench", help="measure speed"))
@@ -129,6 +134,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     peers.add_argument("--rounds", type=int, default=5, help="measured repeats offline (default: 5)")
     peers.add_argument("--http-rounds", type=int, default=1, help="measured repeats over HTTP, 0 for none (default: 1)")
     _add_settings(peers, (None, "engine"))
+
+
+def _add_general(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser, (None,))
 
 
 def _add_settings(parser: argparse.ArgumentParser, sections: tuple[str | None, ...]) -> None:

@@ -17,6 +17,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # end token or stop string
     LENGTH = "length"  # max_tokens or the model's context
     ABORT = "abort"  # the caller went away or cancelled
+    EXPIRED = "expired"  # its deadline passed before its first token; `Delta.error` says after how long
     ERROR = "error"  # this request failed; `Delta.error` says why
 
 

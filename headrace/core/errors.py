@@ -9,7 +9,10 @@
     │   ├── BodyTooLarge           413
     │   └── TemplateFailed
     ├── Unauthorized               401
+    ├── Forbidden                  403
     ├── UnknownModel               404
+    ├── NotFound                   404  an object of the administration
+    ├── Conflict                   409  such an object exists already
     ├── UnknownRequest             404
     ├── RequestIdTaken             409
     ├── RequestCancelled           409
@@ -18,6 +21,8 @@
     ├── Overloaded                 429  retryable
     ├── ModelLoading               503  retryable
     ├── EngineDead                 503
+    ├── StoreUnavailable           503  retryable
+    ├── DeadlineExpired            504  retryable
     ├── RequestFailed              500  this request only; the engine goes on
     └── ConfigError                     the process does not start (exit code 2)
         ├── ModelFileBroken             truncated or corrupt weights
@@ -95,6 +100,24 @@ class Unauthorized(HeadraceError):
     code, http_status, retryable = "invalid_api_key", 401, False
 
 
+class Forbidden(HeadraceError):
+    """The key is valid, but not for this: another role or other models."""
+
+    code, http_status, retryable = "forbidden", 403, False
+
+
+class NotFound(HeadraceError):
+    """No tenant, key, limit or budget has this id."""
+
+    code, http_status, retryable = "not_found", 404, False
+
+
+class Conflict(HeadraceError):
+    """A tenant, limit or budget of this id or kind exists already, or is in use."""
+
+    code, http_status, retryable = "conflict", 409, False
+
+
 class UnknownModel(HeadraceError):
     """The named model is not served here."""
 
@@ -152,6 +175,18 @@ class EngineDead(HeadraceError):
     """The engine has stopped; the process is about to exit."""
 
     code, http_status, retryable = "engine_dead", 503, True
+
+
+class StoreUnavailable(HeadraceError):
+    """The gateway's database cannot be reached, is locked or is full."""
+
+    code, http_status, retryable = "store_unavailable", 503, True
+
+
+class DeadlineExpired(HeadraceError):
+    """The request's `deadline_ms` passed while it was waiting for its first token; nothing was generated."""
+
+    code, http_status, retryable = "deadline_expired", 504, True
 
 
 class RequestFailed(HeadraceError):

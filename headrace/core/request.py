@@ -11,6 +11,7 @@ from typing import NewType
 import msgspec
 
 RequestId = NewType("RequestId", str)
+PRIORITIES = range(-100, 101)
 SeqId = NewType("SeqId", int)  # one sequence = one choice of a request; unique in an engine's life
 
 
@@ -52,7 +53,13 @@ class StopRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One accepted request: `n` sequences continue the same prompt."""
+    """One accepted request: `n` sequences continue the same prompt.
+
+    tenant         whose share of the engine it uses; set by the server, never by the caller
+    priority       class, PRIORITIES; lower is served first
+    is_background  takes only what the others leave
+    deadline_s     seconds from arrival within which the first token must come; else it ends as EXPIRED
+    """
 
     request_id: RequestId
     model: str
@@ -64,3 +71,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     arrival_s: float = 0.0  # Clock.now() at the edge
     namespace: str = ""  # whose cached prefixes it may share; set by the server, never by the caller
+    tenant: str = ""
+    priority: int = 0
+    is_background: bool = False
+    deadline_s: float | None = None

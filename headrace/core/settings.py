@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_origin
 
 import msgspec
 
@@ -27,6 +27,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
+_SECRET = {"api_key", "database"}
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
 _ENV_ISA = "HEADRACE_ISA"
@@ -38,9 +39,9 @@ _ENV_FOREIGN = ("HEADRACE_SERVICE_", "HEADRACE_PORT")
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the server listens and what it accepts.
 
-    host            address to listen on; other than loopback only with an api_key
+    host            address to listen on; other than loopback only with keys
     port            TCP port; 0 takes a free one
-    api_key         bearer key that clients must send; without one only loopback is served
+    api_key         bearer key that clients must send; without any key only loopback is served
     max_body_bytes  largest request body
     drain_s         seconds that running answers get to finish after SIGTERM
     log_level       least severe log line that is written
@@ -85,6 +86,30 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prefix_policy: PrefixPolicy = "lru"
 
 
+class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who is served first, and when the queue is long enough.
+
+    max_waiting_tokens  prompt tokens that may wait before new requests are refused; None: no limit
+    max_wait_s          predicted seconds to the first token beyond which new requests are refused; None: no limit
+    itl_target_ms       gap between two tokens of an answer that prompt chunks of others may stretch a step to; None:
+                        chunks are as long as max_step_tokens allows
+    background_share    share by which background requests may stretch a step of others
+    aging_s             seconds in which a priority class that is passed over rises by one
+    fair_burst_tokens   tokens that one tenant may be ahead of another
+    tenant_weights      shares of those tenants whose share is not 1
+    output_ratio        share of max_tokens that answers are expected to reach, until some have been seen
+    """
+
+    max_waiting_tokens: Positive | None = None
+    max_wait_s: PositiveSeconds | None = None
+    itl_target_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    background_share: Annotated[float, msgspec.Meta(ge=0)] = 0.1
+    aging_s: PositiveSeconds = 10.0
+    fair_burst_tokens: Positive = 4096
+    tenant_weights: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}
+    output_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+
+
 class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the server calls itself ill.
 
@@ -123,16 +148,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     health     when to call itself ill
     resume     what is kept for clients that come back
     engine     how to compute
+    scheduling whom to serve first
     models     names or sources of the models to serve, the default one first
     cache_dir  directory that holds pulled models
+    database   keys, limits and budgets: sqlite:///PATH or postgresql://USER@HOST/NAME; None: no accounts are kept
     """
 
     server: ServerSettings = ServerSettings()
     health: HealthSettings = HealthSettings()
     resume: ResumeSettings = ResumeSettings()
     engine: EngineSettings = EngineSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
     models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +189,7 @@ def setting_fields() -> tuple[SettingField, ...]:
                         section=top.name,
                         name=leaf.name,
                         type=leaf.type,
-                        default=leaf.default,
+                        default=leaf.default_factory() if leaf.default is msgspec.NODEFAULT else leaf.default,
                         help=helps.get(leaf.name, ""),
                     )
                 )
@@ -245,10 +274,12 @@ def _known(key: str, known: Mapping[str, SettingField], source: str) -> SettingF
 
 
 def _convert(leaf: SettingField, value: object, source: str, *, strict: bool) -> object:
+    if isinstance(value, str) and get_origin(leaf.type) is dict:
+        value = _pairs(value)
     try:
         return msgspec.convert(value, leaf.type, strict=strict)
     except msgspec.ValidationError as err:
-        shown = "(hidden)" if leaf.name == "api_key" else repr(value)
+        shown = "(hidden)" if leaf.name in _SECRET else repr(value)
         raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {err}", param=leaf.key) from err
 
 
@@ -265,6 +296,12 @@ def _split(leaf: SettingField, text: str) -> object:
     if leaf.name == "models":
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Read `name=value,name=value`, as tables are written in the environment and on the command line."""
+    parts = (part.partition("=") for part in text.split(",") if part.strip())
+    return {name.strip(): value.strip() for name, _, value in parts}
 
 
 def _field_help(struct: type[msgspec.Struct]) -> dict[str, str]:

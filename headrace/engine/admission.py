@@ -7,7 +7,7 @@ checked by `Scheduler.check_admission`.
 from __future__ import annotations
 
 from headrace.core.errors import InvalidRequest
-from headrace.core.request import Request
+from headrace.core.request import PRIORITIES, Request
 from headrace.sampling import validate, validate_num_logprobs
 
 MAX_CHOICES = 128
@@ -26,6 +26,11 @@ def check_request(request: Request, vocab_size: int) -> None:
         raise InvalidRequest(f"n is {request.n}; it must be at least 1 and at most {MAX_CHOICES}", param="n")
     if request.stop.max_tokens < 0:
         raise InvalidRequest(f"max_tokens is {request.stop.max_tokens}; it must be at least 0", param="max_tokens")
+    if request.priority not in PRIORITIES:
+        raise InvalidRequest(
+            f"priority is {request.priority}; it must be from {PRIORITIES[0]} (first) to {PRIORITIES[-1]} (last)",
+            param="priority",
+        )
     _check_stops(request, vocab_size)
     validate(request.sampling, vocab_size)
     validate_num_logprobs(request.prompt_logprobs, vocab_size, param="prompt_logprobs")

@@ -142,6 +142,9 @@ class Engine:
         """Make one step, if there is work."""
         self._step_began_s = began = self._clock.now()
         self._phase = "schedule"
+        if expired := self._scheduler.expire(began):
+            self._flush()
+            self._deliver(StepReport(began, expired))
         step = self._scheduler.schedule(began)
         if step is None:
             self._step_began_s, self._phase = None, "idle"

@@ -18,6 +18,7 @@ from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
 from headrace.core.health import HealthState, ModelHealth
 from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
+from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
 
 _LABELS = ("model_name",)
@@ -77,6 +78,7 @@ class Metrics(Collector):
         self._healths: dict[str, Callable[[], ModelHealth]] = {}
         self._stalls: dict[str, int] = {}
         self._startup_s: dict[str, float] = {}
+        self.door = DoorMetrics()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -117,6 +119,7 @@ class Metrics(Collector):
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)
         yield startup
+        yield from self.door.families()
 
     def _health_families(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("headrace_health", "1 for the state the engine is in", labels=(*_LABELS, "state"))

@@ -3,7 +3,7 @@
 from headrace.sched.dry_run import dry_steps
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
 from headrace.sched.scheduler import Scheduler
-from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus, SequenceTiming, sequences_of
+from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus, SequenceTiming, Urgency, sequences_of
 
 __all__ = [
     "Scheduler",
@@ -13,6 +13,7 @@ __all__ = [
     "SequenceEvent",
     "SequenceStatus",
     "SequenceTiming",
+    "Urgency",
     "dry_steps",
     "sequences_of",
 ]

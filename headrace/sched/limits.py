@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from headrace.core.settings import PrefixPolicy
+from headrace.core.settings import PrefixPolicy, SchedulingSettings
 from headrace.kv import CostOrder
 
 
@@ -18,6 +18,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
     prefix_policy    which of them are evicted first: least recently used, or least cost times chance of reuse
     attention_parity position at which attending costs as much as the rest of a token; None: cost does not grow
+    policy           who goes first
     """
 
     max_num_seqs: int
@@ -27,6 +28,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     prefix_policy: PrefixPolicy = "lru"
     attention_parity: int | None = None
+    policy: SchedulingSettings = SchedulingSettings()
 
     def check(self) -> None:
         """Raise ValueError for a limit below 1."""

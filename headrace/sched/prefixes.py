@@ -58,7 +58,10 @@ class PrefixSharing:
         return node.depth
 
     def is_being_filled(self, sequence: Sequence) -> bool:
-        """Say whether a running sequence is computing the block that this waiting one needs next; after `find`."""
+        """Say whether a running sequence is computing the block that this waiting one needs next; after `find`.
+
+        Nobody waits for background work, which may stand still, but other background work.
+        """
         node = sequence.node
         if node is None or not self._filling or sequence.num_deferrals >= _MOST_DEFERRALS:
             return False
@@ -67,7 +70,8 @@ class PrefixSharing:
         if not fillers or depth >= self._limit(sequence):
             return False
         key = self._key(sequence, depth)
-        if any(self._key(filler, depth) == key for filler in fillers):
+        is_patient = sequence.is_background
+        if any(self._key(filler, depth) == key for filler in fillers if is_patient or not filler.is_background):
             sequence.num_deferrals += 1
             return True
         return False

@@ -1,71 +1,239 @@
 """The waiting queue and its order: who is looked at first when a step has room.
 
 Owns: the sequences that have been submitted and hold no blocks. Called by the scheduler alone, on the engine thread;
-its length may be read from other threads.
-Order: preempted sequences first, then by arrival, except that one that finds all its prompt in the prefix cache goes
-before those that came up to `_PREFIX_BOOST_S` earlier, one that finds half of it before those of half that time: cached
-prefixes are used before they are evicted, and nobody waits behind an endless stream of luckier ones.
+its counts may be read from other threads.
+
+    interactive ─┬─ priority -1 ─┬─ preempted ones, the last to go first
+                 ├─ priority 0   ├─ tenant a ─ by due time, minus the prefix bonus
+                 └─ …            └─ tenant b ─ …
+    background  ───────────────────  the same inside; looked at only when no interactive sequence waits
+
+Order: the class (priority, lower first), then among the tenants that are not too far ahead of the neediest (`fairness`)
+the earliest due, then need. A sequence is due at its deadline, and `_PATIENCE_S` after its arrival at the latest. One
+that finds all its prompt in the prefix cache counts as due `_PREFIX_BONUS_S` earlier, one that finds half of it as half
+of that: cached prefixes are used before they are evicted.
+Nobody starves: a class that is passed over rises by one priority each `aging_s` seconds and is then served once; a
+tenant that is passed over becomes the neediest; inside a tenant only what is due earlier goes first.
+Source: earliest deadline first, Liu and Layland 1973, inside the fair shares of `sched.fairness`.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterator
+from heapq import nsmallest
 from itertools import islice
 
 from headrace.core.request import SeqId
+from headrace.sched.fairness import FairShares
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.sequence import Sequence, SequenceStatus
 
-_PREFIX_BOOST_S = 1.0
-_WINDOW = 32  # waiting sequences that are looked at for a step
+_PATIENCE_S = 60.0
+_PREFIX_BONUS_S = 1.0
+_WINDOW = 32  # waiting sequences of a class that are looked at for a step
+_MOST_TENANTS = 16  # and tenants: the neediest
+_Dated = tuple[float, SeqId, Sequence]
+
+
+class _Line:
+    """One tenant's sequences in one class, by due time. Those without a deadline come in order by themselves."""
+
+    __slots__ = ("_dated", "_plain")
+
+    def __init__(self) -> None:
+        self._plain: OrderedDict[SeqId, Sequence] = OrderedDict()
+        self._dated: list[_Dated] = []
+
+    def __len__(self) -> int:
+        return len(self._plain) + len(self._dated)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self._plain.values()
+        yield from (sequence for _, _, sequence in self._dated)
+
+    def push(self, sequence: Sequence) -> None:
+        if sequence.deadline_s is None:
+            self._plain[sequence.seq_id] = sequence
+        else:
+            insort(self._dated, (due_s(sequence), sequence.seq_id, sequence))
+
+    def remove(self, sequence: Sequence) -> None:
+        if sequence.deadline_s is None:
+            del self._plain[sequence.seq_id]
+        else:
+            self._dated.remove((due_s(sequence), sequence.seq_id, sequence))
+
+    def first(self, most: int) -> list[Sequence]:
+        """Return the first sequences of both kinds, at most `most` of each."""
+        return [*islice(self._plain.values(), most), *(sequence for _, _, sequence in self._dated[:most])]
+
+
+class _Class:
+    """The sequences of one priority."""
+
+    def __init__(self, now: float) -> None:
+        self.served_s = now  # the last admission, or the end of emptiness
+        self.returned: OrderedDict[SeqId, Sequence] = OrderedDict()
+        self.lines: dict[str, _Line] = {}
+
+    def __len__(self) -> int:
+        return len(self.returned) + sum(map(len, self.lines.values()))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.returned.values()
+        for line in self.lines.values():
+            yield from line
 
 
 class WaitingQueue:
-    """Waiting sequences by id, oldest first."""
+    """Waiting sequences by class, tenant and due time.
 
-    def __init__(self, prefixes: PrefixSharing | None, block_size: int) -> None:
+    aging_s  seconds in which a class that is passed over rises by one priority
+    """
+
+    def __init__(self, prefixes: PrefixSharing | None, block_size: int, shares: FairShares, aging_s: float) -> None:
         self._prefixes = prefixes
         self._size = block_size
-        self._waiting: OrderedDict[SeqId, Sequence] = OrderedDict()
+        self._shares = shares
+        self._aging_s = aging_s
+        self._interactive: dict[int, _Class] = {}
+        self._background: dict[int, _Class] = {}
+        self.num_interactive = 0
+        self.num_background = 0
+        self._now = 0.0  # the last time that was told
 
     def __len__(self) -> int:
         """Count the waiting sequences."""
-        return len(self._waiting)
+        return self.num_interactive + self.num_background
 
     def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._waiting.values())
+        for classes in (self._interactive, self._background):
+            for each in classes.values():
+                yield from each
 
-    def push(self, sequence: Sequence) -> None:
-        """Put a new sequence at the end."""
-        self._waiting[sequence.seq_id] = sequence
+    def push(self, sequence: Sequence, now: float) -> None:
+        """Put a new sequence where its class, tenant and due time say."""
+        self._now = now
+        lines = self._class_of(sequence).lines
+        line = lines.get(sequence.account.tenant)
+        if line is None:
+            line = lines[sequence.account.tenant] = _Line()
+        line.push(sequence)
+        self._count(sequence, 1)
 
     def put_back(self, sequence: Sequence) -> None:
-        """Put a preempted sequence at the head."""
-        self._waiting[sequence.seq_id] = sequence
-        self._waiting.move_to_end(sequence.seq_id, last=False)
+        """Put a preempted sequence at the head of its class."""
+        returned = self._class_of(sequence).returned
+        returned[sequence.seq_id] = sequence
+        returned.move_to_end(sequence.seq_id, last=False)
+        self._count(sequence, 1)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
-        del self._waiting[sequence.seq_id]
+        classes = self._background if sequence.is_background else self._interactive
+        group = classes[sequence.priority]
+        if sequence.seq_id in group.returned:
+            del group.returned[sequence.seq_id]
+        else:
+            tenant = sequence.account.tenant
+            line = group.lines[tenant]
+            line.remove(sequence)
+            if not line:
+                del group.lines[tenant]
+        if not (group.returned or group.lines):
+            del classes[sequence.priority]
+        self._count(sequence, -1)
 
-    def candidates(self) -> list[Sequence]:
-        """Return the first waiting sequences in the order of admission."""
-        window = list(islice(self._waiting.values(), _WINDOW))
-        prefixes = self._prefixes
-        if prefixes is None or len(window) < 2:
-            return window
-        ranks = {
-            sequence.seq_id: float("-inf")
-            if sequence.num_preemptions
-            else sequence.queued_s - _PREFIX_BOOST_S * prefixes.find(sequence) * self._size / len(sequence.tokens)
-            for sequence in window
-        }
-        window.sort(key=lambda sequence: ranks[sequence.seq_id])
+    def candidates(self, now: float, *, background: bool = False) -> Iterator[Sequence]:
+        """Yield waiting sequences in the order of admission.
+
+        The caller may take the one that it has just been given out of the queue, and charge its tenant, before it
+        asks for the next; one that it leaves where it is does not come again.
+        """
+        self._now = now
+        classes = self._background if background else self._interactive
+        heads = {priority: self._in_order(group) for priority, group in classes.items()}
+        while heads:
+            priority = min(heads, key=lambda p: p - (now - classes[p].served_s) / self._aging_s)
+            group = classes[priority]
+            sequence = next(heads[priority], None)
+            if sequence is None:
+                del heads[priority]
+                continue
+            yield sequence
+            if sequence.status is SequenceStatus.RUNNING:
+                group.served_s = now
+                if priority not in classes:
+                    del heads[priority]
+
+    def _in_order(self, group: _Class) -> Iterator[Sequence]:
+        """Yield the first sequences of a class: those that were preempted, then tenant by tenant."""
+        yield from list(group.returned.values())
+        if len(group.lines) <= 1:
+            for line in list(group.lines.values()):
+                yield from self._ranked(line, _WINDOW)
+            return
+        tenants = nsmallest(_MOST_TENANTS, group.lines.items(), key=lambda item: self._served(item[1]))
+        most = max(_WINDOW // len(tenants), 2)
+        fronts = [self._ranked(line, most)[::-1] for _, line in tenants]
+        burst = self._shares.burst
+        while fronts:
+            least = min(front[-1].account.served for front in fronts)
+            best = min(
+                (front for front in fronts if front[-1].account.served - least < burst),
+                key=lambda front: (front[-1].rank, front[-1].account.served),
+            )
+            yield best.pop()
+            if not best:
+                fronts.remove(best)
+
+    def _served(self, line: _Line) -> float:
+        return next(iter(line)).account.served
+
+    def _ranked(self, line: _Line, most: int) -> list[Sequence]:
+        """Return the first of a tenant's sequences, best first."""
+        window = line.first(most)
+        for sequence in window:
+            sequence.rank = due_s(sequence) - self._bonus_s(sequence)
+        window.sort(key=lambda sequence: sequence.rank)
         return window
 
+    def _bonus_s(self, sequence: Sequence) -> float:
+        if self._prefixes is None:
+            return 0.0
+        return _PREFIX_BONUS_S * self._prefixes.find(sequence) * self._size / len(sequence.tokens)
+
+    def _class_of(self, sequence: Sequence) -> _Class:
+        classes = self._background if sequence.is_background else self._interactive
+        group = classes.get(sequence.priority)
+        if group is None:
+            group = classes[sequence.priority] = _Class(self._now)
+        return group
+
+    def _count(self, sequence: Sequence, change: int) -> None:
+        if sequence.is_background:
+            self.num_background += change
+        else:
+            self.num_interactive += change
+
     def check(self) -> None:
-        """Raise AssertionError unless everybody here waits and holds nothing."""
-        for sequence in self._waiting.values():
+        """Raise AssertionError unless everybody here waits, holds nothing and stands in the right place."""
+        for background, classes in ((False, self._interactive), (True, self._background)):
+            count = self.num_background if background else self.num_interactive
+            assert count == sum(map(len, classes.values())), "the queue miscounts"
+            for priority, group in classes.items():
+                assert len(group), "an empty class is kept"
+                assert all(group.lines.values()), "an empty line is kept"
+                for sequence in group:
+                    assert (sequence.priority, sequence.is_background) == (priority, background), "a wrong class"
+        for sequence in self:
             assert sequence.status is SequenceStatus.WAITING, "a waiting sequence has another status"
             assert not sequence.blocks, "a waiting sequence holds blocks"
+
+
+def due_s(sequence: Sequence) -> float:
+    """Return when a sequence is due: its deadline, but no later than one without a deadline."""
+    patience_s = sequence.queued_s + _PATIENCE_S
+    return patience_s if sequence.deadline_s is None else min(sequence.deadline_s, patience_s)

@@ -6,10 +6,15 @@ Called by the engine thread alone; `check_admission` and the counts may be read 
 Each step has a token budget. Running sequences come first, in order of admission, so decoding keeps its rhythm; what is
 left goes to waiting prompts, cut into chunks. At admission a sequence shares the blocks that the prefix cache has of it
 and gets new ones for the rest of its tokens; from then on one block at a time. When the pool runs dry, a newer running
-sequence gives its blocks back and waits at the head of the queue.
+sequence gives its blocks back and waits at the head of its class.
+
+Background sequences live in what the others leave: their rows come last in a step and may hardly stretch it, they are
+admitted only while no other sequence waits, and give way at once when one wants their place or their blocks.
 
 This file moves sequences between their states; each decision on the way has a file of its own:
-`door` who may wait, `queue` who is next, `victims` who gives way, `prefixes` what is shared, `tables` who holds what.
+`door` who may wait, `queue` and `fairness` who is next, `deadlines` who has waited too long, `budget` and `step_model`
+how much a step holds, `forecast` how much memory is kept free, `victims` who gives way, `prefixes` what is shared,
+`tables` who holds what.
 
     submit ─► WAITING ──admit──► RUNNING ──stop, length, abort, failure──► FINISHED ─► blocks free once no step
                  ▲                  │                                                  in flight reads them
@@ -17,7 +22,8 @@ This file moves sequences between their states; each decision on the way has a f
 
 Invariants, proved by `check()` and the property tests:
 - each submitted sequence ends in exactly one event with `finish`;
-- whatever is admitted can run to its end alone, and the oldest running sequence is never preempted: no deadlock;
+- whatever is admitted can run to its end alone, and the oldest running sequence is never preempted but for a class
+  above it: no deadlock;
 - steps are committed in the order they were made; at most two are in flight.
 Source: the single token counter follows vLLM's V1 scheduler; preemption by recompute is Kwon et al. 2023, §4.5.
 """
@@ -25,21 +31,37 @@ Source: the single token counter follows vLLM's V1 scheduler; preemption by reco
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from itertools import chain
+from typing import NamedTuple
 
 from headrace.core.delta import FinishReason
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.kv import BlockPool
+from headrace.sched.budget import StepBudget, StepPlan
+from headrace.sched.deadlines import Deadlines
 from headrace.sched.door import Door
+from headrace.sched.fairness import FairShares
+from headrace.sched.forecast import OutputForecast
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
+from headrace.sched.step_model import StepModel, StepShape
 from headrace.sched.tables import BlockTables
 from headrace.sched.victims import choose_victim
 
 _MAX_IN_FLIGHT = 2
+
+
+class _Launched(NamedTuple):
+    """A step in flight, the sequence of each row, and what its time depends on."""
+
+    step: Step
+    members: list[Sequence]
+    shape: StepShape
 
 
 class Scheduler:
@@ -53,14 +75,21 @@ class Scheduler:
         # The last token of a sequence is never computed, but one slot is a small price for a simple bound.
         self.max_context = min(limits.max_context, pool.num_blocks * block_size)
         self._live: dict[SeqId, Sequence] = {}
-        self._running: list[Sequence] = []
-        self._in_flight: deque[tuple[Step, list[Sequence]]] = deque()
+        self._running: list[Sequence] = []  # in order of admission
+        self._background: list[Sequence] = []  # likewise; they hold blocks as well
+        self._in_flight: deque[_Launched] = deque()
         self.num_steps = 0
         self.totals = SchedulerTotals()
         self._tables = BlockTables(pool, block_size)
         order = limits.eviction_order(pool.num_blocks, block_size)
         self._prefixes = PrefixSharing(pool, block_size, self._tables.retire, order) if limits.prefix_cache else None
-        self._waiting = WaitingQueue(self._prefixes, block_size)
+        policy = limits.policy
+        self._shares = FairShares(policy.tenant_weights, policy.fair_burst_tokens)
+        self._waiting = WaitingQueue(self._prefixes, block_size, self._shares, policy.aging_s)
+        self._deadlines = Deadlines()
+        self._forecast = OutputForecast(policy.output_ratio)
+        self._model = StepModel()
+        self._budget = StepBudget(policy, self._model)
         self._door = Door(limits, self.max_context)
 
     # --- what others may ask -------------------------------------------------------------------------------------
@@ -78,7 +107,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Count the sequences that hold blocks and have not finished."""
-        return len(self._running)
+        return len(self._running) + len(self._background)
 
     @property
     def num_free_blocks(self) -> int:
@@ -117,7 +146,9 @@ class Scheduler:
         sequence.max_len = min(sequence.max_len, self.max_context)
         sequence.queued_s = now
         self._live[sequence.seq_id] = sequence
-        self._waiting.push(sequence)
+        sequence.account = self._shares.join(sequence.tenant)
+        self._waiting.push(sequence, now)
+        self._deadlines.watch(sequence, self._live)
 
     def abort(self, seq_id: SeqId, error: str | None = None) -> SequenceEvent | None:
         """End a live sequence now, as ERROR if `error` is given; None if it is not live. Idempotent.
@@ -127,16 +158,16 @@ class Scheduler:
         sequence = self._live.get(seq_id)
         if sequence is None:
             return None
-        if sequence.status is SequenceStatus.WAITING:
-            self._waiting.remove(sequence)
-        else:
-            self._running.remove(sequence)
-        finish = FinishReason.ABORT if error is None else FinishReason.ERROR
-        return self._finish(sequence, None, finish, error=error)
+        return self._end(sequence, FinishReason.ABORT if error is None else FinishReason.ERROR, error)
+
+    def expire(self, now: float) -> list[SequenceEvent]:
+        """End the sequences whose deadline has passed before their first token."""
+        expired = self._deadlines.pop_expired(now, self._live)
+        return [self._end(sequence, FinishReason.EXPIRED, _lateness(sequence, now)) for sequence in expired]
 
     def abort_all(self, error: str | None = None) -> list[SequenceEvent]:
         """End every live sequence; nothing may be in flight any more, whatever was launched."""
-        members = {s.seq_id: s for _, members in self._in_flight for s in members}
+        members = {s.seq_id: s for launched in self._in_flight for s in launched.members}
         self._in_flight.clear()
         self._tables.free_retired(self.num_steps)
         for sequence in members.values():
@@ -150,42 +181,33 @@ class Scheduler:
         """Plan the next step; None if there is nothing to compute now."""
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
             return None
-        rows: list[Row] = []
-        members: list[Sequence] = []
-        budget = self.limits.max_step_tokens
+        plan = StepPlan(self.limits.max_step_tokens)
+        waiting = self._waiting
         num_preemptions = self.totals.num_preemptions
-        index = 0
-        running = self._running  # shrinks from the end while sequences are preempted
-        while budget and index < len(running):
-            sequence = running[index]
-            index += 1
-            start = sequence.num_computed
-            count = len(sequence.tokens) - start
-            if count <= 0:
-                continue  # its next token is in flight
-            if start + count > sequence.capacity and not self._grow(sequence, index):
-                continue
-            count = min(count, budget)
-            budget -= count
-            rows.append(self._plan(sequence, start, count))
-            members.append(sequence)
-        if self._waiting and budget and self.totals.num_preemptions == num_preemptions:
-            self._admit(rows, members, budget, now)
-        if not rows:
+        self._advance(self._running, plan)
+        if waiting.num_interactive and plan.budget and self.totals.num_preemptions == num_preemptions:
+            self._admit(waiting.candidates(now), plan, now)
+        if self._background or (waiting.num_background and not waiting.num_interactive):
+            plan.budget = self._budget.background_room(plan)
+            self._advance(self._background, plan)
+            if not waiting.num_interactive and plan.budget and self.totals.num_preemptions == num_preemptions:
+                self._admit(waiting.candidates(now, background=True), plan, now)
+        if not plan.rows:
             return None
-        step = Step(self.num_steps, tuple(rows))
+        step = Step(self.num_steps, tuple(plan.rows))
         self.num_steps += 1
         self._tables.note_launch(step.step_id)
-        self._in_flight.append((step, members))
+        self._in_flight.append(_Launched(step, plan.members, plan.shape))
         return step
 
     def commit(self, step: Step, result: StepResult, now: float) -> list[SequenceEvent]:
         """Take in the result of the oldest step in flight; return what happened, in row order."""
-        if not self._in_flight or self._in_flight[0][0] is not step:
+        if not self._in_flight or self._in_flight[0].step is not step:
             raise ValueError(f"step {step.step_id} is not the oldest in flight")
         if result.step_id != step.step_id or len(result.samples) != len(step.rows):
             raise ValueError(f"result of step {result.step_id}, {len(result.samples)} rows, for step {step.step_id}")
-        _, members = self._in_flight.popleft()
+        _, members, shape = self._in_flight.popleft()
+        self._model.observe(shape, result.elapsed_s)
         events: list[SequenceEvent] = []
         failures, rows = result.failures, step.rows
         has_scores = bool(result.scored)
@@ -217,6 +239,7 @@ class Scheduler:
             num_finished += event.finish is not None
         if num_finished:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
+            self._background = [s for s in self._background if s.status is SequenceStatus.RUNNING]
         self.totals.generated_tokens += num_tokens
         self._tables.free_retired(step.step_id)
         return events
@@ -227,6 +250,46 @@ class Scheduler:
         return self.num_steps - 1
 
     # --- planning ------------------------------------------------------------------------------------------------
+
+    def _advance(self, running: list[Sequence], plan: StepPlan) -> None:
+        """Put the running sequences into the plan: those that decode, then the rest of the prompts."""
+        rows, members, budget = plan.rows, plan.members, plan.budget
+        prompts: list[tuple[Sequence, int]] = []
+        index = num_rows = num_reads = 0
+        while budget and index < len(running):  # it shrinks from the end while sequences are preempted
+            sequence = running[index]
+            index += 1
+            start = sequence.num_computed
+            count = len(sequence.tokens) - start
+            if count != 1:
+                if count > 1:
+                    prompts.append((sequence, index))
+                continue  # without tokens to compute, its next one is in flight
+            if start >= sequence.capacity and not self._grow(sequence, running, index):
+                continue
+            budget -= 1
+            num_rows += 1
+            num_reads += start
+            rows.append(self._plan(sequence, start, 1))
+            members.append(sequence)
+        plan.budget = budget
+        plan.shape.num_rows += num_rows
+        plan.shape.num_reads += num_reads
+        for sequence, index in prompts:
+            if sequence.num_computed + 1 > sequence.capacity and not self._grow(sequence, running, index):
+                continue
+            self._add_chunk(sequence, plan)
+
+    def _add_chunk(self, sequence: Sequence, plan: StepPlan) -> None:
+        """Put as much of a prompt into the plan as the step has room for."""
+        start = sequence.num_computed
+        count = min(len(sequence.tokens), sequence.capacity) - start
+        count = min(count, self._budget.chunk_room(plan, start))
+        if count > 0:
+            plan.budget -= count
+            plan.shape.add(start, count)
+            plan.rows.append(self._plan(sequence, start, count))
+            plan.members.append(sequence)
 
     def _plan(self, sequence: Sequence, start: int, count: int) -> Row:
         """Make the row that computes `count` tokens from `start`, and take them as computed from now on."""
@@ -247,19 +310,29 @@ class Scheduler:
         self.totals.prompt_tokens += max(0, min(end, sequence.prompt_len) - max(start, peak))
         sequence.peak_computed = max(end, peak)
 
-    def _grow(self, sequence: Sequence, index: int) -> bool:
-        """Give a running sequence one more block, preempting newer ones (from `index` on) if need be."""
+    def _grow(self, sequence: Sequence, running: list[Sequence], index: int) -> bool:
+        """Give a running sequence one more block, preempting background and newer ones (from `index`) if need be."""
         while (blocks := self._pool.allocate(1)) is None:
-            victim = choose_victim(reversed(self._running[index:]), self._pool, self.block_size)
-            if victim is None:
+            newer = reversed(running[index:])
+            below = () if sequence.is_background else reversed(self._background)
+            if not self._give_way(chain(below, newer)):
                 return False  # it keeps what it has and waits for an older one to finish
-            self._preempt(victim)
         self._tables.assign(sequence, blocks)
         return True
 
+    def _give_way(self, newest_first: Iterable[Sequence]) -> bool:
+        """Preempt one of these; False if none can be."""
+        victim = choose_victim(newest_first, self._pool, self.block_size)
+        if victim is None:
+            return False
+        if not victim.is_background:
+            self._forecast.note_preemption()
+        self._preempt(victim)
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
-        """Put a running sequence back to the head of the queue without its blocks."""
-        self._running.remove(sequence)
+        """Put a running sequence back to the head of its class without its blocks."""
+        (self._background if sequence.is_background else self._running).remove(sequence)
         if self._prefixes is not None:
             self._prefixes.leave(sequence)
         self._tables.release(sequence)
@@ -269,13 +342,9 @@ class Scheduler:
         self._waiting.put_back(sequence)
         self.totals.num_preemptions += 1
 
-    def _admit(self, rows: list[Row], members: list[Sequence], budget: int, now: float) -> None:
+    def _admit(self, candidates: Iterable[Sequence], plan: StepPlan, now: float) -> None:
         """Move waiting sequences into the step while budget, places and blocks last."""
-        if len(self._running) >= self.limits.max_num_seqs:
-            return
-        for sequence in self._waiting.candidates():
-            if not budget or len(self._running) >= self.limits.max_num_seqs:
-                return
+        for sequence in candidates:
             shared: list[int] = []
             if self._prefixes is not None:
                 self._prefixes.find(sequence)
@@ -283,34 +352,53 @@ class Scheduler:
                     continue
                 assert sequence.node is not None
                 shared = sequence.node.path()
-            if not self._enter(sequence, shared, now):
+            room = self._budget.chunk_room(plan, len(shared) * self.block_size)
+            if room <= 0 or not self._enter(sequence, shared, now):
                 return
-            start = sequence.num_computed
-            count = min(len(sequence.tokens) - start, budget)
-            budget -= count
-            rows.append(self._plan(sequence, start, count))
-            members.append(sequence)
+            self._add_chunk(sequence, plan)
+            if not plan.budget:
+                return
 
     def _enter(self, sequence: Sequence, shared: list[int], now: float) -> bool:
         """Make a waiting sequence a running one, with the shared blocks and new ones; False if there is no room."""
-        pool = self._pool
         num_new = -(-len(sequence.tokens) // self.block_size) - len(shared)
-        # One spare block for each running sequence: they will want it soon, and preempting costs more than waiting.
-        if num_new + len(self._running) + pool.count_unheld(shared) > pool.num_free:
+        if not self._make_room(sequence, shared, num_new):
             return False
         if self._prefixes is not None:
             self._prefixes.enter(sequence, shared)
-        blocks = pool.allocate(num_new)
+        blocks = self._pool.allocate(num_new)
         assert blocks is not None
         self._waiting.remove(sequence)
         self._tables.assign(sequence, shared + blocks)
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = len(shared) * self.block_size
-        self._running.append(sequence)
+        (self._background if sequence.is_background else self._running).append(sequence)
         self._door.note_admission(now)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now
             self._book_hit(sequence)
+            sequence.charge = len(sequence.tokens) - sequence.num_cached + self._forecast.expected(sequence)
+            self._shares.charge(sequence.account, sequence.charge)
+        return True
+
+    def _make_room(self, sequence: Sequence, shared: list[int], num_new: int) -> bool:
+        """Say whether a sequence may enter, after background ones have given way where that helps."""
+        pool, limits, running = self._pool, self.limits, self._running
+        num_needed = num_new + pool.count_unheld(shared)
+        others: Iterable[Sequence] = chain(running, self._background) if sequence.is_background else running
+        num_to_come = sum(self._forecast.num_blocks_to_come(other, self.block_size) for other in others)
+        if running or (sequence.is_background and self._background):  # alone, it may have all there is
+            num_needed += num_to_come + self._forecast.num_blocks_to_come(sequence, self.block_size)
+        if sequence.is_background:
+            return self.num_running < limits.max_num_seqs and num_needed <= pool.num_free
+        if len(running) >= limits.max_num_seqs:
+            return False
+        if running and num_needed > pool.num_free + sum(pool.count_sole(other.blocks) for other in self._background):
+            return False
+        while self.num_running >= limits.max_num_seqs or num_needed > pool.num_free:
+            if not self._give_way(reversed(self._background)):
+                return False
+            num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         return True
 
     def _book_hit(self, sequence: Sequence) -> None:
@@ -339,6 +427,14 @@ class Scheduler:
             return SequenceEvent(sequence.seq_id, sample, scored=scored, timing=sequence.timing())
         return SequenceEvent(sequence.seq_id, sample)
 
+    def _end(self, sequence: Sequence, finish: FinishReason, error: str | None) -> SequenceEvent:
+        """Take a live sequence out of where it is and end it."""
+        if sequence.status is SequenceStatus.WAITING:
+            self._waiting.remove(sequence)
+        else:
+            (self._background if sequence.is_background else self._running).remove(sequence)
+        return self._finish(sequence, None, finish, error=error)
+
     def _finish(
         self,
         sequence: Sequence,
@@ -353,6 +449,11 @@ class Scheduler:
         if self._prefixes is not None:
             self._prefixes.leave(sequence)
         sequence.status = SequenceStatus.FINISHED
+        if sequence.first_scheduled_s is not None:
+            computed = max(sequence.peak_computed - sequence.num_cached, 0)
+            self._shares.charge(sequence.account, computed - sequence.charge)
+            self._forecast.note_end(sequence)
+        self._shares.leave(sequence.account)
         if not sequence.num_in_flight:
             self._tables.release(sequence)
         scored = tuple(sequence.scored)
@@ -370,15 +471,29 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError if blocks, queues and live sequences do not agree."""
-        fenced = {s.seq_id: s for _, members in self._in_flight for s in members if s.status is SequenceStatus.FINISHED}
-        self._tables.check([*self._running, *fenced.values()])
+        fenced = {
+            s.seq_id: s for launched in self._in_flight for s in launched.members if s.status is SequenceStatus.FINISHED
+        }
+        running = [*self._running, *self._background]
+        self._tables.check([*running, *fenced.values()])
         self._waiting.check()
+        self._shares.check(sequence.account for sequence in self._live.values())
         if self._prefixes is not None:
-            self._prefixes.check(self._running)
-        ids = [sequence.seq_id for sequence in (*self._running, *self._waiting)]
+            self._prefixes.check(running)
+        ids = [sequence.seq_id for sequence in (*running, *self._waiting)]
         assert len(ids) == len(set(ids)), "a sequence is in two places"
         assert set(ids) == set(self._live), "a live sequence is in no queue"
-        assert all(s.status is SequenceStatus.RUNNING for s in self._running), "a running sequence has another status"
-        for sequence in self._running:
+        assert len(running) <= self.limits.max_num_seqs, "more sequences run than may"
+        assert not any(s.is_background for s in self._running), "a background sequence runs among the others"
+        assert all(s.is_background for s in self._background), "a background list holds another sequence"
+        for sequence in running:
+            assert sequence.status is SequenceStatus.RUNNING, "a running sequence has another status"
             assert sequence.num_computed <= len(sequence.tokens) <= sequence.max_len, "a sequence has outrun itself"
             assert sequence.num_computed <= sequence.capacity, "a computed token has no slot"
+
+
+def _lateness(sequence: Sequence, now: float) -> str:
+    assert sequence.deadline_s is not None
+    where = "waiting" if sequence.first_scheduled_s is None else "reading the prompt"
+    late_ms = (now - sequence.deadline_s) * 1e3
+    return f"the deadline passed {late_ms:.0f} ms ago, while the request was {where}; nothing was generated"

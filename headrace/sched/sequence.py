@@ -24,6 +24,7 @@ from headrace.core.request import Request, SamplingParams, SeqId
 from headrace.core.step import Sample, ScoredPosition
 from headrace.kv import Node, pack_tokens
 from headrace.sampling import derive_seed
+from headrace.sched.fairness import Account
 
 
 class SequenceStatus(IntEnum):
@@ -43,16 +44,39 @@ class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
     num_cached: int = 0  # prompt tokens found in the prefix cache
 
 
+class Urgency(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides when a sequence's turn comes; see `sched.queue`.
+
+    tenant         whose fair share it is charged to
+    priority       class; lower goes first
+    is_background  takes only what the others leave
+    deadline_s     clock time at which its first token comes too late; None: never
+    """
+
+    tenant: str = ""
+    priority: int = 0
+    is_background: bool = False
+    deadline_s: float | None = None
+
+
+_ORDINARY = Urgency()
+_NOBODY = Account("", 1.0)
+
+
 class Sequence:
     """State of one choice. Written by the scheduler only."""
 
     __slots__ = (
+        "account",
         "banned",
         "blocks",
         "capacity",
+        "charge",
+        "deadline_s",
         "filling",
         "first_scheduled_s",
         "first_token_s",
+        "is_background",
         "max_len",
         "max_tokens",
         "min_tokens",
@@ -69,15 +93,18 @@ class Sequence:
         "num_scored",
         "num_shared",
         "peak_computed",
+        "priority",
         "prompt_key",
         "prompt_len",
         "queued_s",
+        "rank",
         "sampling",
         "scored",
         "seq_id",
         "status",
         "stop_token_ids",
         "table",
+        "tenant",
         "tokens",
     )
 
@@ -91,11 +118,16 @@ class Sequence:
         stop_token_ids: frozenset[int] = frozenset(),
         prompt_logprobs: int | None = None,
         namespace: str = "",
+        urgency: Urgency = _ORDINARY,
     ) -> None:
         self.seq_id = seq_id
         self.tokens: list[int] = list(prompt)
         self.prompt_key = pack_tokens(self.tokens)
         self.namespace = namespace
+        self.tenant = urgency.tenant
+        self.priority = urgency.priority
+        self.is_background = urgency.is_background
+        self.deadline_s = urgency.deadline_s
         self.prompt_len = len(self.tokens)
         self.sampling = sampling
         self.max_tokens = max_tokens
@@ -124,6 +156,10 @@ class Sequence:
         self.num_shared = 0  # blocks taken from the cache at the last admission
         self.num_deferrals = 0  # steps spent waiting for another sequence to fill the cache
 
+        # Written by the scheduler for `sched.queue` and `sched.fairness`.
+        self.account: Account = _NOBODY
+        self.charge = 0.0  # tokens that its tenant has been charged with
+        self.rank = 0.0  # due time minus the prefix bonus, of the last look
         self.queued_s = 0.0
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
@@ -144,7 +180,7 @@ class SequenceEvent(msgspec.Struct, frozen=True, gc=False):
 
     sample      the new token; None when the sequence ended without one
     stop_token  the end token that finished it; it is also in `sample`
-    error       why, when `finish` is ERROR
+    error       why, when `finish` is ERROR or EXPIRED
     scored      log probabilities of prompt positions 1, 2, …, with the first event, when asked for
     timing      with the first token and at the end
     """
@@ -164,6 +200,12 @@ def sequences_of(request: Request, first_id: int) -> list[Sequence]:
     Choice i draws with `derive_seed(seed, i)`, so choice 0 of n=4 is the answer of n=1. Only choice 0 scores
     the prompt.
     """
+    urgency = Urgency(
+        tenant=request.tenant,
+        priority=request.priority,
+        is_background=request.is_background,
+        deadline_s=None if request.deadline_s is None else request.arrival_s + request.deadline_s,
+    )
     return [
         Sequence(
             SeqId(first_id + index),
@@ -173,6 +215,7 @@ def sequences_of(request: Request, first_id: int) -> list[Sequence]:
             stop_token_ids=request.stop.stop_token_ids,
             prompt_logprobs=request.prompt_logprobs if index == 0 else None,
             namespace=request.namespace,
+            urgency=urgency,
         )
         for index in range(request.n)
     ]

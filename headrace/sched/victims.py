@@ -1,7 +1,8 @@
 """Whom to preempt when the pool has run dry.
 
 Owns nothing: a choice over the running sequences. Called by the scheduler.
-Rule: least to compute again for each block freed, after what stays in the prefix cache; among equals, the newest.
+Rule: background first, then the last to go first by priority; inside a class the least to compute again for each block
+freed, after what stays in the prefix cache; among equals, the newest.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ def choose_victim(newest_first: Iterable[Sequence], pool: BlockPool, block_size:
     Not one that a step in flight reads. One whose blocks are all shared frees nothing, but gives way in the end: two
     that share with each other alone would else hold up everybody.
     """
-    best, least = None, float("inf")
+    best: Sequence | None = None
+    least = (False, 0, float("inf"))
+    fallback: Sequence | None = None
     for sequence in newest_first:
         if sequence.num_in_flight:
             continue
         if not (num_freed := pool.count_sole(sequence.blocks)):
-            best = best or sequence
+            fallback = fallback or sequence
             continue
-        cost = num_to_recompute(sequence, block_size) / num_freed
-        if cost < least:
-            best, least = sequence, cost
-    return best
+        rank = (not sequence.is_background, -sequence.priority, num_to_recompute(sequence, block_size) / num_freed)
+        if best is None or rank < least:
+            best, least = sequence, rank
+    return best or fallback
 
 
 def num_to_recompute(sequence: Sequence, block_size: int) -> int:

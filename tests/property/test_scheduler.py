@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.core.delta import FinishReason
 from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import SchedulingSettings
+from headrace.core.step import Step
 from headrace.kv import BlockPool
-from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent
+from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent, Urgency
 from headrace.testing import UniformModel, VirtualClock, next_token, token_logprob
 
 VOCAB = 11
@@ -27,8 +30,9 @@ class Shape(NamedTuple):
     min_tokens: int
     prompt_logprobs: int | None
     namespace: str = ""
+    urgency: Urgency = Urgency()
 
-    def make(self, seq_id: int) -> Sequence:
+    def make(self, seq_id: int, now: float = 0.0) -> Sequence:
         sampling = SamplingParams(seed=self.seed, min_tokens=self.min_tokens)
         return Sequence(
             SeqId(seq_id),
@@ -38,6 +42,9 @@ class Shape(NamedTuple):
             stop_token_ids=self.stop,
             prompt_logprobs=self.prompt_logprobs,
             namespace=self.namespace,
+            urgency=msgspec.structs.replace(
+                self.urgency, deadline_s=None if self.urgency.deadline_s is None else now + self.urgency.deadline_s
+            ),
         )
 
     def answer_alone(self, max_context: int) -> tuple[list[int], FinishReason]:
@@ -70,16 +77,25 @@ class World:
         self.depth = depth
         self.pending: deque = deque()
         self.events: dict[int, list[SequenceEvent]] = {}
+        self.in_background: set[int] = set()
 
     def submit(self, sequence: Sequence) -> None:
         self.events[sequence.seq_id] = []
-        self.scheduler.submit(sequence)
+        if sequence.is_background:
+            self.in_background.add(sequence.seq_id)
+        self.scheduler.submit(sequence, self.clock.now())
+        self.scheduler.check()
 
     def abort(self, seq_id: int) -> None:
         event = self.scheduler.abort(SeqId(seq_id))
         if event is not None:
             self.take([event])
         self.scheduler.check()
+
+    def check_background(self, step: Step) -> None:
+        """Background rows come last."""
+        kinds = [seq_id in self.in_background for seq_id in (row.seq_id for row in step.rows)]
+        assert kinds == sorted(kinds)
 
     def take(self, events: list[SequenceEvent]) -> None:
         for event in events:
@@ -89,19 +105,36 @@ class World:
 
     def step(self) -> bool:
         """Fill the pipeline to its depth, then commit one step; False when there was nothing to do."""
+        self.take(self.scheduler.expire(self.clock.now()))
+        self.scheduler.check()
         while len(self.pending) < self.depth:
             step = self.scheduler.schedule(self.clock.now())
             if step is None:
                 break
             self.pending.append((step, self.model.launch(step)))
             self.scheduler.check()
+            self.check_background(step)
         if not self.pending:
+            assert not self.scheduler.has_work, "sequences are live and no step can be made"
             return False
         step, pending = self.pending.popleft()
         self.clock.advance(0.01)
         self.take(self.scheduler.commit(step, pending.result(), self.clock.now()))
         self.scheduler.check()
         return True
+
+
+@st.composite
+def urgencies(draw: st.DrawFn) -> Urgency:
+    """Most are ordinary; the others differ in all that decides whose turn it is."""
+    if draw(st.booleans()):
+        return Urgency()
+    return Urgency(
+        tenant=draw(st.sampled_from(["", "a", "b"])),
+        priority=draw(st.integers(-2, 2)),
+        is_background=draw(st.booleans()),
+        deadline_s=draw(st.none() | st.floats(0.0, 0.5)),
+    )
 
 
 @st.composite
@@ -118,6 +151,7 @@ def shapes(draw: st.DrawFn, longest: int) -> Shape:
         draw(st.integers(0, 4)),
         draw(st.sampled_from([None, None, 2])),
         draw(st.sampled_from(["", "", "other"])),
+        draw(urgencies()),
     )
 
 
@@ -132,6 +166,14 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
         max_context=max_context,
         max_waiting=64,
         prefix_cache=draw(st.sampled_from([True, True, True, False])),
+        policy=SchedulingSettings(
+            itl_target_ms=draw(st.sampled_from([None, None, 0.5, 2.0])),
+            background_share=draw(st.sampled_from([0.0, 0.1, 10.0])),
+            aging_s=draw(st.sampled_from([0.02, 10.0])),
+            fair_burst_tokens=draw(st.sampled_from([1, 50])),
+            tenant_weights={"a": 3.0},
+            output_ratio=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        ),
     )
     context = min(max_context, num_blocks * block_size)
     depth = draw(st.sampled_from([1, 1, 2]))
@@ -139,7 +181,8 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
     acts = draw(
         st.lists(
             st.tuples(
-                st.sampled_from(["arrive", "arrive", "step", "step", "step", "abort", "fail"]), st.integers(0, 7)
+                st.sampled_from(["arrive", "arrive", "step", "step", "step", "abort", "fail", "pass"]),
+                st.integers(0, 7),
             ),
             max_size=60,
         )
@@ -154,7 +197,7 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
     arrived, aborted = 0, set()
     for act, number in acts:
         if act == "arrive" and arrived < len(coming):
-            world.submit(coming[arrived].make(arrived))
+            world.submit(coming[arrived].make(arrived, world.clock.now()))
             arrived += 1
         elif act == "abort":
             world.abort(number)
@@ -163,8 +206,10 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
             world.failing.add(number)
         elif act == "step":
             world.step()
+        elif act == "pass":  # the clock jumps: a step that took long, a process that was stopped
+            world.clock.advance(10.0 ** (number - 4))
     for seq_id in range(arrived, len(coming)):
-        world.submit(coming[seq_id].make(seq_id))
+        world.submit(coming[seq_id].make(seq_id, world.clock.now()))
     # No starvation: each step computes a token that some sequence lacked, or one that preemption threw away.
     for _ in range(4000):
         if not world.step():
@@ -182,6 +227,10 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
         if last.finish is FinishReason.ABORT:
             assert seq_id in aborted
             assert output == expected[: len(output)]
+            continue
+        if last.finish is FinishReason.EXPIRED:
+            assert shape.urgency.deadline_s is not None
+            assert not output
             continue
         if last.finish is FinishReason.ERROR:
             assert seq_id in world.failing

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from headrace.api import Models
+from headrace.api import Models, SharedKey
+from headrace.core.caller import Caller
 from headrace.core.delta import Delta, FinishReason
+from headrace.core.errors import Forbidden
 from headrace.core.health import (
     HealthState,
     ModelHealth,
@@ -18,6 +20,7 @@ from headrace.core.health import (
     StartProgress,
     StuckRequest,
 )
+from headrace.obs import DoorMetrics
 
 
 def test_models_are_listed_with_root_and_context(api: Any) -> None:
@@ -68,7 +71,7 @@ def test_health_follows_the_engine(api: Any) -> None:
 
 
 def test_readiness_tells_how_far_the_start_is_and_keeps_request_ids_to_itself(make_api: Any) -> None:
-    api = make_api(api_key="s3cret")
+    api = make_api(gatekeeper=SharedKey("s3cret"))
     stuck = (StuckRequest("chatcmpl-7", SequencePhase.DECODE, 130.0),)
     api.health[0] = ServerHealth(
         state=HealthState.STARTING,
@@ -138,7 +141,7 @@ def test_unknown_paths_and_methods_have_openai_errors(api: Any) -> None:
 
 
 def test_a_key_guards_all_but_health(make_api: Any) -> None:
-    api = make_api(api_key="s3cret")
+    api = make_api(gatekeeper=SharedKey("s3cret"))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic s3cret"}):
         response = api.call("GET", "/v1/models", headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -236,3 +239,35 @@ def test_one_failing_prompt_ends_its_neighbours(make_api: Any) -> None:
         response = make_api(upstream).post("/v1/completions", prompt=["a", "b"], stream=stream)
         assert "row failed" in response.text
         assert "[DONE]" not in response.text
+
+
+class Recording:
+    """A gatekeeper that lets everyone in but `intruder`, and remembers what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, str]] = []
+
+    async def identify(self, path: str, headers: Any) -> Caller:
+        self.seen.append(dict(headers))
+        if headers.get("authorization") == "Bearer intruder":
+            raise Forbidden("this key is for something else")
+        return Caller(tenant="acme")
+
+
+def test_a_header_that_names_a_tenant_is_taken_off_and_counted(make_api: Any) -> None:
+    gatekeeper, door = Recording(), DoorMetrics()
+    api = make_api(gatekeeper=gatekeeper, door=door)
+    headers = {"X-Headrace-Tenant": "other", "x-tenant-id": "other", "x-other": "kept"}
+    assert api.call("GET", "/v1/models", headers=headers).status_code == 200
+    assert "other" not in gatekeeper.seen[0].values()
+    assert gatekeeper.seen[0]["x-other"] == "kept"
+    assert dict(door.stripped) == {"x-headrace-tenant": 1, "x-tenant-id": 1}
+
+
+def test_a_refusal_at_the_door_has_its_status_and_is_counted(make_api: Any) -> None:
+    door = DoorMetrics()
+    api = make_api(gatekeeper=Recording(), door=door)
+    response = api.call("GET", "/v1/models", headers={"authorization": "Bearer intruder", "x-request-id": "r1"})
+    assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
+    assert response.headers["x-request-id"] == "r1"
+    assert dict(door.refused) == {"forbidden": 1}

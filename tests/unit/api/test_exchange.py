@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.api import RecordingLimits, Recordings
+from headrace.core.caller import Caller
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import Overloaded
 from tests.unit.api.asgi import Connection
@@ -49,6 +50,13 @@ class Source:
             self.closed.set()
 
 
+class Doorman:
+    """Knows callers by what they send."""
+
+    async def identify(self, path: str, headers: Any) -> Caller:
+        return Caller(key_id=headers.get("authorization", ""))
+
+
 WHOLE = "".join(f"{i} " for i in range(12))
 Case = Callable[[Any, Source], Any]
 
@@ -60,7 +68,7 @@ def drive(make_api: Any) -> Callable[..., None]:
     def run(case: Case, source_length: int = 12, **limits: Any) -> None:
         async def main() -> None:
             source = Source(source_length)
-            api = make_api(source, recordings=Recordings(RecordingLimits(**limits)))
+            api = make_api(source, recordings=Recordings(RecordingLimits(**limits)), gatekeeper=Doorman())
             async with asyncio.timeout(20):
                 await case(api.app, source)
 

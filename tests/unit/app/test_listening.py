@@ -47,3 +47,13 @@ def test_other_hosts_need_a_key(host: str) -> None:
 def test_an_empty_key_is_no_key() -> None:
     with pytest.raises(ConfigError, match="empty"):
         check_exposure(ServerSettings(api_key=""))
+
+
+def test_with_a_database_its_keys_decide() -> None:
+    open_to_all = ServerSettings(host="0.0.0.0")
+    check_exposure(open_to_all, has_database=True, has_keys=True)
+    check_exposure(ServerSettings(), has_database=True)
+    with pytest.raises(ConfigError, match="no keys"):
+        check_exposure(open_to_all, has_database=True)
+    with pytest.raises(ConfigError, match="both set"):
+        check_exposure(ServerSettings(api_key="k"), has_database=True, has_keys=True)

@@ -8,6 +8,7 @@ import pytest
 
 from headrace.core.delta import FinishReason
 from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import SchedulingSettings
 from headrace.core.step import Row, Step
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
@@ -23,7 +24,9 @@ class World:
     def __init__(self, num_blocks: int = 64, **changes: Any) -> None:
         limits = {"max_num_seqs": 16, "max_step_tokens": 64, "max_context": 200, "max_waiting": 99} | changes
         self.pool = BlockPool(num_blocks)
-        self.scheduler = Scheduler(self.pool, BLOCK, SchedulerLimits(**limits))
+        # Answers are taken to be short, so that pools run dry and preemption has work to do.
+        policy = SchedulingSettings(output_ratio=0.0)
+        self.scheduler = Scheduler(self.pool, BLOCK, SchedulerLimits(policy=policy, **limits))
         self.failing: set[int] = set()
         self.model = UniformModel(
             num_blocks=num_blocks,

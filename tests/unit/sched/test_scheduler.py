@@ -7,16 +7,26 @@ import pytest
 from headrace.core.delta import FinishReason
 from headrace.core.errors import Overloaded, PromptTooLong
 from headrace.core.request import Request, RequestId, SamplingParams, SeqId, StopRules
+from headrace.core.settings import SchedulingSettings
 from headrace.core.step import Sample, ScoredPosition, Step, StepResult
 from headrace.kv import BlockPool
-from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent, dry_steps, sequences_of
+from headrace.sched import (
+    Scheduler,
+    SchedulerLimits,
+    Sequence,
+    SequenceEvent,
+    dry_steps,
+    sequences_of,
+)
 
 
-def build(num_blocks: int = 32, block_size: int = 4, **changes: int) -> Scheduler:
+def build(num_blocks: int = 32, block_size: int = 4, policy: dict[str, Any] | None = None, **changes: int) -> Scheduler:
     """A scheduler without a prefix cache, so that equal prompts do not meet; test_prefixes.py has one."""
     limits = {"max_num_seqs": 8, "max_step_tokens": 16, "max_context": 64, "max_waiting": 8} | changes
     limits["prefix_cache"] = False
-    return Scheduler(BlockPool(num_blocks), block_size, SchedulerLimits(**limits))
+    # Answers are taken to be short, so that pools run dry and preemption has work to do.
+    policy = SchedulingSettings(**{"output_ratio": 0.0} | (policy or {}))
+    return Scheduler(BlockPool(num_blocks), block_size, SchedulerLimits(policy=policy, **limits))
 
 
 def sequence(seq_id: int, length: int = 4, max_tokens: int = 10, **fields: Any) -> Sequence:

@@ -1,0 +1,33 @@
+"""Who sent a request, and the seam that finds out.
+
+Values only. A `Caller` is made before the body is read, by whoever knows the keys; a caller can name neither itself
+nor its tenant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """One authenticated caller.
+
+    tenant  whose money and limits are used; empty where there are no keys
+    key_id  the public part of the key; empty where there are no keys
+    models  what it may ask; None: all
+    """
+
+    tenant: str = ""
+    key_id: str = ""
+    models: frozenset[str] | None = None
+
+
+class Gatekeeper(Protocol):
+    """Decides who a caller is, from what it sent."""
+
+    async def identify(self, path: str, headers: Mapping[str, str]) -> Caller:
+        """Return the caller. Raises Unauthorized, Forbidden or StoreUnavailable."""
+        ...

@@ -1,0 +1,62 @@
+"""The door: from an HTTP call's headers to its caller.
+
+Owns the rule which role may call which path. Used by `api.access` through `core.caller.Gatekeeper`.
+Invariant: where a key was ever made, every path but health needs one; the tenant comes from the key alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from headrace.core.caller import Caller
+from headrace.core.errors import Forbidden, Unauthorized
+from headrace.gateway.identity.directory import Directory
+from headrace.gateway.identity.records import Key, Role
+from headrace.gateway.store.watch import Watch
+
+_ADMIN_PATH = "/admin"
+_MONITORED = ("/metrics", "/health/progress")
+
+
+class Gate:
+    """Keys in a database. Implements `core.caller.Gatekeeper`."""
+
+    def __init__(self, directory: Directory, watch: Watch) -> None:
+        self._directory = directory
+        self._watch = watch
+
+    async def identify(self, path: str, headers: Mapping[str, str]) -> Caller:
+        """Return the caller whose key is in `authorization` (or `x-api-key`)."""
+        await self._watch.ensure_fresh()
+        if not self._directory.has_keys:
+            if _is_below(path, _ADMIN_PATH):
+                raise Unauthorized("administration needs a key; make one: headrace keys create TENANT --role admin")
+            return Caller()
+        key = self._directory.find(presented_key(headers))
+        _check_role(key, path)
+        models = None if key.models is None else frozenset(key.models)
+        return Caller(tenant=key.tenant_id, key_id=key.id, models=models)
+
+
+def presented_key(headers: Mapping[str, str]) -> str:
+    """Return what stands where a key belongs, or an empty text."""
+    scheme, _, text = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return text.strip()
+    return headers.get("x-api-key", "").strip()
+
+
+def _check_role(key: Key, path: str) -> None:
+    if key.role is Role.ADMIN:
+        return
+    if _is_below(path, _ADMIN_PATH):
+        raise Forbidden(f"key '{key.id}' has the role '{key.role}'; {_ADMIN_PATH} needs 'admin'")
+    if path in _MONITORED:
+        if key.role is not Role.MONITOR:
+            raise Forbidden(f"key '{key.id}' has the role '{key.role}'; {path} needs 'monitor' or 'admin'")
+    elif key.role is Role.MONITOR:
+        raise Forbidden(f"key '{key.id}' has the role 'monitor', which reads {' and '.join(_MONITORED)} only")
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")

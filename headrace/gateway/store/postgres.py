@@ -1,0 +1,105 @@
+"""Postgres: a small pool of connections, for several gateways over one database.
+
+Owns the pool. The only import of asyncpg, made when a Postgres URL is configured: extra `headrace[postgres]`.
+Invariant: a lost connection, a refused one and a timeout are `StoreUnavailable`; the next call tries anew. No error
+message carries the URL's password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from headrace.core.errors import ConfigError, StoreUnavailable
+from headrace.gateway.store.database import Row, RuleBroken, Statement, Transaction, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import asyncpg
+
+COMMAND_S = 2.0
+CONNECT_S = 5.0
+MAX_CONNECTIONS = 4
+
+
+class PostgresDatabase:
+    """One Postgres database. Implements `store.Database`."""
+
+    dialect: Literal["sqlite", "postgres"] = "postgres"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Connect once, to see that it works."""
+        try:
+            import asyncpg
+        except ImportError as err:
+            raise ConfigError("Postgres needs asyncpg; install the extra: pip install 'headrace[postgres]'") from err
+        try:
+            self._pool = await asyncpg.create_pool(
+                self._url, min_size=1, max_size=MAX_CONNECTIONS, command_timeout=COMMAND_S, timeout=CONNECT_S
+            )
+        except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
+            raise ConfigError(
+                f"the Postgres database cannot be reached: {type(err).__name__}: {err}; check HEADRACE_DATABASE"
+            ) from err
+
+    async def close(self) -> None:
+        """Give the connections back and close them."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), CONNECT_S)
+        except TimeoutError:
+            pool.terminate()
+
+    @asynccontextmanager
+    async def transaction(self, *, writes: bool = True) -> AsyncIterator[Transaction]:
+        """Begin at READ COMMITTED: rows that are decided upon are locked first."""
+        with _failures():
+            async with (
+                self._opened().acquire(timeout=COMMAND_S) as connection,
+                connection.transaction(readonly=not writes),
+            ):
+                yield _PostgresTransaction(connection)
+
+    async def apply(self, statements: Sequence[Statement]) -> None:
+        """Carry out a batch: one round trip per statement, whatever the number of its rows."""
+        with _failures():
+            async with self._opened().acquire(timeout=COMMAND_S) as connection, connection.transaction():
+                for sql, rows in statements:
+                    await connection.executemany(sql, rows)
+
+    def _opened(self) -> asyncpg.Pool[asyncpg.Record]:
+        if self._pool is None:
+            raise StoreUnavailable("the gateway's database is closed; the server is stopping")
+        return self._pool
+
+
+class _PostgresTransaction:
+    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
+        self._connection = connection
+
+    async def fetch(self, sql: str, *args: Value | Sequence[Value]) -> list[Row]:
+        return [dict(record) for record in await self._connection.fetch(sql, *args)]
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what asyncpg raises into the store's own errors."""
+    import asyncpg
+
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as err:
+        raise RuleBroken(str(err)) from err
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
+        raise StoreUnavailable(
+            f"the Postgres database does not answer: {type(err).__name__}: {err}; the gateway tries again by itself"
+        ) from err

@@ -1,0 +1,78 @@
+"""`headrace tenants` and `headrace keys` on a SQLite file, as a person would type them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.cli import main
+from headrace.cli.accounts import moment, seconds
+from headrace.core.errors import ConfigError
+from headrace.gateway.identity.secrets import parse
+
+
+@pytest.fixture
+def headrace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command; return exit code, output and errors."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main([*args, "--database", f"sqlite:///{tmp_path / 'a.db'}"])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_a_key_is_made_listed_rotated_and_revoked(headrace: Any) -> None:
+    assert headrace("tenants", "create", "acme", "--name", "Acme")[0] == 0
+    code, out, _ = headrace("keys", "create", "acme", "--model", "a", "--model", "b", "--expires", "90d", "--json")
+    made = json.loads(out)
+    assert (code, made["tenant"], made["role"], made["models"]) == (0, "acme", "user", ["a", "b"])
+    assert parse(made["key"]) is not None
+    code, out, _ = headrace("keys", "list")
+    assert made["id"] in out
+    assert made["key"] not in out
+    code, out, _ = headrace("keys", "rotate", made["id"], "--grace", "24h")
+    assert parse(out.splitlines()[-1]) is not None
+    assert "secret before too until" in headrace("keys", "list", "--tenant", "acme")[1]
+    assert "revoked" in headrace("keys", "revoke", made["id"])[1]
+    assert json.loads(headrace("keys", "list", "--json")[1])[0]["revoked_s"] is not None
+
+
+def test_a_tenant_is_disabled_and_enabled(headrace: Any) -> None:
+    headrace("tenants", "create", "acme")
+    assert "disabled" in headrace("tenants", "disable", "acme")[1]
+    assert "works" in headrace("tenants", "enable", "acme")[1]
+    assert [tenant["id"] for tenant in json.loads(headrace("tenants", "list", "--json")[1])] == ["acme"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["keys", "create", "nobody"], "no tenant 'nobody'"),
+        (["keys", "revoke", "nokey"], "no key 'nokey'"),
+        (["tenants", "create", "A B"], "tenant id 'A B'"),
+        (["keys", "create", "x", "--expires", "soon"], "'soon' is no time"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_code_2(headrace: Any, args: list[str], said: str) -> None:
+    code, out, err = headrace(*args)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert said in line
+
+
+def test_without_a_database_the_commands_say_how_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tenants", "list"]) == 2
+    assert "HEADRACE_DATABASE" in capsys.readouterr().err
+
+
+def test_times_are_lengths_or_dates() -> None:
+    assert [seconds(text) for text in ("30s", "15m", "24h", "90d", "2w")] == [30, 900, 86400, 7776000, 1209600]
+    assert moment("2100-01-02") == 4102531200
+    assert 86390 < moment("1d") - time.time() < 86410
+    with pytest.raises(ConfigError, match="90d"):
+        seconds("3 days")
