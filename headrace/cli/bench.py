@@ -1,4 +1,4 @@
-"""`headrace bench offline|http|peers`: speed of one configuration, of a running server, and against other engines.
+"""`headrace bench offline|steps|http|peers`: a configuration, its steps, a running server, and other engines beside it.
 
 Owns how results are shown; measuring is in `headrace.bench`. Progress goes to standard error, results to standard
 output. Exit code 1 when requests under load failed.
@@ -16,10 +16,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from headrace.app import LLM
+from headrace.app.hardware import detect
+from headrace.app.loading import open_model
 from headrace.bench.load import LoadPlan, run_load
 from headrace.bench.local import LocalGenerator
 from headrace.bench.metrics import Distribution, LoadReport
 from headrace.bench.offline import OfflineReport, OfflineShape, Spread, run_offline
+from headrace.bench.step_times import measure_model
 from headrace.bench.token_prompts import TokenPrompts
 from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
@@ -32,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
             return _offline(args)
         case "http":
             return _http(args)
+        case "steps":
+            return _steps(args)
         case _:
             from headrace.bench.peers.report import run_peers
 
@@ -58,6 +63,18 @@ def _offline(args: argparse.Namespace) -> int:
         _write_json({"model": settings.models[0], "backend": backend, **msgspec.to_builtins(report)})
     else:
         _print_offline(report, f"{settings.models[0]} · {backend}")
+    return 0
+
+
+def _steps(args: argparse.Namespace) -> int:
+    settings = settings_from(args)
+    opened = open_model(pull_with_bar(settings, settings.models[0]), settings, detect())
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring")
+        times = measure_model(opened, lambda done, total: progress.update(task, completed=done, total=total))
+    if args.out is not None:
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(times)) + b"\n")
+    _write_json(times)
     return 0
 
 

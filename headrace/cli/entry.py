@@ -89,9 +89,39 @@ def build_parser() -> argparse.ArgumentParser:
     add_tenants(commands.add_parser("tenants", help="who owns keys, limits and budgets"), _add_general)
     add_keys(commands.add_parser("keys", help="make, list, rotate and revoke the keys of tenants"), _add_general)
 
+    _add_sim(commands.add_parser("sim", help="run recorded arrivals through the real engine on a virtual clock"))
     _add_eval(commands.add_parser("eval", help="compare a configuration with the same weights in fp32"))
     _add_bench(commands.add_parser("bench", help="measure speed"))
     return parser
+
+
+def _add_sim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="JSON lines as Mooncake's, or CSV as Azure's")
+    parser.add_argument("--requests", type=int, help="only the first so many")
+    parser.add_argument("--rate", type=float, default=1.0, help="times as many arrivals per second (default: 1)")
+    parser.add_argument(
+        "--step-times",
+        default="llama-8b-h100",
+        metavar="NAME|FILE",
+        help="what a step costs: a known set, or what `headrace bench steps` has written (default: llama-8b-h100)",
+    )
+    parser.add_argument("--kv-tokens", type=int, help="size of the KV pool")
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        default=[1.0, 5.0, 20.0],
+        metavar="PERCENT",
+        help="sizes as parts of the trace's distinct tokens, without --kv-tokens (default: 1 5 20)",
+    )
+    parser.add_argument(
+        "--policies", nargs="+", choices=("lru", "cost"), help="prefix policies to compare; default: the configured one"
+    )
+    parser.add_argument("--slo-ttft-ms", type=float, default=2000.0, help="longest good TTFT (default: 2000)")
+    parser.add_argument("--slo-tpot-ms", type=float, default=100.0, help="longest good mean ITL (default: 100)")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+    _add_settings(parser, (None, "engine"))
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +147,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     offline.add_argument("--rounds", type=int, default=5, help="measured repeats (default: 5)")
     offline.add_argument("--json", action="store_true", help="write JSON")
     _add_settings(offline, (None, "engine"))
+
+    steps = kinds.add_parser("steps", help="what a step costs here, fitted for `headrace sim`")
+    steps.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
+    steps.add_argument("--out", type=Path, metavar="FILE", help="write the step times there, as JSON")
+    _add_settings(steps, (None, "engine"))
 
     http = kinds.add_parser("http", help="load on a running server: N streaming clients in a closed loop")
     http.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")

@@ -1,0 +1,148 @@
+"""`headrace sim TRACE`: recorded arrivals through the real engine on a virtual clock.
+
+Owns how a simulation is asked for and shown. Settings are those of a server, so a server's configuration file can be
+tried on a trace as it stands; sizes come from --kv-tokens or, in parts of the trace's distinct tokens, from --shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+import headrace
+from headrace.bench.report import Table as HtmlTable
+from headrace.bench.report import render_page
+from headrace.cli.configured import settings_from
+from headrace.cli.tables import print_table
+from headrace.core.errors import ConfigError
+from headrace.core.settings import PrefixPolicy, Settings
+from headrace.sched import SchedulerLimits
+from headrace.sim import SimReport, SimShape, StepTimes, Trace, read_step_times, read_trace, simulate
+from headrace.sim.trace import TRACE_BLOCK
+
+_CONTEXT = 131_072
+_COLUMNS = (
+    "cache",
+    "policy",
+    "hit rate",
+    "of unlimited",
+    "TTFT p50 / p99",
+    "ITL p50 / p99",
+    "good",
+    "refused",
+    "preempted",
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate every combination of size and policy."""
+    settings = settings_from(args)
+    trace = read_trace(args.trace).first(args.requests).faster(args.rate)
+    times = read_step_times(args.step_times)
+    console = Console(stderr=True)
+    reports: list[SimReport] = []
+    for num_blocks, share in _sizes(args, settings, trace):
+        for policy in args.policies or [settings.engine.prefix_policy]:
+            with console.status(f"simulating {len(trace.arrivals):,} requests, {num_blocks:,} blocks, {policy}"):
+                reports.append(simulate(trace, _shape(args, settings, trace, times, num_blocks, share, policy)))
+    if args.html is not None:
+        args.html.write_text(_page(reports, times), encoding="utf-8")
+        console.print(f"{args.html}")
+    if args.json:
+        sys.stdout.write(msgspec.json.encode(reports).decode() + "\n")
+    else:
+        _print(reports, times)
+    return 0
+
+
+def _sizes(args: argparse.Namespace, settings: Settings, trace: Trace) -> list[tuple[int, float | None]]:
+    """Return (blocks, share of the trace) of each pool to simulate."""
+    size = settings.engine.block_size
+    if args.kv_tokens is not None:
+        return [(_blocks(args.kv_tokens, size), None)]
+    distinct = trace.num_distinct_blocks * TRACE_BLOCK
+    return [(_blocks(int(distinct * share / 100), size), share) for share in args.shares]
+
+
+def _blocks(num_tokens: int, block_size: int) -> int:
+    if num_tokens < block_size:
+        raise ConfigError(
+            f"a pool of {num_tokens} tokens holds no block of {block_size}; raise --kv-tokens or --shares"
+        )
+    return num_tokens // block_size
+
+
+def _shape(
+    args: argparse.Namespace,
+    settings: Settings,
+    trace: Trace,
+    times: StepTimes,
+    num_blocks: int,
+    share: float | None,
+    policy: PrefixPolicy,
+) -> SimShape:
+    engine = settings.engine
+    limits = SchedulerLimits(
+        max_num_seqs=engine.max_num_seqs,
+        max_step_tokens=engine.max_step_tokens,
+        max_context=engine.max_context or _CONTEXT,
+        max_waiting=engine.max_waiting,
+        prefix_cache=engine.prefix_cache,
+        prefix_policy=policy,
+    )
+    return SimShape(
+        limits=limits,
+        num_blocks=num_blocks,
+        block_size=engine.block_size,
+        times=times,
+        slo_ttft_s=args.slo_ttft_ms / 1e3,
+        slo_tpot_s=args.slo_tpot_ms / 1e3,
+        cache_share_percent=share,
+    )
+
+
+def _cells(report: SimReport) -> tuple[str, ...]:
+    share = report.cache_share_percent
+    return (
+        f"{report.num_blocks:,} blocks" if share is None else f"{share:g} %",
+        report.policy,
+        f"{report.hit_rate:.1%}",
+        f"{report.of_unlimited:.1%}",
+        f"{report.ttft_ms.p50:,.0f} / {report.ttft_ms.p99:,.0f} ms",
+        f"{report.itl_ms.p50:,.1f} / {report.itl_ms.p99:,.1f} ms",
+        f"{report.slo_share:.1%}, {report.goodput_rps:,.2f} rps",
+        f"{report.refused:,}",
+        f"{report.preemptions:,}",
+    )
+
+
+def _conditions(reports: list[SimReport], times: StepTimes) -> list[tuple[str, str]]:
+    first = reports[0]
+    return [
+        ("trace", f"{first.trace}, {first.requests:,} requests, {first.duration_s:,.0f} s simulated"),
+        ("good", f"TTFT at most {first.slo_ttft_ms:,.0f} ms and mean ITL at most {first.slo_tpot_ms:,.0f} ms"),
+        ("step times", times.source),
+        ("busy", ", ".join(f"{report.utilization:.0%}" for report in reports)),
+        ("simulated in", f"{sum(report.wall_s for report in reports):,.1f} s"),
+    ]
+
+
+def _print(reports: list[SimReport], times: StepTimes) -> None:
+    table = Table(title=f"{reports[0].trace}, blocks of {reports[0].block_size} tokens", title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in _COLUMNS[:2] else "right")
+    for report in reports:
+        table.add_row(*_cells(report))
+    print_table(table)
+    for name, value in _conditions(reports, times):
+        print(f"{name}: {value}")
+
+
+def _page(reports: list[SimReport], times: StepTimes) -> str:
+    table = HtmlTable(title="Simulated", columns=_COLUMNS, rows=tuple(_cells(report) for report in reports))
+    conditions = [("version", headrace.__version__), *_conditions(reports, times)]
+    return render_page(f"{reports[0].trace} in simulation", conditions, [table])
