@@ -56,6 +56,20 @@ def settings() -> str:
     return "\n".join(rows) + "\n"
 
 
+def upstreams() -> str:
+    """Every field of an `[upstreams.NAME]` table."""
+    from headrace.core.settings import UpstreamSettings, field_help
+
+    helps = field_help(UpstreamSettings)
+    rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for leaf in msgspec.structs.fields(UpstreamSettings):
+        given = msgspec.NODEFAULT if leaf.required else leaf.default
+        given = leaf.default_factory() if leaf.default_factory is not msgspec.NODEFAULT else given
+        default = "must be given" if given is msgspec.NODEFAULT else value(given)
+        rows.append(f"| `{leaf.name}` | {spell(leaf.type)} | {default} | {cell(helps[leaf.name])} |")
+    return "\n".join(rows) + "\n"
+
+
 def errors() -> str:
     """The error tree as clients meet it."""
     from headrace.core import errors as module
@@ -212,6 +226,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "parameters": parameters,
     "settings": settings,
     "tree": tree,
+    "upstreams": upstreams,
 }
 
 

@@ -22,7 +22,7 @@ from headrace.obs import DoorMetrics
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _OPEN = ("/health", "/health/live", "/health/ready")  # `/health/progress` names requests and needs the key
-_POLLED = ("/metrics", "/health", "/health/ready", "/health/live", "/health/progress")
+_POLLED = ("/metrics", "/health", "/health/ready", "/health/live", "/health/progress", "/health/upstreams")
 _CLAIMS = {b"x-headrace-tenant", b"x-headrace-key", b"x-headrace-namespace", b"x-tenant", b"x-tenant-id"}
 _log = logging.getLogger(__name__)
 

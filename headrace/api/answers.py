@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from headrace.api.openai_replies import PromptLogprobs, PromptToken, UsageReply, usage_reply
-from headrace.core.delta import Delta, FinishReason, PositionLogprobs, Usage
+from headrace.core.delta import Delta, FinishReason, PositionLogprobs, ToolCallDelta, Usage
 from headrace.core.errors import DeadlineExpired, RequestFailed
 from headrace.core.protocols import Upstream
 from headrace.core.request import Request
@@ -27,11 +27,36 @@ class ChoiceAnswer:
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     finish: FinishReason = FinishReason.ABORT
     stop_match: str | int | None = None
+    others: list[Delta] = field(default_factory=list)  # those with more than text
 
     @property
     def text(self) -> str:
         """Return the choice's whole text."""
         return "".join(self.texts)
+
+    @property
+    def reasoning(self) -> str:
+        """Return what the model thought first."""
+        return "".join(delta.reasoning for delta in self.others)
+
+    @property
+    def refusal(self) -> str:
+        """Return in which words the model refused."""
+        return "".join(delta.refusal for delta in self.others)
+
+    @property
+    def tool_calls(self) -> list[ToolCallDelta]:
+        """Return the calls, each whole, in order."""
+        whole: dict[int, ToolCallDelta] = {}
+        for piece in (piece for delta in self.others for piece in delta.tool_calls):
+            so_far = whole.get(piece.index, ToolCallDelta(piece.index))
+            whole[piece.index] = ToolCallDelta(
+                piece.index,
+                so_far.call_id or piece.call_id,
+                so_far.name + piece.name,
+                so_far.arguments + piece.arguments,
+            )
+        return [whole[index] for index in sorted(whole)]
 
 
 @dataclass(slots=True)
@@ -66,6 +91,8 @@ async def collect(upstream: Upstream, request: Request) -> Answer:
             choice = answer.choices[delta.index]
             choice.texts.append(delta.text)
             choice.logprobs.extend(delta.logprobs)
+            if delta.reasoning or delta.tool_calls or delta.refusal or delta.signature or delta.foreign:
+                choice.others.append(delta)
             answer.prompt_logprobs = answer.prompt_logprobs or delta.prompt_logprobs
             if delta.finish is not None:
                 choice.finish, choice.stop_match = delta.finish, delta.stop_match

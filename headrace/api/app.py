@@ -37,6 +37,7 @@ _ROUTES = [
     Route("/health/live", health.live, methods=["GET"]),
     Route("/health/ready", health.ready, methods=["GET"]),
     Route("/health/progress", health.progress, methods=["GET"]),
+    Route("/health/upstreams", health.upstreams, methods=["GET"]),
     Route("/metrics", health.metrics, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
 ]

@@ -25,7 +25,7 @@ _PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 
 
 async def read_body(request: Request, body_type: type[BodyT], max_bytes: int) -> BodyT:
-    """Read and decode the body. Raises BodyTooLarge, MalformedBody, UnknownParameter or UnsupportedParameter."""
+    """Read and decode the body. Raises BodyTooLarge, MalformedBody or UnknownParameter."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(int(declared), max_bytes)
@@ -46,7 +46,7 @@ async def read_body(request: Request, body_type: type[BodyT], max_bytes: int) ->
 
 
 def decode(raw: bytes, body_type: type[BodyT]) -> BodyT:
-    """Decode JSON strictly and refuse what is known but not served."""
+    """Decode JSON strictly. What is known but not served is refused by `refuse_unsupported` once the model is known."""
     if not raw:
         raise MalformedBody("the body is empty; send a JSON object")
     try:
@@ -55,7 +55,6 @@ def decode(raw: bytes, body_type: type[BodyT]) -> BodyT:
         raise _explain(str(err), body_type) from err
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise MalformedBody(f"the body is not JSON: {err}") from err
-    refuse_unsupported(body)
     if isinstance(body, GenerationBody) and body.stream_options is not None:
         refuse_unsupported(body.stream_options, "stream_options.")
         if not body.stream:
@@ -67,9 +66,14 @@ def refuse_unsupported(body: msgspec.Struct, where: str = "") -> None:
     """Raise UnsupportedParameter if a field that is not served asks for something."""
     for name in _unserved(type(body)):
         value = getattr(body, name)
-        if value is None or any(neutral is ANY or neutral == value for neutral in NEUTRAL.get(name, ())):
+        if value is None or is_neutral(name, value):
             continue
         raise UnsupportedParameter(f"'{where}{name}' is not supported by this server; leave it out", param=where + name)
+
+
+def is_neutral(name: str, value: object) -> bool:
+    """Say whether a field that is not served asks for nothing with this value."""
+    return any(neutral is ANY or neutral == value for neutral in NEUTRAL.get(name, ()))
 
 
 _UNSERVED: dict[type[msgspec.Struct], tuple[str, ...]] = {}

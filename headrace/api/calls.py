@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from headrace.api.served import ServedModel
+from headrace.api.served import RemoteModel, ServedModel
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta
 from headrace.core.errors import RequestCancelled, UnknownRequest
@@ -43,11 +43,11 @@ class Call:
         self.call_id = call_id
         self.is_cancelled = False
         self._calls = calls
-        self._model: ServedModel | None = None
+        self._model: ServedModel | RemoteModel | None = None
         self._requests: Sequence[Request] = ()
         self._task: asyncio.Task[object] | None = None
 
-    def bind(self, model: ServedModel, requests: Sequence[Request]) -> None:
+    def bind(self, model: ServedModel | RemoteModel, requests: Sequence[Request]) -> None:
         """Say what the call asks of whom."""
         self._model, self._requests = model, requests
 

@@ -16,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from headrace.api.answers import ChoiceAnswer, collect, prompt_logprobs_reply, running_usage, stream
-from headrace.api.body import read_body
+from headrace.api.body import read_body, refuse_unsupported
 from headrace.api.calls import Call
 from headrace.api.exchange import respond
 from headrace.api.openai_replies import (
@@ -28,17 +28,21 @@ from headrace.api.openai_replies import (
     ChatLogprobs,
     ChatReply,
     DeltaMessage,
+    FunctionReply,
+    ToolCallReply,
     TopLogprob,
     UsageReply,
+    finish_reply,
     usage_reply,
 )
 from headrace.api.openai_types import ChatBody
 from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
 from headrace.api.prompts import encode_chat
-from headrace.api.served import ServedModel
+from headrace.api.remote import chat_request
+from headrace.api.served import RemoteModel, ServedModel
 from headrace.api.sse import DONE, EventStream, event
 from headrace.api.state import ApiState
-from headrace.core.delta import Delta, PositionLogprobs
+from headrace.core.delta import Delta, PositionLogprobs, ToolCallDelta
 from headrace.core.errors import InvalidRequest
 from headrace.core.protocols import Upstream
 from headrace.core.request import Request
@@ -54,7 +58,11 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
 
     async def begin(call: Call) -> ChatWire:
         model = state.models.find(body.model)
-        request = await _core_request(body, model, f"chatcmpl-{http.state.request_id}", arrival_s)
+        reply_id = f"chatcmpl-{http.state.request_id}"
+        if isinstance(model, RemoteModel):
+            request = chat_request(body, model, reply_id, arrival_s)
+        else:
+            request = await _core_request(body, model, reply_id, arrival_s)
         call.bind(model, [request])
         return ChatWire(request, model, call, int(state.wall_s()), body)
 
@@ -62,6 +70,7 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
 
 
 async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arrival_s: float) -> Request:
+    refuse_unsupported(body)
     continue_final = bool(body.continue_final_message)
     prompt = await encode_chat(
         model,
@@ -86,7 +95,9 @@ async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arr
 class ChatWire:
     """Spells one request's deltas. Holds which choices have had their role."""
 
-    def __init__(self, request: Request, model: ServedModel, upstream: Upstream, created: int, body: ChatBody) -> None:
+    def __init__(
+        self, request: Request, model: ServedModel | RemoteModel, upstream: Upstream, created: int, body: ChatBody
+    ) -> None:
         options = body.stream_options
         self._request = request
         self._model = model
@@ -104,7 +115,7 @@ class ChatWire:
             async for delta in deltas:
                 usage = delta.usage or usage
                 self._num_generated += len(delta.token_ids)
-                if delta.text or delta.finish is not None or delta.logprobs or delta.prompt_logprobs:
+                if delta.has_words or delta.finish is not None or delta.logprobs or delta.prompt_logprobs:
                     yield event(_encoder.encode(self._chunk(delta)))
         if self._has_usage_chunk and usage is not None:
             chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [], usage_reply(usage))
@@ -113,6 +124,10 @@ class ChatWire:
 
     def _chunk(self, delta: Delta) -> ChatChunk:
         message = DeltaMessage(content=delta.text) if delta.text else DeltaMessage()
+        if delta.reasoning or delta.tool_calls or delta.refusal:
+            message.reasoning_content = delta.reasoning or UNSET
+            message.refusal = delta.refusal or UNSET
+            message.tool_calls = [_call_piece(piece) for piece in delta.tool_calls] or UNSET
         if delta.index not in self._introduced:
             self._introduced.add(delta.index)
             message.role = "assistant"
@@ -121,7 +136,7 @@ class ChatWire:
             delta.index,
             message,
             chat_logprobs(delta.logprobs) if delta.logprobs else None,
-            delta.finish.value if delta.finish is not None else None,
+            finish_reply(delta.finish) if delta.finish is not None else None,
         )
         if delta.finish is not None:
             choice.stop_reason = self._model.stop_reason(delta.stop_match)
@@ -150,11 +165,34 @@ class ChatWire:
         wants_logprobs = self._request.sampling.logprobs is not None
         return ChatChoice(
             index,
-            AssistantMessage(choice.text),
+            _message(choice),
             chat_logprobs(choice.logprobs) if wants_logprobs else None,
-            choice.finish.value,
+            finish_reply(choice.finish),
             self._model.stop_reason(choice.stop_match),
         )
+
+
+def _call_piece(piece: ToolCallDelta) -> ToolCallReply:
+    is_first = bool(piece.call_id or piece.name)
+    return ToolCallReply(
+        FunctionReply(piece.arguments, piece.name or UNSET),
+        piece.index,
+        piece.call_id or UNSET,
+        "function" if is_first else UNSET,
+    )
+
+
+def _message(choice: ChoiceAnswer) -> AssistantMessage:
+    text = choice.text
+    if not choice.others:
+        return AssistantMessage(text)
+    calls = [
+        ToolCallReply(FunctionReply(call.arguments, call.name), UNSET, call.call_id, "function")
+        for call in choice.tool_calls
+    ]
+    refusal = choice.refusal
+    content = text if text or not (calls or refusal) else None
+    return AssistantMessage(content, choice.reasoning or UNSET, refusal or UNSET, calls or UNSET)
 
 
 def chat_logprobs(positions: Sequence[PositionLogprobs]) -> ChatLogprobs:

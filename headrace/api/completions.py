@@ -17,15 +17,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from headrace.api.answers import Answer, collect, prompt_logprobs_reply, running_usage, stream
-from headrace.api.body import read_body
+from headrace.api.body import read_body, refuse_unsupported
 from headrace.api.calls import Call
 from headrace.api.exchange import respond
 from headrace.api.merging import merge
-from headrace.api.openai_replies import TextChoice, TextReply, UsageReply, usage_reply
+from headrace.api.openai_replies import TextChoice, TextReply, UsageReply, finish_reply, usage_reply
 from headrace.api.openai_types import CompletionBody
 from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
 from headrace.api.prompts import encode_text
-from headrace.api.served import ServedModel
+from headrace.api.remote import text_request
+from headrace.api.served import RemoteModel, ServedModel
 from headrace.api.sse import DONE, EventStream, event
 from headrace.api.state import ApiState
 from headrace.api.text_logprobs import LogprobColumns
@@ -48,8 +49,13 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
     async def begin(call: Call) -> CompletionWire:
         model = state.models.find(body.model)
         reply_id = f"cmpl-{http.state.request_id}"
-        prompts = await _token_prompts(body, model)
-        requests = [_core_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(prompts)]
+        if isinstance(model, RemoteModel):
+            words = _prompts(body)
+            requests = [text_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(words)]
+        else:
+            refuse_unsupported(body)
+            prompts = await _token_prompts(body, model)
+            requests = [_core_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(prompts)]
         call.bind(model, requests)
         return CompletionWire(reply_id, requests, model, call, int(state.wall_s()), body)
 
@@ -58,6 +64,19 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
 
 async def _token_prompts(body: CompletionBody, model: ServedModel) -> list[list[int]]:
     """Return token ids per prompt, whatever shape the caller used."""
+    add_special = True if body.add_special_tokens is None else body.add_special_tokens
+    token_prompts: list[list[int]] = []
+    for part in _prompts(body):
+        if isinstance(part, str):
+            token_prompts.append(await encode_text(model, part, add_special=add_special))
+        else:
+            model.check_token_ids(part, "prompt")
+            token_prompts.append(part)
+    return token_prompts
+
+
+def _prompts(body: CompletionBody) -> list[str | list[int]]:
+    """Return one text or list of token ids per prompt, whatever shape the caller used."""
     prompt = body.prompt
     if isinstance(prompt, str):
         prompt = [prompt]
@@ -65,17 +84,12 @@ async def _token_prompts(body: CompletionBody, model: ServedModel) -> list[list[
         prompt = [[part for part in prompt if isinstance(part, int)]]
     if not prompt or len(prompt) > MAX_PROMPTS:
         raise InvalidRequest(f"'prompt' holds {len(prompt)} prompts; send 1 to {MAX_PROMPTS}", param="prompt")
-    add_special = True if body.add_special_tokens is None else body.add_special_tokens
-    token_prompts: list[list[int]] = []
+    prompts: list[str | list[int]] = []
     for part in prompt:
         if isinstance(part, int):
             raise InvalidRequest("'prompt' mixes token ids with texts or lists; send one kind", param="prompt")
-        if isinstance(part, str):
-            token_prompts.append(await encode_text(model, part, add_special=add_special))
-        else:
-            model.check_token_ids(part, "prompt")
-            token_prompts.append(part)
-    return token_prompts
+        prompts.append(part)
+    return prompts
 
 
 def _core_request(
@@ -100,7 +114,7 @@ class CompletionWire:
         self,
         reply_id: str,
         requests: list[Request],
-        model: ServedModel,
+        model: ServedModel | RemoteModel,
         upstream: Upstream,
         created: int,
         body: CompletionBody,
@@ -111,7 +125,8 @@ class CompletionWire:
         self._model = model
         self._upstream = upstream
         self._created = created
-        self._echo = bool(body.echo)
+        self._tokenizer = model.tokenizer if isinstance(model, ServedModel) else None
+        self._echo = bool(body.echo) and self._tokenizer is not None  # a remote upstream says the prompt itself
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
         self._has_usage_chunk = bool(options and options.include_usage)
         self._has_running_usage = bool(options and options.continuous_usage_stats)
@@ -172,7 +187,7 @@ class CompletionWire:
             self._prompt_scores[prompt_idx] = delta.prompt_logprobs
         columns = None
         if request.sampling.logprobs is not None:
-            columns = self._columns.setdefault(number, LogprobColumns(self._model.tokenizer, request.sampling.logprobs))
+            columns = self._columns.setdefault(number, LogprobColumns(self._tokenizer, request.sampling.logprobs))
         if self._echo and number not in self._echoed:
             self._echoed.add(number)
             text = self._prompt_text(request) + text
@@ -184,13 +199,14 @@ class CompletionWire:
             number,
             text,
             columns.take() if columns is not None else None,
-            delta.finish.value if delta.finish is not None else None,
+            finish_reply(delta.finish) if delta.finish is not None else None,
             self._model.stop_reason(delta.stop_match),
             prompt_logprobs_reply(delta.prompt_logprobs) if self._wants_prompt_logprobs else UNSET,
         )
 
     def _prompt_text(self, request: Request) -> str:
-        return self._model.tokenizer.decode(list(request.prompt), skip_special=True)
+        assert self._tokenizer is not None
+        return self._tokenizer.decode(list(request.prompt), skip_special=True)
 
     def _usage_so_far(self) -> UsageReply | msgspec.UnsetType | None:
         if self._has_running_usage:
@@ -202,6 +218,9 @@ class CompletionWire:
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             cached_tokens=sum(usage.cached_tokens for usage in usages),
+            cache_write_tokens=sum(usage.cache_write_tokens for usage in usages),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+            is_estimate=any(usage.is_estimate for usage in usages),
         )
 
     def _reply(self, choices: list[TextChoice], usage: UsageReply | msgspec.UnsetType | None) -> TextReply:

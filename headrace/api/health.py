@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.api.openai_replies import ModelCard, ModelList
-from headrace.api.served import ServedModel
+from headrace.api.served import RemoteModel, ServedModel
 from headrace.api.state import ApiState
 from headrace.core.health import HealthState, ServerHealth
 
@@ -30,6 +30,12 @@ async def ready(http: Request) -> Response:
 async def progress(http: Request) -> Response:
     """Steps, tokens, ages and stuck requests of every model."""
     return _json(_health(http))
+
+
+async def upstreams(http: Request) -> Response:
+    """Breaker, load, keys and outcomes of every remote upstream."""
+    state: ApiState = http.app.state.api
+    return _json({"upstreams": state.upstreams()})
 
 
 async def metrics(http: Request) -> Response:
@@ -57,7 +63,7 @@ async def get_model(http: Request) -> Response:
     return _json(_card(state.models.find(http.path_params["model_id"])))
 
 
-def _card(model: ServedModel) -> ModelCard:
+def _card(model: ServedModel | RemoteModel) -> ModelCard:
     return ModelCard(model.name, model.created, model.root, model.max_context)
 
 

@@ -12,22 +12,32 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from headrace.core.delta import Usage
+from headrace.core.delta import FinishReason, Usage
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True, gc=False):
-    """Where the prompt's tokens came from."""
+    """Where the prompt's tokens came from. What a provider charges for keeping is told where there is any."""
 
     cached_tokens: int
+    cache_write_tokens: int | UnsetType = UNSET
+    cache_write_1h_tokens: int | UnsetType = UNSET
+
+
+class CompletionTokensDetails(msgspec.Struct, frozen=True, gc=False):
+    """What the answer's tokens were."""
+
+    reasoning_tokens: int
 
 
 class UsageReply(msgspec.Struct, frozen=True):
-    """Tokens of one request."""
+    """Tokens of one request. `is_estimate` is there, and true, where an upstream did not count."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    is_estimate: bool | UnsetType = UNSET
 
 
 def usage_reply(usage: Usage) -> UsageReply:
@@ -36,8 +46,17 @@ def usage_reply(usage: Usage) -> UsageReply:
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
-        PromptTokensDetails(usage.cached_tokens),
+        PromptTokensDetails(
+            usage.cached_tokens, usage.cache_write_tokens or UNSET, usage.cache_write_1h_tokens or UNSET
+        ),
+        CompletionTokensDetails(usage.reasoning_tokens) if usage.reasoning_tokens else UNSET,
+        usage.is_estimate or UNSET,
     )
+
+
+def finish_reply(finish: FinishReason) -> str:
+    """Spell why a choice ended; this wire has no word for a pause."""
+    return "stop" if finish is FinishReason.PAUSE else finish.value
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -63,11 +82,30 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     content: list[ChatLogprob]
 
 
+class FunctionReply(msgspec.Struct):
+    """The function of a call. In a stream `name` comes first and `arguments` in pieces."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallReply(msgspec.Struct):
+    """A call of a tool, whole or a piece of it; `index` is there in streams."""
+
+    function: FunctionReply
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class DeltaMessage(msgspec.Struct):
     """New text of a chat choice; `role` comes with the first of it."""
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    tool_calls: list[ToolCallReply] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -103,9 +141,12 @@ class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk")
 
 
 class AssistantMessage(msgspec.Struct, tag_field="role", tag="assistant"):
-    """A whole answer."""
+    """A whole answer. `content` is None where there are tool calls or a refusal and no text."""
 
-    content: str
+    content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    tool_calls: list[ToolCallReply] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -165,7 +206,7 @@ class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     id: str
     created: int
     root: str
-    max_model_len: int
+    max_model_len: int | None
     parent: str | None = None
     owned_by: Literal["headrace"] = "headrace"
 

@@ -77,10 +77,17 @@ class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
-    """A part of a message's content; only text parts are served, the others are named in the refusal."""
+    """A part of a message's content. Models here take text only; the rest is for remote upstreams."""
 
     type: str
     text: str | None = None
+    image_url: object = None
+    cache_control: object = None
+    input_audio: object = None
+    file: object = None
+    video_url: object = None
+    audio_url: object = None
+    refusal: object = None
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

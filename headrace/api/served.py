@@ -54,26 +54,60 @@ class ServedModel:
                 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteModel:
+    """A model behind remote upstreams: no tokenizer and no template here, so requests travel as words.
+
+    max_context  prompt + output in tokens, where the configuration tells
+    abort        none: its iterator has to be closed
+    """
+
+    name: str
+    root: str
+    upstream: Upstream
+    created: int
+    max_context: int | None = None
+    abort: Callable[[RequestId], bool] | None = None
+
+    def stop_reason(self, match: str | int | None) -> str | int | None:
+        """Return what the wire tells of a stop: what the upstream told."""
+        return match
+
+
 class Models:
     """The served models, by name. `loading` says what is still going on; None once all models are there."""
 
-    def __init__(self, models: Iterable[ServedModel] = (), loading: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        models: Iterable[ServedModel | RemoteModel] = (),
+        loading: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._by_name = {model.name: model for model in models}
         self._loading = loading
 
-    def publish(self, model: ServedModel) -> None:
+    def publish(self, model: ServedModel | RemoteModel) -> None:
         """Serve a model from now on, in place of the one of its name if there is one."""
         self._by_name[model.name] = model
 
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._by_name.values())
+    def __iter__(self) -> Iterator[ServedModel | RemoteModel]:
+        """Yield those of this process first, the default one foremost."""
+        return iter(sorted(self._by_name.values(), key=lambda model: isinstance(model, RemoteModel)))
 
-    def find(self, name: str | None) -> ServedModel:
+    def find_local(self, name: str | None) -> ServedModel:
+        """Return a model whose tokenizer is here. Raises what `find` raises, and InvalidRequest for a remote one."""
+        model = self.find(name)
+        if isinstance(model, RemoteModel):
+            raise InvalidRequest(
+                f"'{model.name}' is served by a remote upstream; its tokenizer is not here", param="model"
+            )
+        return model
+
+    def find(self, name: str | None) -> ServedModel | RemoteModel:
         """Return the model called `name`, or the default for None.
 
         Raises UnknownModel with the nearest names, ModelLoading while it may still come.
         """
-        found = self._by_name.get(name) if name is not None else next(iter(self), None)
+        found = self._by_name.get(name) if name is not None else self._default()
         if found is not None:
             return found
         loading = self._loading()
@@ -83,3 +117,8 @@ class Models:
         near = difflib.get_close_matches(name, self._by_name, n=3) or list(self._by_name)[:8]
         names = ", ".join(f"'{known}'" for known in near)
         raise UnknownModel(f"model '{name}' is not served here; served: {names}", param="model")
+
+    def _default(self) -> ServedModel | RemoteModel | None:
+        """Return the first model; a remote one only once no local one can come before it."""
+        first = next(iter(self), None)
+        return None if isinstance(first, RemoteModel) and self._loading() is not None else first

@@ -5,7 +5,7 @@ Owns nothing itself; what changes in it belongs to the parts that it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from headrace.api.calls import Calls
@@ -15,6 +15,7 @@ from headrace.api.shared_key import SharedKey
 from headrace.core.caller import Gatekeeper
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock
+from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import DoorMetrics
 
 
@@ -28,6 +29,7 @@ class ApiState:
     gatekeeper  finds out who calls
     door      counts who was turned away there
     wall_s    Unix seconds, for `created` fields only
+    upstreams how the remote upstreams are doing
     """
 
     models: Models
@@ -41,3 +43,4 @@ class ApiState:
     door: DoorMetrics = field(default_factory=DoorMetrics)
     calls: Calls = field(default_factory=Calls)
     recordings: Recordings = field(default_factory=Recordings)
+    upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple

@@ -13,9 +13,9 @@ from headrace.text import Tokenizer
 
 
 class LogprobColumns:
-    """Columns of one choice; `take` hands over what has come since the last time."""
+    """Columns of one choice; `take` hands over what has come since the last time. No tokenizer for remote models."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, num_top: int) -> None:
         self._tokenizer = tokenizer
         self._num_top = num_top
         self._offset = 0
@@ -23,6 +23,7 @@ class LogprobColumns:
 
     def add_prompt(self, prompt: Sequence[int], scored: Sequence[PositionLogprobs | None]) -> None:
         """Add the prompt's own tokens; the first has no logprob."""
+        assert self._tokenizer is not None, "a remote upstream adds the prompt's own columns"
         for i, token_id in enumerate(prompt):
             position = scored[i] if i < len(scored) else None
             self._add(self._tokenizer.token_text(token_id), position)

@@ -18,7 +18,7 @@ async def tokenize(http: Request) -> Response:
     """Return the token ids of a text or of messages put through the chat template."""
     state: ApiState = http.app.state.api
     body = await read_body(http, TokenizeBody, state.max_body_bytes)
-    model = state.models.find(body.model)
+    model = state.models.find_local(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("send either 'prompt' or 'messages'", param="prompt")
     if body.messages is not None:
@@ -43,7 +43,7 @@ async def detokenize(http: Request) -> Response:
     """Return the text of token ids, special tokens spelled out."""
     state: ApiState = http.app.state.api
     body = await read_body(http, DetokenizeBody, state.max_body_bytes)
-    model = state.models.find(body.model)
+    model = state.models.find_local(body.model)
     model.check_token_ids(body.tokens, "tokens")
     text = await off_loop(len(body.tokens), lambda: model.tokenizer.decode(body.tokens, skip_special=False))
     return _json(DetokenizeReply(text))

@@ -82,7 +82,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, *, settings: Settings | None = None) -> None:
         chosen = load() if settings is None else settings
-        name = chosen.models[0] if model is None else model
+        name = chosen.first_model if model is None else model
         clock = MonotonicClock()
         loaded = load_model(open_model(ensure_pulled(chosen, name), chosen, detect()), clock)
         self._clock = clock

@@ -65,7 +65,7 @@ def open_scorer(settings: Settings) -> Iterator[TextScorer]:
         settings.engine, max_num_seqs=1, max_step_tokens=_MAX_CONTEXT, max_context=None, kv_memory_mib=None
     )
     opened = open_model(
-        ensure_pulled(settings, settings.models[0]), msgspec.structs.replace(settings, engine=sized), detect()
+        ensure_pulled(settings, settings.first_model), msgspec.structs.replace(settings, engine=sized), detect()
     )
     try:
         tokenizer = load_tokenizer(opened.checkpoint.text_files)

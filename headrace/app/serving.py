@@ -26,10 +26,20 @@ import uvicorn
 import uvloop
 
 import headrace
-from headrace.api import ApiState, Models, RecordingLimits, Recordings, SharedKey, build_app
+from headrace.api import (
+    ApiState,
+    Models,
+    RecordingLimits,
+    Recordings,
+    RemoteModel,
+    ServedModel,
+    SharedKey,
+    build_app,
+)
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
+from headrace.app.remote import RemoteSide
 from headrace.app.status import ServerStatus
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
 from headrace.core.clock import MonotonicClock
@@ -102,6 +112,7 @@ class _Server:
         self._status = ServerStatus(self._clock, self._watchdog, len(settings.models))
         self._models = Models(loading=self._status.loading)
         self._recordings = Recordings(_resume_limits(settings.resume))
+        self._remote = RemoteSide(settings, self._clock, self._metrics)
         self._watches: list[asyncio.Future[None]] = []
         self._stop = asyncio.Event()
         self._signal: signal.Signals | None = None
@@ -140,10 +151,13 @@ class _Server:
                 task.cancel()
             await asyncio.gather(starting, stopping, *self._watches, return_exceptions=True)
             self._watchdog.stop()
+            await self._remote.close()
         return code
 
     async def _start(self, http: _HttpServer) -> None:
         """Load and warm all models, each served as soon as it can answer."""
+        for remote in self._remote.models(int(time.time())):
+            self._models.publish(remote)
         opened = await _in_thread(self._open)
         for model in opened:
             self._status.enter("load", model.name)
@@ -162,7 +176,7 @@ class _Server:
         self._metrics.set_startup(self._timeline.phases_s)
         self._status.started()
         wants_key = self._settings.server.api_key is not None or (self._gateway is not None and self._gateway.has_keys)
-        print(_invitation(url_of(self._sock), self._engines[0], wants_key), flush=True)
+        print(_invitation(url_of(self._sock), next(iter(self._models)), wants_key), flush=True)
 
     def _open(self) -> list[OpenedModel]:
         """Find, map and plan all models, in the order of the settings, before any weight is read."""
@@ -172,6 +186,7 @@ class _Server:
             for name in self._settings.models:
                 self._status.enter("resolve", name)
                 model = open_model(self._find(name, self._hear_pull), self._settings, hardware)
+                self._remote.check_name(model.name)
                 if any(model.name == other.name for other in opened):
                     raise ConfigError(
                         f"two models are called '{model.name}'; requests could not tell them apart, drop one"
@@ -254,6 +269,7 @@ class _Server:
             gatekeeper=SharedKey(self._settings.server.api_key) if self._gateway is None else self._gateway.gatekeeper,
             door=self._metrics.door,
             recordings=self._recordings,
+            upstreams=self._remote.status,
         )
         config = uvicorn.Config(
             build_app(state),
@@ -299,9 +315,9 @@ def _resume_limits(resume: ResumeSettings) -> RecordingLimits:
     )
 
 
-def _invitation(url: str, model: LoadedModel, wants_key: bool) -> str:
+def _invitation(url: str, model: ServedModel | RemoteModel, wants_key: bool) -> str:
     """One line: where the server is, and a command that works."""
-    if model.template is not None:
+    if isinstance(model, RemoteModel) or model.template is not None:
         path, rest = "chat/completions", '"messages":[{"role":"user","content":"Name the capital of France."}]'
     else:
         path, rest = "completions", '"prompt":"The capital of France is"'

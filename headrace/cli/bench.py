@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _offline(args: argparse.Namespace) -> int:
     settings = settings_from(args)
-    pull_with_bar(settings, settings.models[0])
+    pull_with_bar(settings, settings.first_model)
     shape = OfflineShape(prompt_tokens=args.prompt_len, output_tokens=args.output_len, batch=args.batch)
     with LLM(settings=settings) as llm, Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring")
@@ -60,9 +60,9 @@ def _offline(args: argparse.Namespace) -> int:
         )
         backend = llm.plan.backend.value
     if args.json:
-        _write_json({"model": settings.models[0], "backend": backend, **msgspec.to_builtins(report)})
+        _write_json({"model": settings.first_model, "backend": backend, **msgspec.to_builtins(report)})
     else:
-        _print_offline(report, f"{settings.models[0]} · {backend}")
+        _print_offline(report, f"{settings.first_model} · {backend}")
     return 0
 
 

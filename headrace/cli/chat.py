@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             remote = stack.enter_context(RemoteChat(args.url, args.models, settings.server.api_key, options))
             converse(remote, args.system, remote.name)
             return 0
-        pull_with_bar(settings, settings.models[0])
+        pull_with_bar(settings, settings.first_model)
         llm = stack.enter_context(LLM(settings=settings))
         if not llm.has_chat_template:
             raise ConfigError(f"'{llm.name}' is a base model without a chat template; use `headrace generate`")

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve models over the OpenAI API")
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
-    _add_settings(serve, (None, "server", "health", "resume", "engine", "scheduling"))
+    _add_settings(serve, (None, "server", "health", "resume", "engine", "scheduling", "failover"))
 
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
@@ -58,6 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list known and pulled models")
     models.add_argument("--json", action="store_true", help="write JSON")
     _add_settings(models, (None,))
+
+    upstreams = commands.add_parser("upstreams", help="list the remote upstreams and ask whether they can be used")
+    upstreams.add_argument("--json", action="store_true", help="write JSON")
+    _add_settings(upstreams, (None,))
 
     chat = commands.add_parser("chat", help="talk to a model, here or at a URL")
     chat.add_argument("models", nargs="?", metavar="MODEL", help=_MODEL_HELP)

@@ -20,16 +20,18 @@ from headrace.evals import Comparison, Interval, compare_scorers, default_text
 def run(args: argparse.Namespace) -> int:
     """Score the text under both configurations and print the comparison."""
     settings = settings_from(args)
-    pull_with_bar(settings, settings.models[0])
+    pull_with_bar(settings, settings.first_model)
     text = args.text.read_text(encoding="utf-8") if args.text is not None else default_text()
     comparison, backend = _compare(settings, text, args.max_tokens)
     weights = settings.engine.quantization
     if args.json:
-        facts = {"model": settings.models[0], "backend": backend, "quantization": weights, "against": args.against}
+        facts = {"model": settings.first_model, "backend": backend, "quantization": weights, "against": args.against}
         report = {**facts, **msgspec.to_builtins(comparison)}
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return 0
-    title = f"{settings.models[0]} on {backend}, quantization {weights}, against fp32; {comparison.num_tokens:,} tokens"
+    title = (
+        f"{settings.first_model} on {backend}, quantization {weights}, against fp32; {comparison.num_tokens:,} tokens"
+    )
     table = Table(title=title, title_justify="left")
     for column in ("", "value", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")

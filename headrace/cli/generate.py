@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("--stream takes one prompt and no --json", param="stream")
     options = sampling_options(args)
     settings = settings_from(args)
-    pull_with_bar(settings, settings.models[0])
+    pull_with_bar(settings, settings.first_model)
     with LLM(settings=settings) as llm:
         if args.stream:
             for piece in llm.stream(prompts[0], **options):

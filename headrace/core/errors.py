@@ -23,6 +23,11 @@
     ├── EngineDead                 503
     ├── StoreUnavailable           503  retryable
     ├── DeadlineExpired            504  retryable
+    ├── UpstreamRefused            4xx  a remote server found fault with the request
+    ├── UpstreamFailed             502  retryable
+    ├── UpstreamTimeout            504  retryable
+    ├── UpstreamUnavailable        503  retryable
+    ├── CredentialsExhausted       502  every key for a remote server is dead
     ├── RequestFailed              500  this request only; the engine goes on
     └── ConfigError                     the process does not start (exit code 2)
         ├── ModelFileBroken             truncated or corrupt weights
@@ -187,6 +192,44 @@ class DeadlineExpired(HeadraceError):
     """The request's `deadline_ms` passed while it was waiting for its first token; nothing was generated."""
 
     code, http_status, retryable = "deadline_expired", 504, True
+
+
+class UpstreamRefused(HeadraceError):
+    """A remote server found fault with the request; its own status and words."""
+
+    code, http_status, retryable = "upstream_refused", 400, False
+
+    def __init__(self, message: str, *, http_status: int = 400, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.http_status = http_status
+
+
+class UpstreamFailed(HeadraceError):
+    """No remote server gave a whole answer: refused connections, errors, replies that make no sense."""
+
+    code, http_status, retryable = "upstream_failed", 502, True
+
+
+class UpstreamTimeout(HeadraceError):
+    """A remote server did not answer, or fell silent, within its time."""
+
+    code, http_status, retryable = "upstream_timeout", 504, True
+
+
+class UpstreamUnavailable(HeadraceError):
+    """Every remote server of this model is being left alone after failures; `retry_after_s` says for how long."""
+
+    code, http_status, retryable = "upstream_unavailable", 503, True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CredentialsExhausted(HeadraceError):
+    """Remote servers reject every key that is configured for them."""
+
+    code, http_status, retryable = "upstream_credentials_exhausted", 502, False
 
 
 class RequestFailed(HeadraceError):

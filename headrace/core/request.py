@@ -1,7 +1,8 @@
-"""What a caller wants: a tokenized prompt, how to sample, and where the answer ends.
+"""What a caller wants: a prompt, how to sample, and where the answer ends.
 
 Values only. Made by `api/` (or `app.LLM`), read by everyone below, changed by no one.
 Text stays at the edge: the engine sees token ids, the stop strings are matched where the text is made.
+Remote upstreams read `source` and `given` instead: what was said, before any template or default was applied.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import NewType
 
 import msgspec
+
+from headrace.core.conversation import Conversation, Given
 
 RequestId = NewType("RequestId", str)
 PRIORITIES = range(-100, 101)
@@ -59,6 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority       class, PRIORITIES; lower is served first
     is_background  takes only what the others leave
     deadline_s     seconds from arrival within which the first token must come; else it ends as EXPIRED
+    source, given  what was said, for remote upstreams: a conversation, or a text to continue (None: `prompt`), and the
+                   values that the caller gave. A request for a model that is served here needs neither
     """
 
     request_id: RequestId
@@ -75,3 +80,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     is_background: bool = False
     deadline_s: float | None = None
+    source: Conversation | str | None = None
+    given: Given | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
@@ -18,6 +18,7 @@ from typing import Annotated, Literal, get_origin
 import msgspec
 
 from headrace.core.errors import ConfigError
+from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 
 Backend = Literal["auto", "reference", "native", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -28,6 +29,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _SECRET = {"api_key", "database"}
+_TABLES = "upstreams"  # a table of tables: in the file only
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
 _ENV_ISA = "HEADRACE_ISA"
@@ -149,7 +151,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     resume     what is kept for clients that come back
     engine     how to compute
     scheduling whom to serve first
-    models     names or sources of the models to serve, the default one first
+    failover   when remote upstreams fail
+    upstreams  remote servers by name
+    models     names or sources of the models to serve from here, the default one first; none where upstreams are set
     cache_dir  directory that holds pulled models
     database   keys, limits and budgets: sqlite:///PATH or postgresql://USER@HOST/NAME; None: no accounts are kept
     """
@@ -159,9 +163,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     resume: ResumeSettings = ResumeSettings()
     engine: EngineSettings = EngineSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
-    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("smollm2-135m",)
+    failover: FailoverSettings = FailoverSettings()
+    upstreams: dict[str, UpstreamSettings] = {}
+    models: tuple[str, ...] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
     database: str | None = None
+
+    @property
+    def first_model(self) -> str:
+        """Return the model to load where one is wanted. Raises ConfigError if all are remote."""
+        if not self.models:
+            raise ConfigError("every configured model is served by a remote upstream; name one to load here")
+        return self.models[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +190,13 @@ class SettingField:
 
 
 def setting_fields() -> tuple[SettingField, ...]:
-    """List every leaf of `Settings`, in the order of declaration."""
+    """List every leaf of `Settings`, in the order of declaration; tables with names of their own are none."""
     leaves: list[SettingField] = []
     for top in msgspec.structs.fields(Settings):
+        if top.name == _TABLES:
+            continue
         if isinstance(top.type, type) and issubclass(top.type, msgspec.Struct):
-            helps = _field_help(top.type)
+            helps = field_help(top.type)
             for leaf in msgspec.structs.fields(top.type):
                 leaves.append(
                     SettingField(
@@ -194,7 +209,7 @@ def setting_fields() -> tuple[SettingField, ...]:
                     )
                 )
         else:
-            text = _field_help(Settings).get(top.name, "")
+            text = field_help(Settings).get(top.name, "")
             leaves.append(
                 SettingField(key=top.name, section=None, name=top.name, type=top.type, default=top.default, help=text)
             )
@@ -218,8 +233,11 @@ def load(
         path = Path(env[_ENV_CONFIG]).expanduser()
     known = {leaf.key: leaf for leaf in setting_fields()}
     merged: dict[str, object] = {}
+    tables: dict[str, UpstreamSettings] = {}
     if path is not None:
-        for key, value in _read_file(path).items():
+        document = _read_file(path)
+        tables = _upstreams(document.pop(_TABLES, {}), f"file {path}")
+        for key, value in _flat(document).items():
             merged[key] = _convert(_known(key, known, f"file {path}"), value, f"file {path}", strict=True)
     names = {_env_name(leaf): leaf for leaf in known.values()}
     for name, text in env.items():
@@ -230,30 +248,77 @@ def load(
         if value is not None:
             leaf = _known(key, known, "command line")
             merged[key] = _convert(leaf, value, f"flag --{leaf.name.replace('_', '-')}", strict=False)
-    return _assemble(merged)
+    return _assemble(merged, tables, "settings" if path is None else f"file {path}")
 
 
-def _assemble(merged: Mapping[str, object]) -> Settings:
-    document: dict[str, object] = {}
-    sections: dict[str, dict[str, object]] = {}
+def _assemble(merged: Mapping[str, object], upstreams: Mapping[str, UpstreamSettings], source: str) -> Settings:
+    tree: dict[str, object] = {_TABLES: upstreams}
     for key, value in merged.items():
         section, _, name = key.rpartition(".")
-        (sections.setdefault(section, {}) if section else document)[name] = value
+        place = tree.setdefault(section, {}) if section else tree
+        assert isinstance(place, dict)
+        place[name] = value
+    if upstreams and "models" not in merged:
+        tree["models"] = []  # the default model is for those who configure nothing
     try:
-        return msgspec.convert(document | sections, Settings, strict=True)
+        settings = msgspec.convert(tree, Settings, strict=True)
     except msgspec.ValidationError as err:
         raise ConfigError(f"settings do not fit: {err}") from err
+    if not settings.models and not upstreams:
+        raise ConfigError(
+            f"'models' in {source} is empty and there is no [upstreams.NAME]; name a model or an upstream"
+        )
+    return settings
+
+
+def _upstreams(tables: object, source: str) -> dict[str, UpstreamSettings]:
+    """Check the `[upstreams.NAME]` tables of a file. Raises ConfigError with the table, the key and the nearest key."""
+    if not isinstance(tables, dict):
+        raise ConfigError(f"'{_TABLES}' in {source} is no table; write [upstreams.NAME]", param=_TABLES)
+    names = {leaf.name for leaf in msgspec.structs.fields(UpstreamSettings)}
+    found: dict[str, UpstreamSettings] = {}
+    for name, table in tables.items():
+        where = f"{_TABLES}.{name}"
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{where}' in {source} is no table; write [{where}]", param=where)
+        for key in table:
+            if key not in names:
+                near = _nearest(key, names)
+                raise ConfigError(f"unknown setting '{where}.{key}' in {source}{near}", param=f"{where}.{key}")
+        try:
+            found[name] = msgspec.convert(table, UpstreamSettings, strict=False)
+        except msgspec.ValidationError as err:
+            raise ConfigError(f"[{where}] in {source} is not valid: {err}", param=where) from err
+        _check_key_places(found[name], where)
+    return found
+
+
+def _check_key_places(upstream: UpstreamSettings, where: str) -> None:
+    """Keep keys out of the file. Raises ConfigError."""
+    places = [upstream.api_key] if isinstance(upstream.api_key, str) else upstream.api_key or ()
+    for place in places:
+        if not place.startswith(("env:", "file:")):
+            raise ConfigError(
+                f"{where}.api_key (hidden) does not say where the key is kept; write 'env:NAME' or 'file:PATH'",
+                param=f"{where}.api_key",
+            )
+    for name in upstream.headers:
+        if name.lower() in ("authorization", "x-api-key"):
+            raise ConfigError(f"{where}.headers sets '{name}'; set {where}.api_key instead", param=f"{where}.headers")
 
 
 def _read_file(path: Path) -> dict[str, object]:
     import tomllib
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"cannot read the configuration file {path}: {err.strerror}") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise ConfigError(f"the configuration file {path} is not TOML: {err}") from err
+
+
+def _flat(document: Mapping[str, object]) -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in document.items():
         if isinstance(value, dict):
@@ -263,14 +328,17 @@ def _read_file(path: Path) -> dict[str, object]:
     return flat
 
 
-def _known(key: str, known: Mapping[str, SettingField], source: str) -> SettingField:
-    if key in known:
-        return known[key]
+def _nearest(key: str, known: Iterable[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise ConfigError(f"unknown setting '{key}' in {source}{hint}", param=key)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _known(key: str, known: Mapping[str, SettingField], source: str) -> SettingField:
+    if key in known:
+        return known[key]
+    raise ConfigError(f"unknown setting '{key}' in {source}{_nearest(key, known)}", param=key)
 
 
 def _convert(leaf: SettingField, value: object, source: str, *, strict: bool) -> object:
@@ -304,7 +372,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in parts}
 
 
-def _field_help(struct: type[msgspec.Struct]) -> dict[str, str]:
+def field_help(struct: type[msgspec.Struct]) -> dict[str, str]:
     """Read `name  text` lines of a class docstring; deeper lines continue the one above."""
     helps: dict[str, str] = {}
     current: str | None = None
@@ -338,3 +406,20 @@ def hub_access(environ: Mapping[str, str] | None = None) -> HubAccess:
     """Read HF_ENDPOINT and HF_TOKEN, the names that the hub's own tools use."""
     env = os.environ if environ is None else environ
     return HubAccess(env.get("HF_ENDPOINT") or "https://huggingface.co", env.get("HF_TOKEN") or None)
+
+
+def read_secret(place: str, environ: Mapping[str, str] | None = None) -> str:
+    """Read a key from where it is kept, `env:NAME` or `file:PATH`. Raises ConfigError naming the place alone."""
+    kind, _, where = place.partition(":")
+    if kind == "env":
+        secret = (os.environ if environ is None else environ).get(where, "").strip()
+        if not secret:
+            raise ConfigError(f"environment variable {where} is empty or not set; it should hold an API key")
+        return secret
+    try:
+        secret = Path(where).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"cannot read the key file {where}: {type(err).__name__}; is its path right?") from err
+    if not secret or "\n" in secret:
+        raise ConfigError(f"key file {where} should hold one key on one line")
+    return secret

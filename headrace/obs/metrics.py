@@ -8,7 +8,7 @@ Source: vLLM's V1 metrics (names, labels, bucket edges); Prometheus text format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -18,8 +18,10 @@ from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
 from headrace.core.health import HealthState, ModelHealth
 from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
+from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
+from headrace.obs.upstream_metrics import upstream_families
 
 _LABELS = ("model_name",)
 
@@ -79,6 +81,7 @@ class Metrics(Collector):
         self._stalls: dict[str, int] = {}
         self._startup_s: dict[str, float] = {}
         self.door = DoorMetrics()
+        self._upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -100,6 +103,10 @@ class Metrics(Collector):
         """Count one engine that has stopped making steps; called by the watchdog."""
         self._stalls[model_name] = self._stalls.get(model_name, 0) + 1
 
+    def add_upstreams(self, statuses: Callable[[], Sequence[UpstreamStatus]]) -> None:
+        """Show the remote upstreams, as `statuses` tells when somebody scrapes."""
+        self._upstreams = statuses
+
     def set_startup(self, phases_s: dict[str, float]) -> None:
         """Record how long each phase of the start took."""
         self._startup_s = dict(phases_s)
@@ -115,6 +122,7 @@ class Metrics(Collector):
         yield from _counters(engines)
         yield from _histograms(engines)
         yield from self._health_families()
+        yield from upstream_families(self._upstreams())
         startup = GaugeMetricFamily("headrace_startup_seconds", "Time each phase of the start took", labels=("phase",))
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)

@@ -77,14 +77,14 @@ def run_peers(settings: Settings, peers: Path, out: Path, *, rounds: int, http_r
     console = Console(stderr=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     machine = detect()
-    local = ensure_pulled(settings, settings.models[0])
+    local = ensure_pulled(settings, settings.first_model)
     scratch = Path(settings.cache_dir).expanduser() / "peers"
     scratch.mkdir(parents=True, exist_ok=True)
     with console.status("preparing models") as status:
         say: Say = status.update
         threads = settings.engine.threads or machine.cores
         ground = Ground(
-            model=settings.models[0], path=local.path, peers=peers.resolve(), scratch=scratch, threads=threads
+            model=settings.first_model, path=local.path, peers=peers.resolve(), scratch=scratch, threads=threads
         )
         teams = line_up(ground)
         failures: list[Failure] = []
@@ -98,7 +98,7 @@ def run_peers(settings: Settings, peers: Path, out: Path, *, rounds: int, http_r
         cores=machine.cores,
         isa=machine.isa,
         read_gb_per_s=read_bandwidth(machine.cores) / 1e9,
-        model=settings.models[0],
+        model=settings.first_model,
         rounds=rounds,
         participants=tuple(participants),
         quality=quality,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.core.errors import ConfigError
-from headrace.core.settings import Settings, load, setting_fields
+from headrace.core.settings import Settings, load, read_secret, setting_fields
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_variables_of_a_kubernetes_service_are_not_ours() -> None:
         ("[server]\nport = 70000\n", ["server.port", "70000", "65535"]),
         ("[server]\nport = '80'\n", ["server.port", "Expected `int`"]),
         ("[engine]\nbackend = 'gpu'\n", ["engine.backend", "gpu"]),
-        ("models = []\n", ["models", "length"]),
+        ("models = []\n", ["'models'", "[upstreams.NAME]"]),
         ("port =\n", ["not TOML"]),
     ],
 )
@@ -85,3 +85,55 @@ def test_every_setting_has_help() -> None:
     fields = setting_fields()
     assert [leaf.key for leaf in fields if not leaf.help] == []
     assert len({leaf.name for leaf in fields}) == len(fields)  # a flag each
+
+
+UPSTREAM = '[upstreams.big]\nurl = "http://h/v1"\nmodels = { a = "b" }\n'
+
+
+def test_upstreams_are_tables_and_replace_the_default_model(write) -> None:  # type: ignore[no-untyped-def]
+    settings = load(write(UPSTREAM + 'profile = "vllm"\nweight = 2\n'), {})
+    assert settings.upstreams["big"].models == {"a": "b"}
+    assert settings.upstreams["big"].weight == 2.0
+    assert settings.models == ()
+    with pytest.raises(ConfigError, match="remote upstream"):
+        assert settings.first_model
+
+
+def test_models_beside_upstreams_are_served_too(write) -> None:  # type: ignore[no-untyped-def]
+    assert load(write('models = ["x"]\n' + UPSTREAM), {}).models == ("x",)
+    assert load(write(UPSTREAM), {"HEADRACE_MODELS": "x"}).models == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (UPSTREAM + "wieght = 1\n", ["'upstreams.big.wieght'", "'weight'"]),
+        (UPSTREAM + 'profile = "vlm"\n', ["[upstreams.big]", "vlm"]),
+        (UPSTREAM + "weight = 0\n", ["[upstreams.big]", "weight"]),
+        ('[upstreams.big]\nurl = "http://h"\n', ["[upstreams.big]", "models"]),
+        ("upstreams = 5\n", ["[upstreams.NAME]"]),
+        ("[upstreams]\nbig = 5\n", ["[upstreams.big]"]),
+        (UPSTREAM + 'headers = { Authorization = "x" }\n', ["upstreams.big.api_key"]),
+    ],
+)
+def test_faults_of_upstreams_name_table_and_key(write, text: str, said: list[str]) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError) as caught:
+        load(write(text), {})
+    assert all(word in caught.value.message for word in said)
+
+
+def test_a_key_in_the_file_is_refused_without_being_shown(write) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="env:NAME") as caught:
+        load(write(UPSTREAM + 'api_key = "sk-secret"\n'), {})
+    assert "sk-secret" not in caught.value.message
+
+
+def test_secrets_are_read_from_environment_and_files(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("  from-file\n")
+    assert read_secret("env:K", {"K": "from-env"}) == "from-env"
+    assert read_secret(f"file:{tmp_path / 'key'}") == "from-file"
+    (tmp_path / "two").write_text("a\nb\n")
+    for place in ("env:NONE", f"file:{tmp_path / 'none'}", f"file:{tmp_path / 'two'}"):
+        with pytest.raises(ConfigError) as caught:
+            read_secret(place, {})
+        assert place.partition(":")[2] in caught.value.message

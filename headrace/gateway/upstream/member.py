@@ -1,0 +1,166 @@
+"""One remote upstream as a pool sees it: an adapter, its keys, its breaker, its load.
+
+Owns the live state of that upstream, shared by the pools of all its models. Runs on one event loop.
+Invariant: an attempt is counted once, however it ends; `in_flight` is the number of open attempts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import Protocol
+
+from headrace.core.delta import Delta
+from headrace.core.errors import CredentialsExhausted, Overloaded, UpstreamUnavailable
+from headrace.core.protocols import Clock
+from headrace.core.request import Request
+from headrace.core.upstream_settings import UpstreamSettings
+from headrace.core.upstream_status import UpstreamStatus
+from headrace.gateway.upstream.breaker import Breaker, Grant
+from headrace.gateway.upstream.failure import Failure, Kind
+from headrace.gateway.upstream.keys import Key, KeyRing
+
+_log = logging.getLogger(__name__)
+_SMOOTHING = 0.2  # share of the newest time to first token
+_THROTTLE_S = 1.0  # for servers that say "too much" without saying how long
+
+
+class Adapter(Protocol):
+    """Speaks one wire to one server."""
+
+    def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
+        """Send `request` for the server's `model`; yield its deltas, usage on the last. Raises Failure."""
+        ...
+
+
+class Member:
+    """One upstream. `models`: public name → its own name."""
+
+    def __init__(
+        self, name: str, settings: UpstreamSettings, adapter: Adapter, keys: KeyRing, breaker: Breaker, clock: Clock
+    ) -> None:
+        self.name = name
+        self.models: Mapping[str, str] = settings.models
+        self.weight = settings.weight
+        self.in_flight = 0
+        self.ttft_s: float | None = None
+        self._settings = settings
+        self._adapter = adapter
+        self._keys = keys
+        self._breaker = breaker
+        self._clock = clock
+        self._outcomes = dict.fromkeys(("ok", "aborted", *(kind.value for kind in Kind)), 0)
+        self._last_problem: str | None = None
+        self.num_retries = 0
+        self.num_hedges = 0
+        self.num_resumed = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Say whether an attempt may begin now."""
+        return self._breaker.is_passable and self._has_room and self._keys.try_pick() is not None
+
+    @property
+    def wait_s(self) -> float:
+        """Return the seconds until an attempt may begin, as far as is known."""
+        return max(self._breaker.retry_after_s, self._keys.wait_s())
+
+    @property
+    def obstacle(self) -> Failure:
+        """Say why no attempt may begin now."""
+        if self._keys.are_all_dead:
+            error = CredentialsExhausted(
+                f"upstream '{self.name}' rejects every key configured for it; renew its api_key"
+            )
+            return Failure(Kind.DEAD_KEY, error)
+        wait_s = self.wait_s
+        if not self._breaker.is_passable:
+            problem = self._last_problem or "it failed"
+            away = UpstreamUnavailable(f"upstream '{self.name}' is left alone: {problem}", retry_after_s=wait_s)
+            return Failure(Kind.TRANSIENT, away, wait_s)
+        if not self._has_room:
+            busy = Overloaded(
+                f"upstream '{self.name}' answers {self.in_flight} requests, its max_parallel; try again",
+                retry_after_s=1.0,
+            )
+            return Failure(Kind.BUSY, busy, None)
+        throttled = Overloaded(f"upstream '{self.name}' asks for {wait_s:.0f} s without requests", retry_after_s=wait_s)
+        return Failure(Kind.THROTTLED, throttled, wait_s)
+
+    async def attempt(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Make one attempt and keep count of it. Raises Failure."""
+        key = self._keys.try_pick()
+        grant = self._breaker.try_acquire() if key is not None and self._has_room else None
+        if key is None or grant is None:
+            raise self.obstacle
+        self.in_flight += 1
+        start_s = self._clock.now()
+        is_first = True
+        outcome = "aborted"
+        deltas = self._adapter.attempt(request, self.models[request.model], key.secret)
+        try:
+            async for delta in deltas:
+                if is_first:
+                    is_first = False
+                    self._note_first(self._clock.now() - start_s)
+                    self._keys.mark_good(key)
+                yield delta
+            outcome = "ok"
+            grant.answer(False)
+        except Failure as failure:
+            outcome = failure.kind.value
+            self._note_failure(failure, key, grant)
+            raise
+        finally:
+            self.in_flight -= 1
+            self._outcomes[outcome] += 1
+            grant.answer(None if is_first else False)
+            await deltas.aclose()
+
+    def status(self) -> UpstreamStatus:
+        """Describe this moment."""
+        return UpstreamStatus(
+            name=self.name,
+            url=self._settings.url,
+            profile=self._settings.profile,
+            models=tuple(self.models),
+            weight=self.weight,
+            breaker=self._breaker.state,
+            retry_after_s=self._breaker.retry_after_s,
+            in_flight=self.in_flight,
+            max_parallel=self._settings.max_parallel,
+            keys=len(self._keys),
+            dead_keys=self._keys.num_dead,
+            throttled_keys=self._keys.num_throttled,
+            ttft_s=self.ttft_s,
+            outcomes=dict(self._outcomes),
+            retries=self.num_retries,
+            hedges=self.num_hedges,
+            resumed=self.num_resumed,
+            last_problem=self._last_problem,
+        )
+
+    @property
+    def _has_room(self) -> bool:
+        return self.in_flight < self._settings.max_parallel
+
+    def _note_first(self, ttft_s: float) -> None:
+        self.ttft_s = ttft_s if self.ttft_s is None else self.ttft_s + _SMOOTHING * (ttft_s - self.ttft_s)
+
+    def _note_failure(self, failure: Failure, key: Key, grant: Grant) -> None:
+        if failure.kind in (Kind.TRANSIENT, Kind.DEAD_KEY, Kind.THROTTLED):
+            self._last_problem = failure.problem
+            _log.warning("%s (%s)", failure.problem, failure.kind.value)
+        match failure.kind:
+            case Kind.TRANSIENT:
+                grant.answer(True)
+            case Kind.DEAD_KEY:
+                self._keys.mark_dead(key)
+                grant.answer(None)
+            case Kind.THROTTLED:
+                self._keys.mark_throttled(key, _THROTTLE_S if failure.retry_after_s is None else failure.retry_after_s)
+                grant.answer(None)
+            case Kind.REJECTED | Kind.MISPLACED:
+                grant.answer(False)  # it answered, and sensibly
+            case Kind.BUSY:
+                grant.answer(None)

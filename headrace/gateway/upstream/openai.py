@@ -1,0 +1,61 @@
+"""Remote servers that speak OpenAI's wire: vLLM, SGLang, TGI, TensorRT-LLM, llama.cpp, Ollama, LMDeploy, OpenAI, any.
+
+Owns nothing between requests. Invariant: leaving an attempt early closes its connection, which ends the work there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from headrace.core.conversation import Conversation
+from headrace.core.delta import Delta
+from headrace.core.request import Request
+from headrace.core.upstream_settings import UpstreamSettings
+from headrace.gateway.upstream.address import api_base, limits_of, request_headers
+from headrace.gateway.upstream.openai_body import Dialect, encode_request
+from headrace.gateway.upstream.openai_events import OpenAIEvents
+from headrace.gateway.upstream.profiles import profiles
+from headrace.gateway.upstream.replies import checked, events_of, whole_body
+from headrace.gateway.upstream.transport import Transport
+
+
+class OpenAIAdapter:
+    """One server. Implements `member.Adapter`."""
+
+    def __init__(self, name: str, settings: UpstreamSettings, transport: Transport) -> None:
+        self._name = name
+        self._settings = settings
+        self._transport = transport
+        self._profile = profiles()[settings.profile]
+        self._dialect = Dialect(name, self._profile, settings.profile)
+        self._limits = limits_of(settings)
+        self._base = api_base(settings.url)
+
+    async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
+        """Send the request; yield its deltas, usage on the last. Raises Failure."""
+        given = request.given
+        wants_stream = given is not None and given.wants_stream
+        body = encode_request(request, model, self._dialect)
+        path = "/chat/completions" if isinstance(request.source, Conversation) else "/completions"
+        first_byte_s = self._limits.first_byte_s if wants_stream else self._limits.total_s
+        headers = request_headers(self._settings, self._profile, secret, request.request_id)
+        reply = await self._transport.post(self._name, self._base + path, headers, body, self._limits, first_byte_s)
+        try:
+            await checked(self._name, reply)
+            reader = OpenAIEvents(self._name, request.n)
+            if not reply.is_event_stream:
+                for delta in reader.read_whole(await whole_body(self._name, reply)):
+                    yield delta
+                return
+            async with aclosing(events_of(self._name, reply, self._settings.max_event_bytes)) as events:
+                async for event in events:
+                    for delta in reader.read(event.data):
+                        yield delta
+                    if reader.is_done:
+                        break
+            for delta in reader.end():
+                yield delta
+            await reply.drain()
+        finally:
+            reply.close()

@@ -1,0 +1,143 @@
+"""All upstreams of one public model as one `Upstream`: choice, failover, and the promise of the delta stream.
+
+Owns the decisions for one request at a time; the members own what is known about the servers.
+Invariant: until the first delta is handed on, any failure may be met by another attempt; after it no other provider is
+asked. Every request that got a first delta gets one ending per choice, usage on the last.
+
+    choose ─► attempt ─► first delta ─► handed on, the rest follows ──► complete
+      ▲          │ failure before it        │ failure after it: ends as ERROR
+      └── may ───┘
+          another? kind of failure · time left · retries saved up
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from random import Random
+
+import msgspec
+
+from headrace.core.conversation import Conversation, TextPart, ToolResultPart
+from headrace.core.delta import Delta
+from headrace.core.errors import DeadlineExpired
+from headrace.core.protocols import Clock
+from headrace.core.request import Request
+from headrace.core.upstream_settings import FailoverSettings
+from headrace.gateway.upstream.attempts import Attempts, told
+from headrace.gateway.upstream.choice import Chooser
+from headrace.gateway.upstream.endings import Endings
+from headrace.gateway.upstream.failure import Failure, Kind
+from headrace.gateway.upstream.hedging import Started, begin, begin_hedged
+from headrace.gateway.upstream.member import Member
+from headrace.gateway.upstream.retries import RetryAccount
+
+_BYTES_PER_TOKEN = 4  # where nobody has counted
+
+
+class Pool:
+    """Serves one public model. Implements `core.protocols.Upstream`."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        policy: FailoverSettings,
+        retries: RetryAccount,
+        clock: Clock,
+        *,
+        random: Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._members = tuple(members)
+        self._policy = policy
+        self._retries = retries
+        self._clock = clock
+        self._random = random or Random()
+        self._sleep = sleep
+        self._chooser = Chooser(policy.choice, self._random)
+
+    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """Stream the answer; closing the iterator early ends the work at the upstream.
+
+        The first step raises HeadraceError if no upstream gives a first delta. Later failures arrive as deltas with
+        `finish` ERROR.
+        """
+        self._retries.earn()
+        endings = Endings(request.n, prompt_tokens(request))
+        started = await self._start_in_time(request)
+        delta: Delta | None = started.first
+        try:
+            while delta is not None:
+                endings.see(delta)
+                if endings.is_complete and delta.usage is None:
+                    delta = msgspec.structs.replace(delta, usage=endings.usage())
+                yield delta
+                delta = await anext(started.deltas, None)
+        except Failure as failure:
+            for ending in endings.fail(failure.error.message):
+                yield ending
+        finally:
+            await started.deltas.aclose()
+
+    async def _start_in_time(self, request: Request) -> Started:
+        """Start before the request's deadline passes. Raises HeadraceError."""
+        if request.deadline_s is None:
+            return await self._start(request)
+        try:
+            async with asyncio.timeout(request.arrival_s + request.deadline_s - self._clock.now()):
+                return await self._start(request)
+        except TimeoutError as err:
+            raise DeadlineExpired(
+                f"no upstream gave a first token within {request.deadline_s * 1e3:.0f} ms, the request's deadline",
+                param="deadline_ms",
+            ) from err
+
+    async def _start(self, request: Request) -> Started:
+        """Make attempts until one gives its first delta. Raises HeadraceError."""
+        attempts = Attempts(self._members, self._policy, self._clock, self._random)
+        while True:
+            member = attempts.choose(self._chooser)
+            if member is None:
+                wait_s = attempts.wait_s()
+                if wait_s is None:
+                    raise attempts.verdict()
+                await self._sleep(wait_s)
+                continue
+            try:
+                return await self._begin(member, request, attempts)
+            except Failure as failure:
+                attempts.note(member, failure)
+                self._check_another(member, failure, attempts)
+
+    async def _begin(self, member: Member, request: Request, attempts: Attempts) -> Started:
+        hedge_after_s = self._policy.hedge_after_s
+        if hedge_after_s is None:
+            return await begin(member, request)
+
+        def second() -> Member | None:
+            other = attempts.choose(self._chooser, besides=member)
+            return other if other is not None and self._retries.try_spend() else None
+
+        return await begin_hedged(member, second, request, hedge_after_s)
+
+    def _check_another(self, member: Member, failure: Failure, attempts: Attempts) -> None:
+        """Raise HeadraceError unless another attempt may follow this failure."""
+        if failure.kind is Kind.REJECTED:
+            raise failure.error from failure
+        if failure.kind in (Kind.TRANSIENT, Kind.THROTTLED):
+            if attempts.is_late or not self._retries.try_spend():
+                raise told(failure) from failure
+            member.num_retries += 1
+
+
+def prompt_tokens(request: Request) -> int:
+    """Count the prompt's tokens, or estimate them from its words where nothing here has counted."""
+    if request.prompt or request.source is None:
+        return len(request.prompt)
+    if isinstance(request.source, Conversation):
+        parts = [part for message in request.source.messages for part in message.parts]
+        parts += [inner for part in parts if isinstance(part, ToolResultPart) for inner in part.parts]
+        num_bytes = sum(len(part.text.encode()) for part in parts if isinstance(part, TextPart))
+    else:
+        num_bytes = len(request.source.encode())
+    return -(-num_bytes // _BYTES_PER_TOKEN)

@@ -1,0 +1,117 @@
+"""Two Headrace processes in a chain: the first has no model, the second computes; official SDKs at the front."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import SMALL, Server, running
+
+KEY = "sk-front-to-back-0123456789"
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """(front, back): the back holds `tiny` and wants a key, the front serves it as `far`."""
+    directory = tmp_path_factory.mktemp("chain")
+    (directory / "key").write_text(KEY + "\n")
+    with running(f"file:{tiny_path}", "--backend", "reference", "--api-key", KEY, *SMALL) as back:
+        config = directory / "front.toml"
+        config.write_text(
+            f"""
+            [upstreams.back]
+            url = "{back.url}"
+            profile = "headrace"
+            models = {{ far = "tiny" }}
+            api_key = "file:{directory / "key"}"
+            """
+        )
+        with running("--config", str(config)) as front:
+            yield front, back
+            assert (front.stop(), back.stop()) == (0, 0), front.log + back.log
+    assert KEY not in front.log + back.log
+
+
+@pytest.fixture
+def client(chain: tuple[Server, Server]) -> openai.OpenAI:
+    return chain[0].openai()
+
+
+MESSAGES: Any = [{"role": "user", "content": "Say something."}]
+
+
+def test_answers_are_those_of_the_model_behind(chain: tuple[Server, Server], client: openai.OpenAI) -> None:
+    front = client.chat.completions.create(model="far", messages=MESSAGES, max_tokens=8, temperature=0)
+    with openai.OpenAI(base_url=chain[1].url + "/v1", api_key=KEY) as direct:
+        back = direct.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=8, temperature=0)
+    assert front.choices[0].message.content == back.choices[0].message.content
+    assert front.usage is not None
+    assert back.usage is not None
+    assert front.usage.completion_tokens == back.usage.completion_tokens == 8
+    assert front.usage.prompt_tokens == back.usage.prompt_tokens
+    assert (front.model, back.model) == ("far", "tiny")
+
+
+def test_streams_pass_through_with_usage_and_logprobs(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="far", messages=MESSAGES, max_tokens=8, temperature=0)
+    stream = client.chat.completions.create(
+        model="far", messages=MESSAGES, max_tokens=8, temperature=0, logprobs=True, top_logprobs=2,
+        stream=True, stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    scored = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices and chunk.choices[0].logprobs]
+    tokens = [token for logprobs in scored for token in logprobs.content or []]
+    assert len(tokens) == 8
+    assert all(len(token.top_logprobs) == 2 for token in tokens)
+
+
+def test_prompts_of_tokens_pass_through(client: openai.OpenAI) -> None:
+    reply = client.completions.create(model="far", prompt=[256, 72, 105], max_tokens=4, temperature=0)
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (3, 4)
+
+
+def test_a_fault_of_the_request_is_told_in_the_words_of_the_server_behind(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(openai.BadRequestError, match="'tools' is not supported"):
+        client.chat.completions.create(model="far", messages=MESSAGES, tools=[tool])
+
+
+def test_a_client_that_leaves_ends_the_work_two_servers_behind(
+    chain: tuple[Server, Server], client: openai.OpenAI
+) -> None:
+    front, back = chain
+    stream = client.chat.completions.create(
+        model="far", messages=MESSAGES, stream=True, max_tokens=480, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    headers = {"authorization": f"Bearer {KEY}"}
+    deadline = time.monotonic() + 30
+    aborted = re.compile(r'^vllm:request_success_total\{.*finished_reason="abort".*\} 1\.0$', re.M)
+    while time.monotonic() < deadline and not aborted.search(
+        httpx.get(back.url + "/metrics", headers=headers, trust_env=False).text
+    ):
+        pass
+    behind = httpx.get(back.url + "/metrics", headers=headers, trust_env=False).text
+    assert aborted.search(behind)
+    assert re.search(r"^vllm:num_requests_running\{.*\} 0\.0$", behind, re.M)
+    status = front.get("/health/upstreams").json()["upstreams"][0]
+    assert (status["in_flight"], status["outcomes"]["aborted"], status["breaker"]) == (0, 1, "closed")
+
+
+def test_the_state_of_upstreams_is_in_the_metrics(chain: tuple[Server, Server]) -> None:
+    text = chain[0].get("/metrics").text
+    assert 'headrace_upstream_breaker{state="closed",upstream="back"} 1.0' in text
+    assert 'headrace_upstream_attempts_total{outcome="ok",upstream="back"}' in text
+    assert 'vllm:time_to_first_token_seconds_count{model_name="far"}' in text
