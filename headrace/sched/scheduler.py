@@ -41,6 +41,7 @@ from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.kv import BlockPool
 from headrace.sched.budget import StepBudget, StepPlan
 from headrace.sched.deadlines import Deadlines
+from headrace.sched.decisions import Admitted, Decision, Preempted, PreemptReason
 from headrace.sched.door import Door
 from headrace.sched.fairness import FairShares
 from headrace.sched.forecast import OutputForecast
@@ -51,7 +52,7 @@ from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
 from headrace.sched.step_model import StepModel, StepShape
 from headrace.sched.tables import BlockTables
-from headrace.sched.victims import choose_victim
+from headrace.sched.victims import choose_victim, num_to_recompute
 
 _MAX_IN_FLIGHT = 2
 
@@ -80,6 +81,7 @@ class Scheduler:
         self._in_flight: deque[_Launched] = deque()
         self.num_steps = 0
         self.totals = SchedulerTotals()
+        self.decisions: list[Decision] = []  # of the last `schedule`
         self._tables = BlockTables(pool, block_size)
         order = limits.eviction_order(pool.num_blocks, block_size)
         self._prefixes = PrefixSharing(pool, block_size, self._tables.retire, order) if limits.prefix_cache else None
@@ -181,6 +183,7 @@ class Scheduler:
         """Plan the next step; None if there is nothing to compute now."""
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
             return None
+        self.decisions = []
         plan = StepPlan(self.limits.max_step_tokens)
         waiting = self._waiting
         num_preemptions = self.totals.num_preemptions
@@ -315,18 +318,20 @@ class Scheduler:
         while (blocks := self._pool.allocate(1)) is None:
             newer = reversed(running[index:])
             below = () if sequence.is_background else reversed(self._background)
-            if not self._give_way(chain(below, newer)):
+            if not self._give_way(chain(below, newer), sequence, PreemptReason.GROWTH):
                 return False  # it keeps what it has and waits for an older one to finish
         self._tables.assign(sequence, blocks)
         return True
 
-    def _give_way(self, newest_first: Iterable[Sequence]) -> bool:
-        """Preempt one of these; False if none can be."""
+    def _give_way(self, newest_first: Iterable[Sequence], to: Sequence, reason: PreemptReason) -> bool:
+        """Preempt one of these for the good of another; False if none can be."""
         victim = choose_victim(newest_first, self._pool, self.block_size)
         if victim is None:
             return False
         if not victim.is_background:
             self._forecast.note_preemption()
+        num_freed, num_lost = self._pool.count_sole(victim.blocks), num_to_recompute(victim, self.block_size)
+        self.decisions.append(Preempted(victim.seq_id, to.seq_id, reason, num_freed, num_lost))
         self._preempt(victim)
         return True
 
@@ -373,6 +378,7 @@ class Scheduler:
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = len(shared) * self.block_size
         (self._background if sequence.is_background else self._running).append(sequence)
+        self.decisions.append(Admitted(sequence.seq_id, len(shared), num_new))
         self._door.note_admission(now)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now
@@ -396,7 +402,7 @@ class Scheduler:
         if running and num_needed > pool.num_free + sum(pool.count_sole(other.blocks) for other in self._background):
             return False
         while self.num_running >= limits.max_num_seqs or num_needed > pool.num_free:
-            if not self._give_way(reversed(self._background)):
+            if not self._give_way(reversed(self._background), sequence, PreemptReason.PLACE):
                 return False
             num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         return True

@@ -1,0 +1,45 @@
+"""What the scheduler decided while it planned a step, in words that can be kept, told and compared.
+
+Values only. Made by the scheduler, one list per plan; read by the decision log and by whoever answers why a request
+waits. Rows are not repeated here: the step has them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from headrace.core.request import SeqId
+
+
+class PreemptReason(StrEnum):
+    """Why a running sequence gave its blocks back."""
+
+    GROWTH = "growth"  # one that is older, or of a class above, needed a block and none was free
+    PLACE = "place"  # background work gave its place or its blocks to a request that came in
+
+
+class Admitted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="admit"):
+    """A waiting sequence has got its blocks: `num_shared` from the prefix cache, `num_new` of its own."""
+
+    seq_id: SeqId
+    num_shared: int
+    num_new: int
+
+
+class Preempted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="preempt"):
+    """A running sequence has given its blocks back for another one.
+
+    num_freed  blocks that became free
+    num_lost   computed tokens that neither its blocks nor the prefix cache keep: the cost
+    """
+
+    seq_id: SeqId
+    by: SeqId
+    reason: PreemptReason
+    num_freed: int
+    num_lost: int
+
+
+Decision = Admitted | Preempted
