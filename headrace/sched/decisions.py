@@ -11,6 +11,9 @@ from enum import StrEnum
 import msgspec
 
 from headrace.core.request import SeqId
+from headrace.kv import BlockPool
+from headrace.sched.sequence import Sequence
+from headrace.sched.victims import num_to_recompute
 
 
 class PreemptReason(StrEnum):
@@ -40,6 +43,12 @@ class Preempted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="pre
     reason: PreemptReason
     num_freed: int
     num_lost: int
+
+    @classmethod
+    def of(cls, victim: Sequence, to: Sequence, reason: PreemptReason, pool: BlockPool, block_size: int) -> Preempted:
+        """Work out what preempting a running sequence comes to, before it is done."""
+        num_freed = pool.count_sole(victim.blocks)
+        return cls(victim.seq_id, to.seq_id, reason, num_freed, num_to_recompute(victim, block_size))
 
 
 Decision = Admitted | Preempted

@@ -11,7 +11,7 @@ sequence gives its blocks back and waits at the head of its class.
 Background sequences live in what the others leave: their rows come last in a step and may hardly stretch it, they are
 admitted only while no other sequence waits, and give way at once when one wants their place or their blocks.
 
-This file moves sequences between their states; each decision on the way has a file of its own:
+Long because all moves of a sequence between its states are here; each decision on the way has a file of its own:
 `door` who may wait, `queue` and `fairness` who is next, `deadlines` who has waited too long, `budget` and `step_model`
 how much a step holds, `forecast` how much memory is kept free, `victims` who gives way, `prefixes` what is shared,
 `tables` who holds what.
@@ -52,7 +52,7 @@ from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
 from headrace.sched.step_model import StepModel, StepShape
 from headrace.sched.tables import BlockTables
-from headrace.sched.victims import choose_victim, num_to_recompute
+from headrace.sched.victims import choose_victim
 
 _MAX_IN_FLIGHT = 2
 
@@ -330,8 +330,7 @@ class Scheduler:
             return False
         if not victim.is_background:
             self._forecast.note_preemption()
-        num_freed, num_lost = self._pool.count_sole(victim.blocks), num_to_recompute(victim, self.block_size)
-        self.decisions.append(Preempted(victim.seq_id, to.seq_id, reason, num_freed, num_lost))
+        self.decisions.append(Preempted.of(victim, to, reason, self._pool, self.block_size))
         self._preempt(victim)
         return True
 
