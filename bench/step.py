@@ -91,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="known name or path")
     parser.add_argument("--quantization", default="auto", choices=["auto", "bf16", "int8", "int4"])
+    parser.add_argument("--kv-dtype", default="auto", choices=["auto", "bf16", "int8"])
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 4, 8, 32])
     parser.add_argument("--prefill", type=int, nargs="*", default=[512])
     parser.add_argument("--context", type=int, default=128)
@@ -115,6 +116,7 @@ def main() -> None:
         max_step_tokens=max([512, *args.prefill]),
         cache_dir=args.cache_dir,
         quantization=args.quantization,
+        kv_dtype=args.kv_dtype,
     )
     loaded_s = time.perf_counter() - started
     limit = read_limit(args.threads, args.limit_mib, args.tries)

@@ -55,19 +55,20 @@ static void rotate(const float* x, const float* cos, const float* sin, int64_t h
   }
 }
 
-static void write_key(const float* x, const KvLayer& kv, const KvSlot& slot, uint16_t* base) {
+static void write_key_bf16(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
   uint16_t row[kMaxHeadDim];
   const int64_t n = kv.head_dim;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store_bf16(row + i, load(x + i));
   for (; i < n; ++i) row[i] = to_bf16(x[i]);
   for (; i < kv.dim; ++i) row[i] = 0;
-  uint16_t* to = base + slot.offset / 16 * 16 * kv.dim + slot.offset % 16 * 2;
+  uint16_t* to = reinterpret_cast<uint16_t*>(base) + slot.offset / 16 * 16 * kv.dim + slot.offset % 16 * 2;
   for (int64_t p = 0; p < kv.dim / 2; ++p) memcpy(to + p * 32, row + p * 2, 4);
 }
 
-static void write_value(const float* x, const KvLayer& kv, const KvSlot& slot, uint16_t* base) {
-  uint16_t* to = base + static_cast<int64_t>(slot.offset / 2) * 2 * kv.dim + slot.offset % 2;
+static void write_value_bf16(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
+  uint16_t* block = reinterpret_cast<uint16_t*>(base);
+  uint16_t* to = block + static_cast<int64_t>(slot.offset / 2) * 2 * kv.dim + slot.offset % 2;
   for (int64_t d = 0; d < kv.head_dim; ++d) to[d * 2] = to_bf16(x[d]);
   if (!slot.clears_tail) return;
   int64_t next = slot.offset + 1;
@@ -75,7 +76,60 @@ static void write_value(const float* x, const KvLayer& kv, const KvSlot& slot, u
     for (int64_t d = 0; d < kv.dim; ++d) to[d * 2 + 1] = 0;
     ++next;
   }
-  memset(base + next * kv.dim, 0, static_cast<size_t>((kv.block_size - next) * kv.dim) * 2);
+  memset(block + next * kv.dim, 0, static_cast<size_t>((kv.block_size - next) * kv.dim) * 2);
+}
+
+// A head's channels as int8 multiples of the bf16 scale that is returned, padded with zeros.
+static uint16_t quantize_s8(const float* x, int64_t n, int64_t dim, int8_t* out) {
+  const float largest = largest_or_nan(x, n);
+  uint16_t scale_bits = 0;
+  float inverse = 0.0f;
+  if (largest != largest) {
+    scale_bits = 0x7FC0;
+  } else if (largest > 1e-30f) {
+    const float exact = largest / 127.0f;
+    uint32_t bits;
+    memcpy(&bits, &exact, 4);
+    bits = (bits + 0xFFFFu) & 0xFFFF0000u;  // up, so that no channel passes 127
+    float scale;
+    memcpy(&scale, &bits, 4);
+    scale_bits = static_cast<uint16_t>(bits >> 16);
+    inverse = 1.0f / scale;
+  }
+  int64_t d = 0;
+  for (; d + kLanes <= n; d += kLanes) store_s8(out + d, nearest(load(x + d) * inverse));
+  for (; d < n; ++d) out[d] = static_cast<int8_t>(nearest(splat(x[d] * inverse))[0]);
+  for (; d < dim; ++d) out[d] = 0;
+  return scale_bits;
+}
+
+static void write_key_int8(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
+  int8_t row[kMaxHeadDim];
+  float spread[kMaxHeadDim] = {};
+  memcpy(spread, x, static_cast<size_t>(kv.head_dim) * 4);
+  hadamard(spread, kv.dim, hadamard_block(kv.head_dim));
+  uint16_t* scales = reinterpret_cast<uint16_t*>(base + static_cast<int64_t>(kv.block_size) * kv.dim);
+  scales[slot.offset] = quantize_s8(spread, kv.head_dim, kv.dim, row);
+  char* to = base + slot.offset / 16 * 16 * kv.dim + slot.offset % 16 * 2;
+  for (int64_t p = 0; p < kv.dim / 2; ++p) memcpy(to + p * 32, row + p * 2, 2);
+}
+
+static void write_value_int8(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
+  int8_t row[kMaxHeadDim];
+  uint16_t* scales = reinterpret_cast<uint16_t*>(base + static_cast<int64_t>(kv.block_size) * kv.dim);
+  scales[slot.offset] = quantize_s8(x, kv.head_dim, kv.dim, row);
+  char* to = base + static_cast<int64_t>(slot.offset / 2) * 2 * kv.dim + slot.offset % 2;
+  for (int64_t d = 0; d < kv.dim; ++d) to[d * 2] = static_cast<char>(row[d]);
+  if (!slot.clears_tail) return;
+  memset(scales + slot.offset + 1, 0, static_cast<size_t>(kv.block_size - slot.offset - 1) * 2);
+}
+
+static void write_key(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
+  kv.type == KvType::Int8 ? write_key_int8(x, kv, slot, base) : write_key_bf16(x, kv, slot, base);
+}
+
+static void write_value(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
+  kv.type == KvType::Int8 ? write_value_int8(x, kv, slot, base) : write_value_bf16(x, kv, slot, base);
 }
 
 static void qk_write(const QkWriteArgs& args, int64_t token, int32_t head0, int32_t head1) {

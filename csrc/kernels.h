@@ -7,18 +7,34 @@
 
 namespace headrace {
 
-// KV cache of one layer. bf16, blocks of `block_size` tokens (a multiple of 16), per (block, kv head):
-//   K [block_size/16][dim/2][16 tokens][2]   tokens in lanes: a pair of channels per 32-bit lane (operand of q.k)
-//   V [block_size/2][dim][2 tokens]          channels in lanes: a pair of tokens per 32-bit lane (operand of p.v)
+enum class KvType : int32_t { Bf16 = 0, Int8 = 1 };
+
+// KV cache of one layer, in blocks of `block_size` tokens (a multiple of 16), per (block, kv head):
+//   K [block_size/16][dim/2][16 tokens][2]   tokens in lanes: a pair of channels per lane (operand of q.k)
+//   V [block_size/2][dim][2 tokens]          channels in lanes: a pair of tokens per lane (operand of p.v)
+// of bf16, or of int8 followed by one bf16 scale per token, [block_size]: value = scale * int. The scale is max|x| / 127,
+// rounded up to bf16; of a token whose numbers are not finite it is NaN. In int8, K is kept as its Hadamard transform, by
+// blocks of hadamard_block() channels and unscaled: it spreads the few large channels of keys over all of them, and
+// transformed queries make the same scores, times the size of a block.
 // dim is head_dim rounded up to 16; the padding stays zero. The last token a sequence writes into a block it has just
-// begun zeroes the V behind it, so that masked lanes (weight 0) never meet another sequence's NaN.
+// begun zeroes the V behind it (int8: its scales), so that masked lanes (weight 0) never meet another sequence's NaN.
 struct KvLayer {
-  uint16_t* k;
-  uint16_t* v;
-  int64_t block_stride;  // elements from one block to the next: kv_heads * head_stride
-  int64_t head_stride;   // elements from one kv head to the next: block_size * dim
+  char* k;
+  char* v;
+  int64_t block_stride;  // bytes from one block to the next: kv_heads * head_stride
+  int64_t head_stride;   // bytes from one kv head to the next
   int32_t block_size, kv_heads, head_dim, dim;
+  KvType type;
+  int32_t reserved;
 };
+
+// Bytes of K (or of V) of one kv head in one block.
+constexpr int64_t kv_head_bytes(KvType type, int64_t block_size, int64_t dim) {
+  return type == KvType::Int8 ? block_size * (dim + 2) : block_size * dim * 2;
+}
+
+// The largest power of two that divides the head size.
+constexpr int64_t hadamard_block(int64_t head_dim) { return head_dim & -head_dim; }
 
 // Where one token's K and V go.
 struct KvSlot {

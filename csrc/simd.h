@@ -8,7 +8,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -24,6 +24,10 @@ typedef uint16_t vh __attribute__((vector_size(2 * HR_LANES), may_alias));
 typedef float vf_any __attribute__((vector_size(4 * HR_LANES), may_alias, aligned(4)));
 typedef uint32_t vu_any __attribute__((vector_size(4 * HR_LANES), may_alias, aligned(2)));
 typedef uint16_t vh_any __attribute__((vector_size(2 * HR_LANES), may_alias, aligned(2)));
+typedef int16_t vs_any __attribute__((vector_size(2 * HR_LANES), may_alias, aligned(2)));
+typedef int16_t vs2 __attribute__((vector_size(4 * HR_LANES), may_alias));
+typedef int8_t vb_any __attribute__((vector_size(HR_LANES), may_alias, aligned(1)));
+typedef int8_t vb2_any __attribute__((vector_size(2 * HR_LANES), may_alias, aligned(1)));
 
 #define HR_INLINE static inline __attribute__((always_inline))
 
@@ -52,6 +56,44 @@ HR_INLINE float hmax(vf v) {
   return v[0];
 }
 
+// Largest |x|; NaN if one of them is not finite.
+HR_INLINE float largest_or_nan(const float* x, int64_t n) {
+  vf top = {}, bad = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf v = load(x + i);
+    top = vmax(v < 0.0f ? -v : v, top);
+    bad = bad + (v - v);
+  }
+  float largest = hmax(top), spoiled = hsum(bad);
+  for (; i < n; ++i) {
+    const float v = __builtin_fabsf(x[i]);
+    largest = v > largest ? v : largest;
+    spoiled += v - v;
+  }
+  return largest + spoiled;
+}
+
+// Walsh-Hadamard transform of each `block` of x[n], a power of two, unscaled; n is a multiple of 16. Adds only, one order.
+HR_INLINE void hadamard(float* x, int64_t n, int64_t block) {
+  for (int64_t h = 1; h < block; h *= 2) {
+    if (h < kLanes) {
+      const vi other = iota() ^ static_cast<int32_t>(h), upper = (iota() & static_cast<int32_t>(h)) != 0;
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const vf v = load(x + i), w = __builtin_shuffle(v, other);
+        store(x + i, select(upper, w - v, v + w));
+      }
+      continue;
+    }
+    for (int64_t i = 0; i < n; i += 2 * h)
+      for (int64_t j = i; j < i + h; j += kLanes) {
+        const vf a = load(x + j), b = load(x + j + h);
+        store(x + j, a + b);
+        store(x + j + h, a - b);
+      }
+  }
+}
+
 // The bf16 in the low / high half of each 32-bit lane, as fp32.
 HR_INLINE vf low_half(vu pairs) { return reinterpret_cast<vf>(pairs << 16); }
 HR_INLINE vf high_half(vu pairs) { return reinterpret_cast<vf>(pairs & 0xFFFF0000u); }
@@ -77,6 +119,59 @@ HR_INLINE uint16_t to_bf16(float x) {
   memcpy(&u, &x, 4);
   if (x != x) return static_cast<uint16_t>((u >> 16) | 0x40u);
   return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+
+// `x`, never fused with what consumes it: the same bits wherever the compiler would contract a product into a sum.
+HR_INLINE vf rounded(vf x) {
+#if defined(__x86_64__) && HR_LANES == 16
+  __asm__("" : "+v"(x));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#else
+  __asm__("" : "+m"(x));
+#endif
+  return x;
+}
+
+// Nearest integer, ties to even, of |x| < 2^22.
+HR_INLINE vi nearest(vf x) {
+#if HR_LANES == 16 && defined(__AVX512F__)
+  return reinterpret_cast<vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x)));
+#elif HR_LANES == 8 && defined(__AVX2__)
+  return reinterpret_cast<vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x)));
+#elif HR_LANES == 4 && defined(__SSE2__)
+  return reinterpret_cast<vi>(_mm_cvtps_epi32(reinterpret_cast<__m128>(x)));
+#else
+  return reinterpret_cast<vi>(rounded(x) + splat(12582912.0f)) - 0x4B400000;  // 1.5 * 2^23: adding it rounds
+#endif
+}
+HR_INLINE void store_s16(uint16_t* p, vi x) { *reinterpret_cast<vs_any*>(p) = __builtin_convertvector(x, vs_any); }
+HR_INLINE void store_s8(int8_t* p, vi x) { *reinterpret_cast<vb_any*>(p) = __builtin_convertvector(x, vb_any); }
+HR_INLINE vf load_bf16(const uint16_t* p) {
+  return reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu) << 16);
+}
+
+// 2 * kLanes signed bytes, each to 16 bits.
+HR_INLINE vu widen_pairs(const char* p) {
+  return reinterpret_cast<vu>(__builtin_convertvector(*reinterpret_cast<const vb2_any*>(p), vs2));
+}
+
+// acc + a.lo * b.lo + a.hi * b.hi in every lane, all signed 16 bits.
+HR_INLINE vi add_products16(vi acc, uint32_t a, vu b) {
+  const int both = static_cast<int>(a);
+#if HR_LANES == 16 && defined(__AVX512VNNI__)
+  return reinterpret_cast<vi>(
+      _mm512_dpwssd_epi32(reinterpret_cast<__m512i>(acc), _mm512_set1_epi32(both), reinterpret_cast<__m512i>(b)));
+#elif HR_LANES == 8 && defined(__AVX2__)
+  return acc + reinterpret_cast<vi>(_mm256_madd_epi16(_mm256_set1_epi32(both), reinterpret_cast<__m256i>(b)));
+#elif HR_LANES == 4 && defined(__SSE2__)
+  return acc + reinterpret_cast<vi>(_mm_madd_epi16(_mm_set1_epi32(both), reinterpret_cast<__m128i>(b)));
+#else
+  const vi pairs = reinterpret_cast<vi>(b);
+  return acc + ((pairs << 16) >> 16) * static_cast<int16_t>(a & 0xFFFFu) + (pairs >> 16) * static_cast<int16_t>(a >> 16);
+#endif
 }
 
 // 2^x for x <= ~126, relative error below 2e-7; exactly 1 at 0, exactly 0 far below (so at -inf); NaN stays.

@@ -40,7 +40,8 @@ struct CacheDesc {
 
 struct ProgramDesc {
   int32_t num_ops, num_slots, num_ropes, num_layers;
-  int32_t max_tokens, num_blocks, block_size, reserved;
+  int32_t max_tokens, num_blocks, block_size;
+  KvType kv_type;
   int64_t vocab;
   const OpDesc* ops;
   const PackedWeight* weights;

@@ -76,30 +76,29 @@ StepProgram::~StepProgram() {
 bool StepProgram::allocate() {
   const int64_t tokens = desc_.max_tokens;
   // KV: per layer all K, then all V.
-  std::vector<int64_t> layer_elements;
+  std::vector<int64_t> layer_bytes;
   for (int i = 0; i < desc_.num_layers; ++i) {
     KvLayer layer{};
+    layer.type = desc_.kv_type;
     layer.block_size = desc_.block_size;
     layer.kv_heads = desc_.layers[i].kv_heads;
     layer.head_dim = desc_.layers[i].head_dim;
     layer.dim = static_cast<int32_t>(round_up(layer.head_dim, 16));
-    layer.head_stride = static_cast<int64_t>(layer.block_size) * layer.dim;
+    layer.head_stride = kv_head_bytes(layer.type, layer.block_size, layer.dim);
     layer.block_stride = layer.kv_heads * layer.head_stride;
     layers_.push_back(layer);
-    layer_elements.push_back(layer.block_stride * desc_.num_blocks);
-    kv_bytes_ += 4 * layer_elements.back();
+    layer_bytes.push_back(layer.block_stride * desc_.num_blocks);
+    kv_bytes_ += 2 * layer_bytes.back();
   }
   kv_bytes_ = round_up(std::max<int64_t>(kv_bytes_, 1), 4096);
   kv_memory_ = map_zeroed(kv_bytes_);
   if (!kv_memory_) return false;
-  uint16_t* at = static_cast<uint16_t*>(kv_memory_);
+  char* at = static_cast<char*>(kv_memory_);
   for (size_t i = 0; i < layers_.size(); ++i) {
     layers_[i].k = at;
-    layers_[i].v = at + layer_elements[i];
-    at += 2 * layer_elements[i];
-    for (uint16_t* base : {layers_[i].k, layers_[i].v}) {
-      block_parts_.push_back({reinterpret_cast<char*>(base), 2 * layers_[i].block_stride});
-    }
+    layers_[i].v = at + layer_bytes[i];
+    at += 2 * layer_bytes[i];
+    for (char* base : {layers_[i].k, layers_[i].v}) block_parts_.push_back({base, layers_[i].block_stride});
   }
 
   int64_t acts_bytes = kAlign, attention_dim = 16, widest = 16;

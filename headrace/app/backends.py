@@ -47,10 +47,10 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
     layers = program.cache_layers
     if backend == "native":
         weight_bytes = packed_bytes(program, checkpoint, engine.quantization)
-        kv_token_bytes = kv_block_bytes(layers, block_size=1)
+        kv_token_bytes = kv_block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
     else:
         weight_bytes = sum(4 * math.prod(spec.shape) for spec in program.weights)
-        kv_token_bytes = block_bytes(layers, block_size=1, element_bytes=4)
+        kv_token_bytes = block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
     return ModelFacts(
         name=name, max_positions=program.max_positions, weight_bytes=weight_bytes, kv_token_bytes=kv_token_bytes
     )
@@ -81,6 +81,9 @@ def open_executor(
             max_step_tokens=plan.max_step_tokens.value,
             cache_dir=cache_directory,
             quantization=plan.quantization.value,
+            kv_dtype=plan.kv_dtype.value,
             advance=advance,
         )
-    return ReferenceExecutor(program, checkpoint, num_blocks=num_blocks, block_size=block_size)
+    return ReferenceExecutor(
+        program, checkpoint, num_blocks=num_blocks, block_size=block_size, kv_dtype=plan.kv_dtype.value
+    )

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from headrace.app.hardware import Hardware
 from headrace.core.errors import ConfigError, OutOfMemory
-from headrace.core.settings import EngineSettings, PrefixPolicy, Quantization
+from headrace.core.settings import EngineSettings, KvDtype, PrefixPolicy, Quantization
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ class Plan:
     model: str
     backend: Derived[str]
     quantization: Derived[Quantization]
+    kv_dtype: Derived[KvDtype]
     threads: Derived[int]
     max_context: Derived[int]
     num_blocks: Derived[int]
@@ -84,6 +85,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         model=facts.name,
         backend=backend,
         quantization=_quantization(engine, backend.value),
+        kv_dtype=_set(engine.kv_dtype, "engine.kv_dtype"),
         threads=_threads(engine, hardware),
         max_context=context,
         num_blocks=num_blocks,

@@ -23,15 +23,15 @@ def run(args: argparse.Namespace) -> int:
     pull_with_bar(settings, settings.first_model)
     text = args.text.read_text(encoding="utf-8") if args.text is not None else default_text()
     comparison, backend = _compare(settings, text, args.max_tokens)
-    weights = settings.engine.quantization
+    weights, kv = settings.engine.quantization, settings.engine.kv_dtype
     if args.json:
-        facts = {"model": settings.first_model, "backend": backend, "quantization": weights, "against": args.against}
+        facts = {"model": settings.first_model, "backend": backend, "quantization": weights, "kv_dtype": kv}
+        facts["against"] = args.against
         report = {**facts, **msgspec.to_builtins(comparison)}
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return 0
-    title = (
-        f"{settings.first_model} on {backend}, quantization {weights}, against fp32; {comparison.num_tokens:,} tokens"
-    )
+    how = f"{settings.first_model} on {backend}, quantization {weights}, KV {kv}"
+    title = f"{how}, against fp32; {comparison.num_tokens:,} tokens"
     table = Table(title=title, title_justify="left")
     for column in ("", "value", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(settings: Settings, text: str, max_tokens: int) -> tuple[Comparison, str]:
-    exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto")
+    exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto", kv_dtype="auto")
     with (
         open_scorer(msgspec.structs.replace(settings, engine=exact)) as base,
         open_scorer(settings) as test,

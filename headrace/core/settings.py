@@ -21,6 +21,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 
 Backend = Literal["auto", "reference", "native", "cuda"]
+KvDtype = Literal["auto", "bf16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Quantization = Literal["auto", "bf16", "int8", "int4"]
 PrefixPolicy = Literal["lru", "cost"]
@@ -62,6 +63,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     backend          what computes a step; auto takes the fastest that works here
     quantization     how the native backend keeps weights; auto keeps the numbers of the file wherever it can
+    kv_dtype         how K and V are kept: int8, with a scale per token and head, holds nearly twice the tokens of bf16
+                     in the same memory; auto is bf16, on the reference backend fp32
     max_num_seqs     sequences in a step at most
     max_step_tokens  token budget of a step: decodes first, the rest for prompt chunks
     block_size       tokens in a KV block
@@ -77,6 +80,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     backend: Backend = "auto"
     quantization: Quantization = "auto"
+    kv_dtype: KvDtype = "auto"
     max_num_seqs: Positive = 64
     max_step_tokens: Positive = 512
     block_size: Positive = 32

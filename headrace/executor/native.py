@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
 from headrace.core.protocols import HostMemory, Pending
-from headrace.core.settings import Quantization
+from headrace.core.settings import KvDtype, Quantization
 from headrace.core.step import BlockCopy, CopyKind, Step, StepResult
 from headrace.executor.native_parts import program_parts
 from headrace.executor.pending import Deferred
@@ -31,9 +31,7 @@ from headrace.executor.weights_pack import NativeWeights, load_weights, packed_b
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import CacheLayer, Head, Program
 from headrace.ops.native.library import Pool
-from headrace.ops.native.step import BLOCK_COPY, NativeProgram, step_library
-
-_LANES = 16  # head sizes and block sizes are whole multiples of this in the cache
+from headrace.ops.native.step import BLOCK_COPY, KV_LANES, NativeProgram, kv_head_bytes, step_library
 
 
 def problem() -> str | None:
@@ -45,9 +43,17 @@ def problem() -> str | None:
     return None
 
 
-def kv_block_bytes(layers: tuple[CacheLayer, ...], *, block_size: int) -> int:
-    """Return the bytes of one block over all layers: bf16, head sizes rounded up to 16 channels."""
-    return sum(4 * block_size * layer.kv_heads * (-(-layer.head_dim // _LANES) * _LANES) for layer in layers)
+def kv_block_bytes(layers: tuple[CacheLayer, ...], *, block_size: int, kv_dtype: KvDtype = "auto") -> int:
+    """Return the bytes of one block over all layers: head sizes rounded up to 16 channels, int8 with its scales."""
+    kv_type = _kv_type(kv_dtype)
+    return sum(
+        2 * layer.kv_heads * kv_head_bytes(kv_type, block_size=block_size, head_dim=layer.head_dim) for layer in layers
+    )
+
+
+def _kv_type(kv_dtype: KvDtype) -> str:
+    """Return what the native code calls it."""
+    return "bf16" if kv_dtype == "auto" else kv_dtype
 
 
 class NativeExecutor:
@@ -64,6 +70,7 @@ class NativeExecutor:
         max_step_tokens: int = 512,
         cache_dir: Path | None = None,
         quantization: Quantization = "auto",
+        kv_dtype: KvDtype = "auto",
         host: HostMemory | None = None,
         advance: Callable[[float], None] = lambda done: None,
     ) -> None:
@@ -72,14 +79,15 @@ class NativeExecutor:
         threads          None: one per core this process may use
         max_step_tokens  longest step; scratch memory is proportional to it
         cache_dir        where packed weights are kept between starts; None packs into memory at every start
+        kv_dtype         auto keeps K and V as bf16
         host             slots that blocks are saved to and loaded from; None: Steps have no such copies
         advance          hears which share of the weights is packed, 0 to 1
         Raises OutOfMemory with the sizes before anything is loaded, ConfigError for a block size that is not served.
         """
         if not isinstance(program.ops[-1], Head):
             raise ValueError(f"the program ends with {type(program.ops[-1]).__name__}; an executor samples from a Head")
-        if block_size % _LANES:
-            raise ConfigError(f"block_size is {block_size}; the native backend takes multiples of {_LANES}: try 32")
+        if block_size % KV_LANES:
+            raise ConfigError(f"block_size is {block_size}; the native backend takes multiples of {KV_LANES}: try 32")
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._vocab_size = program.vocab_size
@@ -88,7 +96,7 @@ class NativeExecutor:
         self._pool = Pool(threads or len(os.sched_getaffinity(0)))
         _check_memory(
             packed_bytes(program, checkpoint, quantization),
-            num_blocks * kv_block_bytes(program.cache_layers, block_size=block_size),
+            num_blocks * kv_block_bytes(program.cache_layers, block_size=block_size, kv_dtype=kv_dtype),
         )
         self._weights: NativeWeights | None = load_weights(
             program,
@@ -104,6 +112,7 @@ class NativeExecutor:
             num_blocks=num_blocks,
             block_size=block_size,
             max_tokens=max_step_tokens,
+            kv_type=_kv_type(kv_dtype),
         )
         self._arrays = StepArrays(
             max_tokens=max_step_tokens,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from headrace.core.errors import EngineDead
 from headrace.core.protocols import HostMemory, Pending
 from headrace.core.request import SeqId
+from headrace.core.settings import KvDtype
 from headrace.core.step import Sample, ScoredPosition, Step, StepResult
 from headrace.executor.batch import Batch, pack
 from headrace.executor.float_weights import float_weights
@@ -43,11 +44,13 @@ class ReferenceExecutor:
         *,
         num_blocks: int,
         block_size: int,
+        kv_dtype: KvDtype = "auto",
         host: HostMemory | None = None,
     ) -> None:
         """Decode the weights and allocate the pool. The checkpoint may be closed afterwards.
 
-        host  slots that blocks are saved to and loaded from; None: Steps have no such copies
+        kv_dtype  auto keeps K and V as fp32
+        host      slots that blocks are saved to and loaded from; None: Steps have no such copies
         """
         head = program.ops[-1]
         if not isinstance(head, Head):
@@ -56,7 +59,9 @@ class ReferenceExecutor:
         self._head = head
         self._weights = float_weights(program, checkpoint)
         self._inv_freqs = [np.array(rope.inv_freq, np.float32) for rope in program.ropes]
-        self._cache = allocate_pool(program.cache_layers, num_blocks=num_blocks, block_size=block_size)
+        self._cache = allocate_pool(
+            program.cache_layers, num_blocks=num_blocks, block_size=block_size, kv_dtype=kv_dtype
+        )
         self._host = host
         self._num_blocks = num_blocks
         self._block_size = block_size

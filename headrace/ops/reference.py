@@ -20,6 +20,9 @@ from typing import Literal, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.ops import kv_values
+from headrace.ops.kv_values import KvArray
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int32]
 ActivationName = Literal["silu", "gelu_tanh", "gelu", "relu2"]
@@ -120,7 +123,7 @@ def rotate(x: Floats, positions: Indices, inv_freq: Floats, *, scale: float = 1.
 
 def qk_write(
     qkv: Floats,
-    cache: Floats,
+    cache: KvArray,
     slots: NDArray[np.int64],
     positions: Indices,
     *,
@@ -134,14 +137,14 @@ def qk_write(
     """Norm and rotate q and k, write k and v to the cache, return q as [T, Nq·D].
 
     qkv       [T, (Nq + 2·Nkv)·D]   q heads, then k heads, then v heads
-    cache     [2, blocks, S, Nkv, D]  written at `slots`: K at index 0, V at index 1
+    cache     a layer's blocks (`ops.kv_values`), written at `slots`
     slots     [T]                   block * S + offset
     positions [T]
     inv_freq  [R/2]                 None leaves q and k unrotated
     q_norm, k_norm  [D]             RMS norm of each head, before the rotation
     """
     num_tokens = len(qkv)
-    kv_heads, head_dim = cache.shape[-2:]
+    block_size, kv_heads, head_dim = kv_values.shape_of(cache)
     heads = qkv.reshape(num_tokens, num_heads + 2 * kv_heads, head_dim)
     q, k, v = heads[:, :num_heads], heads[:, num_heads : num_heads + kv_heads], heads[:, num_heads + kv_heads :]
     if q_norm is not None:
@@ -151,16 +154,14 @@ def qk_write(
     if inv_freq is not None:
         q = rotate(q, positions, inv_freq, scale=rope_scale)
         k = rotate(k, positions, inv_freq, scale=rope_scale)
-    block_size = cache.shape[2]
     blocks, offsets = np.divmod(slots, block_size)
-    cache[0, blocks, offsets] = k
-    cache[1, blocks, offsets] = v
+    kv_values.write(cache, blocks, offsets, k, v)
     return np.ascontiguousarray(q).reshape(num_tokens, num_heads * head_dim)
 
 
 def attention(
     q: Floats,
-    cache: Floats,
+    cache: KvArray,
     block_tables: Indices,
     row_starts: Indices,
     positions: Indices,
@@ -172,21 +173,21 @@ def attention(
     """Attend each query token to its own sequence's cached tokens up to itself; return [T, Nq·D].
 
     q            [T, Nq·D]               rotated
-    cache        [2, blocks, S, Nkv, D]  read only; holds this step's K and V already
+    cache        a layer's blocks (`ops.kv_values`), read only; holds this step's K and V already
     block_tables [B, M]                  block numbers in position order, -1 past the end
     row_starts   [B+1]                   first packed token of each row
     positions    [T]                     ascending and contiguous within a row
     score = q·k * scale; softcap c: c * tanh(score / c); window W: positions p-W+1 … p only; then softmax.
     Query head h reads kv head h // (Nq / Nkv).
     """
-    block_size, kv_heads, head_dim = cache.shape[2:]
+    block_size, kv_heads, head_dim = kv_values.shape_of(cache)
     out = np.empty_like(q)
     for row in range(len(row_starts) - 1):
         first, last = int(row_starts[row]), int(row_starts[row + 1])
         begin, end = int(positions[first]), int(positions[last - 1]) + 1
         oldest = 0 if window is None else max(begin - window + 1, 0)
         blocks = block_tables[row, oldest // block_size : -(-end // block_size)]
-        held = cache[:, blocks].reshape(2, -1, kv_heads, head_dim)
+        held = kv_values.read(cache, blocks)
         base = oldest // block_size * block_size
         for token in range(first, last):
             position = int(positions[token])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.ops import reference
+from headrace.ops import kv_values, reference
+from headrace.ops.kv_values import KvShape
 from tests.parity.native_drive import ISAS, forced, needs_native
 
 pytestmark = needs_native
@@ -72,7 +73,7 @@ def test_qk_write_matches_the_reference(
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_last_token_of_a_fresh_block_clears_what_another_sequence_left_behind_it(isa: str) -> None:
     cache = ops.PagedCache(num_blocks=2, block_size=32, kv_heads=1, head_dim=16)
-    cache.v[:] = 0x7FC0  # NaN
+    cache.spoil()
     qkv = np.ones((3, 48), np.float32)
     with forced(isa):
         ops.qk_write(
@@ -80,6 +81,51 @@ def test_the_last_token_of_a_fresh_block_clears_what_another_sequence_left_behin
         )
     values = cache.unpack()[1]
     assert np.all(values[0, :3] == 1.0)
+    assert np.all(values[0, 3:] == 0.0)
+    assert np.all(np.isnan(values[1]))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(3, 64), (1, 256), (2, 24), (2, 8), (1, 80)])
+def test_int8_kv_has_the_references_integers_and_scales(isa: str, kv_heads: int, head_dim: int) -> None:
+    random = np.random.default_rng(head_dim)
+    num_tokens, block_size, num_blocks = 61, 16, 5
+    qkv = random.standard_normal((num_tokens, 3 * kv_heads * head_dim), np.float32)
+    qkv *= np.exp(random.uniform(-12, 12, (num_tokens, 1))).astype(np.float32)
+    qkv[7], qkv[8, ::3], qkv[9] = 0.0, 1e-33, 1e-33  # all zeros; zeros to 8 bits; too small for a scale
+    qkv[11, -1], qkv[12, -2] = np.nan, np.inf  # in V of the last kv head
+    qkv[13] = np.float32(127.0)
+    slots = random.permutation(num_blocks * block_size)[:num_tokens]
+    expected = kv_values.zeros("int8", num_blocks=num_blocks, shape=KvShape(block_size, kv_heads, head_dim))
+    reference.qk_write(qkv, expected, slots, np.zeros(num_tokens, np.int32), num_heads=kv_heads, inv_freq=None)
+    cache = ops.PagedCache(
+        num_blocks=num_blocks, block_size=block_size, kv_heads=kv_heads, head_dim=head_dim, kv_type="int8"
+    )
+    with forced(isa):
+        ops.qk_write(qkv, cache, slots, num_heads=kv_heads, cos=None, sin=None)
+    values, scales = cache.unpack_int8()
+    np.testing.assert_array_equal(scales[..., 0], expected["scale"])
+    is_number = ~np.isnan(scales[..., 0])
+    assert (~is_number).sum() == 2
+    np.testing.assert_array_equal(values[is_number], expected["value"][is_number])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_last_token_of_a_fresh_int8_block_clears_the_scales_behind_it(isa: str) -> None:
+    cache = ops.PagedCache(num_blocks=2, block_size=32, kv_heads=1, head_dim=16, kv_type="int8")
+    cache.spoil()
+    with forced(isa):
+        ops.qk_write(
+            np.ones((3, 48), np.float32),
+            cache,
+            np.arange(3),
+            num_heads=1,
+            cos=None,
+            sin=None,
+            clears_tail=np.array([False, False, True]),
+        )
+    values = cache.unpack()[1]
+    np.testing.assert_allclose(values[0, :3], 1.0, rtol=2**-7)
     assert np.all(values[0, 3:] == 0.0)
     assert np.all(np.isnan(values[1]))
 

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
 from headrace.core.request import SamplingParams, SeqId
-from headrace.core.settings import Quantization
+from headrace.core.settings import KvDtype, Quantization
 from headrace.core.step import Row, Step
 from headrace.executor import ReferenceExecutor
 from headrace.executor.native import NativeExecutor
@@ -49,12 +49,16 @@ def native(path: Path, *, threads: int = 2, quantization: Quantization = "auto",
         checkpoint.close()
 
 
-def reference(path: Path, *, num_blocks: int = BLOCKS) -> ReferenceExecutor:
+def reference(path: Path, *, num_blocks: int = BLOCKS, kv_dtype: KvDtype = "auto") -> ReferenceExecutor:
     """Open the numpy executor on the same checkpoint."""
     checkpoint = open_checkpoint(path)
     try:
         return ReferenceExecutor(
-            build_program(checkpoint.config), checkpoint, num_blocks=num_blocks, block_size=BLOCK_SIZE
+            build_program(checkpoint.config),
+            checkpoint,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            kv_dtype=kv_dtype,
         )
     finally:
         checkpoint.close()
@@ -116,15 +120,30 @@ def test_log_probabilities_match_the_reference_on_the_same_weights(
     assert np.mean(best) > 0.9
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_kv_matches_the_reference_with_int8_kv(tmp_path: Path, family: Family) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    step = scored_step(prompts(3, (90,))[0], 5)
+    exact = reference(rounded(path, "bf16", tmp_path / "rounded"), kv_dtype="int8").launch(step).result()
+    executor = native(path, quantization="bf16", kv_dtype="int8")
+    result = executor.launch(step).result()
+    executor.shutdown()
+    assert result.failures == exact.failures == {}
+    errors = [abs(a.logprob - b.logprob) for a, b in zip(result.scored[0], exact.scored[0], strict=True)]
+    assert np.mean(errors) < 0.04  # the activations of the products are bf16; K and V round to the same integers
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("quantization", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("quantization", "kv_dtype"), [("bf16", "bf16"), ("int8", "bf16"), ("int4", "bf16"), ("bf16", "int8")]
+)
 @pytest.mark.parametrize("family", ["gemma3", "mistral", "qwen2"])
 def test_every_batch_chunking_and_thread_count_gives_the_same_bits(
-    tmp_path: Path, family: Family, quantization: Quantization, isa: str
+    tmp_path: Path, family: Family, quantization: Quantization, kv_dtype: KvDtype, isa: str
 ) -> None:
     path = write_checkpoint(tmp_path / family, family)
     with forced(isa):
-        one, two, three = (native(path, threads=n, quantization=quantization) for n in (1, 2, 3))
+        one, two, three = (native(path, threads=n, quantization=quantization, kv_dtype=kv_dtype) for n in (1, 2, 3))
         expected = generate(one, prompts(0), 4)
         assert [len(samples) for samples in expected] == [4] * len(LENGTHS)
         for seed, chunk in enumerate((1, 3, 16, 64), start=1):
@@ -183,7 +202,8 @@ def test_a_row_with_an_unknown_token_fails_alone(tmp_path: Path) -> None:
     assert result.samples[0] is not None
 
 
-def test_numbers_that_overflow_fail_their_row_and_leave_the_block_usable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
+def test_numbers_that_overflow_fail_their_row_and_leave_the_block_usable(tmp_path: Path, kv_dtype: KvDtype) -> None:
     path = write_checkpoint(tmp_path / "llama3", "llama3")  # its output table is another tensor than the embedding
     weights = path / "model.safetensors"
     raw = bytearray(weights.read_bytes())
@@ -192,7 +212,7 @@ def test_numbers_that_overflow_fail_their_row_and_leave_the_block_usable(tmp_pat
     table[77] = np.nan
     raw[8 + header : 8 + header + table.nbytes] = table.tobytes()
     weights.write_bytes(raw)
-    executor = native(path)
+    executor = native(path, kv_dtype=kv_dtype)
     greedy = SamplingParams(temperature=0.0)
     poisoned = Row(seq_id=SeqId(1), start=0, tokens=(5, 77, 6), blocks=(0,), sampling=greedy)
     healthy = Row(seq_id=SeqId(2), start=0, tokens=(5, 6), blocks=(1,), sampling=greedy)

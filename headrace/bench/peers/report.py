@@ -137,7 +137,7 @@ def _offline(
 
 
 def _base_logits(settings: Settings) -> tuple[list[list[int]], NDArray[np.float32]]:
-    exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto")
+    exact = msgspec.structs.replace(settings.engine, backend="reference", quantization="auto", kv_dtype="auto")
     with open_scorer(msgspec.structs.replace(settings, engine=exact)) as scorer:
         tokens = scorer.tokenizer.encode(default_text(), add_special=False)
         chunks = split_contexts(tokens, scorer.tokenizer.bos_id)[:_QUALITY_CHUNKS]

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.ops.kv_values import hadamard, hadamard_block
 from headrace.ops.native.step import (
+    KV_LANES,
     KV_SLOT,
+    KV_TYPES,
     SAMPLE,
     SAMPLING,
     AttentionArgs,
@@ -21,6 +24,7 @@ from headrace.ops.native.step import (
     KvLayer,
     QkWriteArgs,
     SampleContext,
+    kv_head_bytes,
     step_library,
 )
 
@@ -32,33 +36,65 @@ KV_CHUNK = 512  # kKvChunk of csrc/kernels.h
 
 
 class PagedCache:
-    """K and V of one layer in the native layout, zeroed."""
+    """K and V of one layer in the native layout, zeroed. kv_type is one of KV_TYPES."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> None:
-        dim = -(-head_dim // 16) * 16
-        elements = num_blocks * kv_heads * block_size * dim
-        self.k = np.zeros(elements, np.uint16)
-        self.v = np.zeros(elements, np.uint16)
+    def __init__(
+        self, *, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_type: str = "bf16"
+    ) -> None:
+        head_bytes = kv_head_bytes(kv_type, block_size=block_size, head_dim=head_dim)
+        self.k = np.zeros(num_blocks * kv_heads * head_bytes, np.uint8)
+        self.v = np.zeros_like(self.k)
         self.layer = KvLayer(
             k=self.k.ctypes.data,
             v=self.v.ctypes.data,
-            block_stride=kv_heads * block_size * dim,
-            head_stride=block_size * dim,
+            block_stride=kv_heads * head_bytes,
+            head_stride=head_bytes,
             block_size=block_size,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            dim=dim,
+            dim=-(-head_dim // KV_LANES) * KV_LANES,
+            type=KV_TYPES.index(kv_type),
         )
 
+    def spoil(self) -> None:
+        """Fill every block with what another sequence may have left there: NaN."""
+        self.k.view(np.uint16)[:] = self.v.view(np.uint16)[:] = 0x7FC0
+
     def unpack(self) -> Floats:
-        """Return [2, blocks, block_size, kv_heads, head_dim] fp32: what `ops.reference` keeps."""
+        """Return [2, blocks, block_size, kv_heads, head_dim] fp32: what `ops.reference` reads."""
+        values, scales = self._stored()
+        if scales is None:
+            return values
+        floats = np.where(np.isnan(scales), np.float32(np.nan), values * np.nan_to_num(scales))
+        floats[0] = hadamard(floats[0]) / np.float32(hadamard_block(self.layer.head_dim))
+        return floats
+
+    def unpack_int8(self) -> tuple[NDArray[np.int8], Floats]:
+        """Return the integers [2, blocks, block_size, kv_heads, head_dim] and the scales, last axis 1."""
+        values, scales = self._stored()
+        if scales is None:
+            raise ValueError("a cache of bf16 has no integers")
+        return values.astype(np.int8), scales
+
+    def _stored(self) -> tuple[Floats, Floats | None]:
         layer = self.layer
         size, heads, dim = layer.block_size, layer.kv_heads, layer.dim
-        k = self.k.reshape(-1, heads, size // 16, dim // 2, 16, 2).transpose(0, 2, 4, 1, 3, 5)
-        v = self.v.reshape(-1, heads, size // 2, dim, 2).transpose(0, 2, 4, 1, 3)
-        both = np.stack([k.reshape(-1, size, heads, dim), v.reshape(-1, size, heads, dim)])
-        wide = (both.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return np.ascontiguousarray(wide[..., : layer.head_dim])
+        both = np.stack([self.k, self.v]).reshape(2, -1, heads, layer.head_stride)
+        if KV_TYPES[layer.type] == "int8":
+            elements = both[..., : size * dim].view(np.int8).astype(np.float32)
+            tail = np.ascontiguousarray(both[..., size * dim :]).view(np.uint16)
+            scales = _widen(tail).transpose(0, 1, 3, 2)[..., None]
+        else:
+            elements, scales = _widen(both.view(np.uint16)), None
+        k = elements[0].reshape(-1, heads, size // 16, dim // 2, 16, 2).transpose(0, 2, 4, 1, 3, 5)
+        v = elements[1].reshape(-1, heads, size // 2, dim, 2).transpose(0, 2, 4, 1, 3)
+        values = np.stack([k.reshape(-1, size, heads, dim), v.reshape(-1, size, heads, dim)])
+        return np.ascontiguousarray(values[..., : layer.head_dim]), scales
+
+
+def _widen(bits: NDArray[np.uint16]) -> Floats:
+    """Return bf16 bits as fp32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def rms_norm(x: Floats, weight: Floats, *, eps: float, add_to: Floats | None = None) -> Floats:

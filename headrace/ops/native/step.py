@@ -22,6 +22,8 @@ from headrace.ops.native.library import CPackedWeight, Pool, library
 
 T = TypeVar("T")
 
+KV_LANES = 16  # head sizes and block sizes are whole multiples of this in the cache
+KV_TYPES = ("bf16", "int8")
 MAX_TOP = 20  # alternatives per position at most
 
 OP_KINDS = ("embed", "norm", "linear", "qk_write", "attention", "head")
@@ -71,7 +73,7 @@ class ProgramDesc(ctypes.Structure):
     """A whole Program; the arrays are copied except weights and vectors."""
 
     _fields_ = (
-        *_fields(ctypes.c_int32, "num_ops num_slots num_ropes num_layers max_tokens num_blocks block_size reserved"),
+        *_fields(ctypes.c_int32, "num_ops num_slots num_ropes num_layers max_tokens num_blocks block_size kv_type"),
         ("vocab", ctypes.c_int64),
         ("ops", ctypes.POINTER(OpDesc)),
         ("weights", ctypes.POINTER(CPackedWeight)),
@@ -137,7 +139,7 @@ class KvLayer(ctypes.Structure):
         ("v", ctypes.c_void_p),
         ("block_stride", ctypes.c_int64),
         ("head_stride", ctypes.c_int64),
-        *_fields(ctypes.c_int32, "block_size kv_heads head_dim dim"),
+        *_fields(ctypes.c_int32, "block_size kv_heads head_dim dim type reserved"),
     )
 
 
@@ -204,6 +206,12 @@ class SampleContext(ctypes.Structure):
         ("num_banned", ctypes.c_int64),
         ("num_output", ctypes.c_uint32),
     )
+
+
+def kv_head_bytes(kv_type: str, *, block_size: int, head_dim: int) -> int:
+    """Return the bytes of K, or of V, of one kv head in one block; see csrc/kernels.h."""
+    dim = -(-head_dim // KV_LANES) * KV_LANES
+    return block_size * (dim + 2) if kv_type == "int8" else block_size * dim * 2
 
 
 def _sizes() -> list[int]:
@@ -295,8 +303,9 @@ class NativeProgram:
         num_blocks: int,
         block_size: int,
         max_tokens: int,
+        kv_type: str = "bf16",
     ) -> None:
-        """Compile. The pool must outlive the program.
+        """Compile. The pool must outlive the program; kv_type is one of KV_TYPES.
 
         Raises OutOfMemory when the KV pool and scratch memory cannot be had.
         """
@@ -313,6 +322,7 @@ class NativeProgram:
             max_tokens=max_tokens,
             num_blocks=num_blocks,
             block_size=block_size,
+            kv_type=KV_TYPES.index(kv_type),
             vocab=parts.vocab_size,
             ops=(OpDesc * len(parts.ops))(*parts.ops),
             weights=self._weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,7 +12,7 @@ from headrace.app.hardware import detect
 from headrace.app.loading import open_model
 from headrace.app.pulling import ensure_pulled
 from headrace.core.errors import ConfigError
-from headrace.core.settings import EngineSettings, Quantization, Settings
+from headrace.core.settings import EngineSettings, KvDtype, Quantization, Settings
 from headrace.executor.native import problem as native_problem
 from headrace.testing.checkpoints import write_checkpoint
 
@@ -52,3 +53,28 @@ def test_reference_refuses_to_quantize(tmp_path: Path) -> None:
     chosen = settings(write_checkpoint(tmp_path / "tiny"), "int4")
     with pytest.raises(ConfigError, match="fp32 only"):
         open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+
+
+def test_int8_kv_fits_nearly_twice_the_tokens_into_the_same_memory(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "tiny")
+    blocks = {}
+    for kv_dtype in get_args(KvDtype):
+        engine = EngineSettings(backend="auto", kv_memory_mib=8, kv_dtype=kv_dtype)
+        chosen = Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(tmp_path))
+        opened = open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+        executor = backends.open_executor(opened.plan, opened.program, opened.checkpoint)
+        opened.close()
+        executor.shutdown()
+        blocks[kv_dtype] = opened.plan.num_blocks.value
+        assert executor.num_blocks == opened.plan.num_blocks.value
+        assert opened.plan.kv_dtype.value == kv_dtype
+    assert 1.5 < blocks["int8"] / blocks["bf16"] < 2.0  # heads of 16 channels: the scale is an eighth of them
+
+
+def test_the_references_pool_is_planned_by_what_it_keeps(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "tiny")
+    engine = EngineSettings(backend="reference", kv_memory_mib=1, kv_dtype="bf16")
+    chosen = Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(tmp_path))
+    opened = open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+    opened.close()
+    assert opened.plan.num_blocks.value == 2**20 // (2 * 2 * 2 * 16 * 2 * 32)

@@ -8,6 +8,7 @@ import pytest
 
 from headrace.core.protocols import Executor
 from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import KvDtype
 from headrace.core.step import BlockCopy, CopyKind, Row, Step
 from headrace.executor import ReferenceExecutor, block_bytes
 from headrace.executor.native import NativeExecutor, kv_block_bytes
@@ -32,27 +33,32 @@ class Slots:
         return self._slots[index]
 
 
-def open_executor(kind: str, path: Path) -> tuple[Executor, Slots]:
+def open_executor(kind: str, path: Path, kv_dtype: KvDtype = "auto") -> tuple[Executor, Slots]:
     if kind == "uniform":
         slots = Slots(BLOCK * TOKEN_BYTES)
         return UniformModel(num_blocks=8, block_size=BLOCK, vocab_size=200, host=slots), slots
     checkpoint = open_checkpoint(write_checkpoint(path / "model", "gemma3"))
     program = build_program(checkpoint.config)
     if kind == "reference":
-        slots = Slots(block_bytes(program.cache_layers, block_size=BLOCK, element_bytes=4))
-        executor: Executor = ReferenceExecutor(program, checkpoint, num_blocks=8, block_size=BLOCK, host=slots)
+        slots = Slots(block_bytes(program.cache_layers, block_size=BLOCK, kv_dtype=kv_dtype))
+        executor: Executor = ReferenceExecutor(
+            program, checkpoint, num_blocks=8, block_size=BLOCK, kv_dtype=kv_dtype, host=slots
+        )
     else:
-        slots = Slots(kv_block_bytes(program.cache_layers, block_size=BLOCK))
-        executor = NativeExecutor(program, checkpoint, num_blocks=8, block_size=BLOCK, threads=1, host=slots)
+        slots = Slots(kv_block_bytes(program.cache_layers, block_size=BLOCK, kv_dtype=kv_dtype))
+        executor = NativeExecutor(
+            program, checkpoint, num_blocks=8, block_size=BLOCK, threads=1, kv_dtype=kv_dtype, host=slots
+        )
     checkpoint.close()
     return executor, slots
 
 
-@pytest.fixture(params=["uniform", "reference", "native"])
+@pytest.fixture(params=["uniform", "reference", "reference int8", "native", "native int8"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Executor, Slots]:
-    if request.param == "native" and NATIVE_PROBLEM:
+    kind, _, kv_dtype = request.param.partition(" ")
+    if kind == "native" and NATIVE_PROBLEM:
         pytest.skip(NATIVE_PROBLEM)
-    return open_executor(request.param, tmp_path)
+    return open_executor(kind, tmp_path, kv_dtype or "auto")
 
 
 def last_token(blocks: tuple[int, ...]) -> Row:

@@ -11,7 +11,7 @@ LAYERS = (CacheLayer(kv_heads=2, head_dim=8), CacheLayer(kv_heads=1, head_dim=16
 
 def test_a_block_takes_what_its_arrays_take() -> None:
     pool = allocate_pool(LAYERS, num_blocks=5, block_size=4)
-    assert sum(layer.nbytes for layer in pool) == 5 * block_bytes(LAYERS, block_size=4, element_bytes=4)
+    assert sum(layer.nbytes for layer in pool) == 5 * block_bytes(LAYERS, block_size=4)
 
 
 def test_each_layer_has_its_own_shape() -> None:
