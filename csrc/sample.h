@@ -9,7 +9,7 @@
 
 namespace headrace {
 
-constexpr int kMaxTop = 20;  // alternatives per position at most
+constexpr int kMaxTop = 64;  // alternatives per position at most
 
 // How one sequence samples. Mirrored by ops/native/step.py (SAMPLING).
 struct Sampling {

@@ -57,11 +57,11 @@ class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: object = None
     metadata: object = None
     best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
     # known, not served
     response_format: object = None
-    use_beam_search: object = None
-    length_penalty: object = None
-    early_stopping: object = None
     spaces_between_special_tokens: object = None
     truncate_prompt_tokens: object = None
     bad_words: object = None
@@ -176,9 +176,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "prompt_cache_key": (ANY,),
     "safety_identifier": (ANY,),
     "response_format": ({"type": "text"},),
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "early_stopping": (False,),
     "spaces_between_special_tokens": (True,),
     "bad_words": ([],),
     "allowed_token_ids": ([],),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from headrace.api.alternatives import alternatives
 from headrace.api.openai_types import GenerationBody
 from headrace.api.served import ServedModel
 from headrace.core.errors import InvalidRequest, PromptTooLong
 from headrace.core.request import PRIORITIES, Request, RequestId, SamplingParams, StopRules
 from headrace.sampling import validate
 
-MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_DEADLINE_MS = 3_600_000
@@ -55,9 +55,7 @@ def build_request(
     least = 0 if wanted.may_be_empty else 1
     if max_tokens < least:
         raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least {least}", param="max_tokens")
-    n = optional_bounded("n", body.n, 1, MAX_CHOICES) or 1
-    if body.best_of is not None and body.best_of != n:
-        raise InvalidRequest(f"best_of is {body.best_of} and n is {n}; only best_of = n is served", param="best_of")
+    n, best_of, beam = alternatives(body, wanted.logprobs)
     max_tokens = min(max_tokens, room)
     deadline_ms = optional_bounded("deadline_ms", body.deadline_ms, 1, MAX_DEADLINE_MS)
     return Request(
@@ -67,6 +65,8 @@ def build_request(
         sampling=sampling_params(body, wanted.logprobs, max_tokens, model),
         stop=stop_rules(body, max_tokens, model),
         n=n,
+        best_of=best_of,
+        beam=beam,
         prompt_logprobs=optional_bounded("prompt_logprobs", wanted.prompt_logprobs, 0, MAX_LOGPROBS),
         skip_special_tokens=True if body.skip_special_tokens is None else body.skip_special_tokens,
         arrival_s=arrival_s,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.api.alternatives import MAX_CHOICES
 from headrace.api.openai_conversations import conversation_of, given_of
 from headrace.api.openai_types import ChatBody, CompletionBody, GenerationBody
-from headrace.api.params import MAX_CHOICES, MAX_DEADLINE_MS, optional_bounded
+from headrace.api.params import MAX_DEADLINE_MS, optional_bounded
 from headrace.api.served import RemoteModel
 from headrace.core.conversation import Conversation, Given
 from headrace.core.errors import InvalidRequest

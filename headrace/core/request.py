@@ -55,6 +55,19 @@ class StopRules(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_text: bool = False
 
 
+class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Search for the likeliest whole answers instead of drawing tokens; sampling parameters have no part in it.
+
+    width           beams that live at once
+    length_penalty  the power of the length that an answer's log probability is divided by; 0 favours short ones
+    early_stopping  end with the `width`-th finished answer, though a beam might still beat it
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted request: `n` sequences continue the same prompt.
 
@@ -72,6 +85,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     stop: StopRules
     n: int = 1
+    best_of: int | None = None  # answers to draw, of which the `n` of the best mean log probability are given
+    beam: BeamParams | None = None
     prompt_logprobs: int | None = None  # score the prompt too (OpenAI `echo` + `logprobs`)
     skip_special_tokens: bool = True
     arrival_s: float = 0.0  # Clock.now() at the edge

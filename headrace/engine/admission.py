@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from headrace.core.errors import InvalidRequest
 from headrace.core.request import PRIORITIES, Request
-from headrace.sampling import validate, validate_num_logprobs
+from headrace.sampling import MAX_ALTERNATIVES, validate, validate_num_logprobs
+from headrace.sched import num_offered
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
@@ -32,8 +33,29 @@ def check_request(request: Request, vocab_size: int) -> None:
             param="priority",
         )
     _check_stops(request, vocab_size)
+    _check_search(request, vocab_size)
     validate(request.sampling, vocab_size)
     validate_num_logprobs(request.prompt_logprobs, vocab_size, param="prompt_logprobs")
+
+
+def _check_search(request: Request, vocab_size: int) -> None:
+    if request.best_of is not None and not request.n <= request.best_of <= MAX_CHOICES:
+        raise InvalidRequest(
+            f"best_of is {request.best_of}; it must be at least n, {request.n}, and at most {MAX_CHOICES}",
+            param="best_of",
+        )
+    if request.beam is None:
+        return
+    width, num_stops = request.beam.width, len(request.stop.stop_token_ids)
+    if not request.n <= width:
+        raise InvalidRequest(f"best_of is {width} beams; it must be at least n, {request.n}", param="best_of")
+    if num_offered(width, num_stops) > MAX_ALTERNATIVES or width + num_stops > vocab_size:
+        most = min(MAX_ALTERNATIVES // 2, MAX_ALTERNATIVES - num_stops, vocab_size - num_stops)
+        raise InvalidRequest(
+            f"best_of is {width} beams; with {num_stops} stop tokens at most {most} are served", param="best_of"
+        )
+    if request.stop.max_tokens < 1:
+        raise InvalidRequest("max_tokens is 0; a beam search has to find at least one token", param="max_tokens")
 
 
 def _check_stops(request: Request, vocab_size: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from headrace.core.delta import Delta
 from headrace.core.errors import EngineDead, HeadraceError
@@ -17,6 +18,7 @@ from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId, SeqId
 from headrace.core.stats import EngineSnapshot, Observer
 from headrace.engine.admission import check_request
+from headrace.engine.best_of import generate_best
 from headrace.engine.engine import Engine, StepReport
 from headrace.engine.health import EngineFacts
 from headrace.engine.spelling import Spelling
@@ -62,12 +64,17 @@ class AsyncEngine:
         self._warm_s = await asyncio.wrap_future(self._engine.ready)
         return self._warm_s
 
-    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Stream the answer; closing the iterator early aborts the work.
 
         The first step of the iterator raises InvalidRequest, PromptTooLong, Overloaded or EngineDead before anything
         has been computed. Later failures arrive as a delta with `finish` ERROR.
         """
+        if request.best_of is not None and request.best_of > request.n:
+            async with aclosing(generate_best(request, self.generate)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
         stream = self._open(request)
         try:
             while not stream.is_exhausted:
@@ -135,12 +142,13 @@ class AsyncEngine:
                 raise EngineDead(self._fatal or "the server is shutting down; try again once it is back")
             check_request(request, self._vocab_size)
             stream = RequestStream(request, self._next_id, self._tokenizer, self._spelling, self._observer)
-            self._engine.submit(sequences_of(request, self._next_id))
+            sequences = sequences_of(request, self._next_id)
+            self._engine.submit(sequences)
         except HeadraceError as error:
             if self._observer is not None:
                 self._observer.on_refused(error)
             raise
-        self._next_id += request.n
+        self._next_id += len(sequences)
         for seq_id in stream.seq_ids:
             self._streams[SeqId(seq_id)] = stream
         self._by_request.setdefault(request.request_id, []).append(stream)

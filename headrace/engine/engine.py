@@ -65,6 +65,8 @@ class Engine:
     def submit(self, sequences: list[Sequence]) -> None:
         """Hand in the sequences of one request, all or none. Raises EngineDead, PromptTooLong or Overloaded."""
         length, now = sequences[0].prompt_len, self._clock.now()
+        if sequences[0].beams is not None:
+            self._scheduler.check_search(sequences[0])
         self._inbox.submit(sequences, lambda queued: self._scheduler.check_admission(length, now, num_queued=queued))
 
     def abort(self, seq_ids: Iterable[SeqId]) -> None:
@@ -107,7 +109,7 @@ class Engine:
     def live(self) -> list[LiveSequence]:
         """Return how far each live sequence is, those in the inbox included; any thread."""
         on_their_way = [LiveSequence(s.seq_id, SequencePhase.INBOX, (0, 0)) for s in self._inbox.waiting()]
-        return on_their_way + [_progress(sequence) for sequence in self._scheduler.live()]
+        return on_their_way + [_progress(sequence) for sequence in self._scheduler.live() if sequence.tokens]
 
     def _run(self) -> None:
         error: BaseException | None = None

@@ -144,6 +144,15 @@ class RequestStream:
                 if piece.stop_match is not None:
                     self._end(choice, FinishReason.STOP, piece.stop_match, None, now)
                     return event.finish is None
+        for token_id in event.tokens:
+            choice.num_tokens += 1
+            choice.token_ids.append(token_id)
+            if token_id != event.stop_token or self.request.stop.include_stop_text:
+                piece = choice.stream.push(token_id)
+                choice.text += piece.text
+                if piece.stop_match is not None:
+                    self._end(choice, FinishReason.STOP, piece.stop_match, None, now)
+                    return False
         if event.finish is not None:
             choice.text += choice.stream.finish()
             if choice.stream.stop_match is not None:  # completed by a character that was cut off

@@ -10,7 +10,8 @@ import math
 from headrace.core.errors import InvalidRequest
 from headrace.core.request import SamplingParams
 
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 20  # of a request
+MAX_ALTERNATIVES = 64  # that an executor can list, for searches
 
 # field: (lowest, highest, lowest is excluded)
 _RANGES: dict[str, tuple[float, float, bool]] = {

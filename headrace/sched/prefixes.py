@@ -117,6 +117,17 @@ class PrefixSharing:
         self._silence(sequence)
         sequence.next_publish = _NEVER
 
+    def stand_by(self, sequence: Sequence) -> None:
+        """Give a sequence without blocks its place at the root, until it follows another."""
+        sequence.node = self.cache.root(sequence.namespace)
+
+    def follow(self, sequence: Sequence, other: Sequence) -> None:
+        """Put a sequence where `other` is, whose full blocks it has come to share."""
+        self._silence(sequence)
+        sequence.node = other.node
+        sequence.num_shared = other.num_shared
+        sequence.next_publish = other.next_publish
+
     def withdraw(self, sequence: Sequence) -> None:
         """Take back all that a failed sequence has published itself; its numbers were wrong from somewhere on."""
         node, above = sequence.node, sequence.num_shared

@@ -36,9 +36,12 @@ from itertools import chain
 from typing import NamedTuple
 
 from headrace.core.delta import FinishReason
+from headrace.core.errors import InvalidRequest
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.kv import BlockPool
+from headrace.sched.beam_blocks import BeamBlocks
+from headrace.sched.beams import BeamGroup
 from headrace.sched.budget import StepBudget, StepPlan
 from headrace.sched.deadlines import Deadlines
 from headrace.sched.decisions import Admitted, Decision, Preempted, PreemptReason
@@ -85,6 +88,7 @@ class Scheduler:
         self._tables = BlockTables(pool, block_size)
         order = limits.eviction_order(pool.num_blocks, block_size)
         self._prefixes = PrefixSharing(pool, block_size, self._tables.retire, order) if limits.prefix_cache else None
+        self._beam_blocks = BeamBlocks(pool, block_size, self._tables, self._prefixes)
         policy = limits.policy
         self._shares = FairShares(policy.tenant_weights, policy.fair_burst_tokens)
         self._waiting = WaitingQueue(self._prefixes, block_size, self._shares, policy.aging_s)
@@ -137,20 +141,38 @@ class Scheduler:
         """
         self._door.check(prompt_len, len(self._waiting) + num_queued, now)
 
+    def check_search(self, leader: Sequence) -> None:
+        """Raise InvalidRequest if a beam search can never be served. Any thread."""
+        width, most = leader.num_beams, min(leader.max_len, self.max_context)
+        if width > self.limits.max_num_seqs:
+            raise InvalidRequest(
+                f"{width} beams, and at most {self.limits.max_num_seqs} sequences run here at once; lower best_of",
+                param="best_of",
+            )
+        num_blocks = self._beam_blocks.num_wanted(leader, most)
+        if num_blocks > self._pool.num_blocks:
+            raise InvalidRequest(
+                f"{width} beams of up to {most:,} tokens may want {num_blocks:,} blocks of {self.block_size} tokens; "
+                f"this server has {self._pool.num_blocks:,}; lower max_tokens or best_of",
+                param="max_tokens",
+            )
+
     # --- commands ------------------------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence, now: float = 0.0) -> None:
         """Take a sequence that `check_admission` has let in. Raises ValueError for one that can never be served."""
         if not 1 <= sequence.prompt_len < self.max_context:
             raise ValueError(f"a prompt of {sequence.prompt_len} tokens in a context of {self.max_context}")
-        if sequence.seq_id in self._live or sequence.status is not SequenceStatus.WAITING:
+        if sequence.seq_id in self._live or sequence.status not in (SequenceStatus.WAITING, SequenceStatus.PARKED):
             raise ValueError(f"sequence {sequence.seq_id} has been submitted before")
         sequence.max_len = min(sequence.max_len, self.max_context)
         sequence.queued_s = now
         self._live[sequence.seq_id] = sequence
         sequence.account = self._shares.join(sequence.tenant)
-        self._waiting.push(sequence, now)
-        self._deadlines.watch(sequence, self._live)
+        if sequence.status is SequenceStatus.WAITING:
+            self._waiting.push(sequence, now)
+        if sequence.beams is None or sequence.beams.bears_answer(sequence):
+            self._deadlines.watch(sequence, self._live)
 
     def abort(self, seq_id: SeqId, error: str | None = None) -> SequenceEvent | None:
         """End a live sequence now, as ERROR if `error` is given; None if it is not live. Idempotent.
@@ -158,8 +180,8 @@ class Scheduler:
         Blocks that a step in flight still reads are freed when that step is committed.
         """
         sequence = self._live.get(seq_id)
-        if sequence is None:
-            return None
+        if sequence is None or (sequence.beams is not None and not sequence.beams.bears_answer(sequence)):
+            return None  # a beam without an answer ends with those that bear one
         return self._end(sequence, FinishReason.ABORT if error is None else FinishReason.ERROR, error)
 
     def expire(self, now: float) -> list[SequenceEvent]:
@@ -174,7 +196,7 @@ class Scheduler:
         self._tables.free_retired(self.num_steps)
         for sequence in members.values():
             sequence.num_in_flight = 0
-            if sequence.status is SequenceStatus.FINISHED:
+            if sequence.status is not SequenceStatus.RUNNING:
                 self._tables.release(sequence)
         events = [self.abort(seq_id, error) for seq_id in list(self._live)]
         return [event for event in events if event is not None]
@@ -197,7 +219,7 @@ class Scheduler:
                 self._admit(waiting.candidates(now, background=True), plan, now)
         if not plan.rows:
             return None
-        step = Step(self.num_steps, tuple(plan.rows))
+        step = Step(self.num_steps, tuple(plan.rows), copies=self._beam_blocks.take_copies())
         self.num_steps += 1
         self._tables.note_launch(step.step_id)
         self._in_flight.append(_Launched(step, plan.members, plan.shape))
@@ -214,10 +236,11 @@ class Scheduler:
         events: list[SequenceEvent] = []
         failures, rows = result.failures, step.rows
         has_scores = bool(result.scored)
+        searches: dict[int, BeamGroup] = {}
         num_finished = num_tokens = 0
         for index, sequence in enumerate(members):
             sequence.num_in_flight -= 1
-            if sequence.status is SequenceStatus.FINISHED:
+            if sequence.status is not SequenceStatus.RUNNING:
                 if not sequence.num_in_flight:
                     self._tables.release(sequence)
                 continue
@@ -226,6 +249,9 @@ class Scheduler:
                 sequence.num_scored += len(scores)
             if failures and sequence.seq_id in failures:
                 self._withdraw(sequence)
+                if (group := sequence.beams) is not None:
+                    events += self._fail_search(group, failures[sequence.seq_id])
+                    continue
                 events.append(self._finish(sequence, None, FinishReason.ERROR, error=failures[sequence.seq_id]))
                 num_finished += 1
                 continue
@@ -233,6 +259,10 @@ class Scheduler:
                 self._publish(sequence, rows[index])
             if (sample := result.samples[index]) is not None:
                 num_tokens += 1
+                if (group := sequence.beams) is not None:
+                    group.offer(sequence, sample)
+                    searches[id(group)] = group
+                    continue
                 event = self._extend(sequence, sample, now)
             elif not (sequence.max_tokens or sequence.num_in_flight) and sequence.num_computed >= sequence.prompt_len:
                 event = self._finish(sequence, None, FinishReason.LENGTH)
@@ -240,6 +270,9 @@ class Scheduler:
                 continue
             events.append(event)
             num_finished += event.finish is not None
+        for group in searches.values():
+            if group.is_ready and not group.is_over:
+                events += self._go_on(group, now)
         if num_finished:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
             self._background = [s for s in self._background if s.status is SequenceStatus.RUNNING]
@@ -315,6 +348,9 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, running: list[Sequence], index: int) -> bool:
         """Give a running sequence one more block, preempting background and newer ones (from `index`) if need be."""
+        if sequence.beams is not None:
+            self._beam_blocks.grow(sequence)
+            return True
         while (blocks := self._pool.allocate(1)) is None:
             newer = reversed(running[index:])
             below = () if sequence.is_background else reversed(self._background)
@@ -366,7 +402,8 @@ class Scheduler:
     def _enter(self, sequence: Sequence, shared: list[int], now: float) -> bool:
         """Make a waiting sequence a running one, with the shared blocks and new ones; False if there is no room."""
         num_new = -(-len(sequence.tokens) // self.block_size) - len(shared)
-        if not self._make_room(sequence, shared, num_new):
+        num_reserved = 0 if sequence.beams is None else self._beam_blocks.num_reserved(sequence)
+        if not self._make_room(sequence, shared, num_new + num_reserved):
             return False
         if self._prefixes is not None:
             self._prefixes.enter(sequence, shared)
@@ -376,7 +413,11 @@ class Scheduler:
         self._tables.assign(sequence, shared + blocks)
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = len(shared) * self.block_size
-        (self._background if sequence.is_background else self._running).append(sequence)
+        running = self._background if sequence.is_background else self._running
+        running.append(sequence)
+        if (group := sequence.beams) is not None:
+            self._beam_blocks.enter(group)
+            running += group.members[1:]
         self.decisions.append(Admitted(sequence.seq_id, len(shared), num_new))
         self._door.note_admission(now)
         if sequence.first_scheduled_s is None:
@@ -391,20 +432,25 @@ class Scheduler:
         pool, limits, running = self._pool, self.limits, self._running
         num_needed = num_new + pool.count_unheld(shared)
         others: Iterable[Sequence] = chain(running, self._background) if sequence.is_background else running
-        num_to_come = sum(self._forecast.num_blocks_to_come(other, self.block_size) for other in others)
+        num_to_come = sum(self._num_to_come(other) for other in others)
         if running or (sequence.is_background and self._background):  # alone, it may have all there is
-            num_needed += num_to_come + self._forecast.num_blocks_to_come(sequence, self.block_size)
+            num_needed += num_to_come + self._num_to_come(sequence)
+        most_running = limits.max_num_seqs - sequence.num_beams
         if sequence.is_background:
-            return self.num_running < limits.max_num_seqs and num_needed <= pool.num_free
-        if len(running) >= limits.max_num_seqs:
+            return self.num_running <= most_running and num_needed <= pool.num_free
+        if len(running) > most_running:
             return False
         if running and num_needed > pool.num_free + sum(pool.count_sole(other.blocks) for other in self._background):
             return False
-        while self.num_running >= limits.max_num_seqs or num_needed > pool.num_free:
+        while self.num_running > most_running or num_needed > pool.num_free:
             if not self._give_way(reversed(self._background), sequence, PreemptReason.PLACE):
                 return False
             num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         return True
+
+    def _num_to_come(self, sequence: Sequence) -> int:
+        """Return how many blocks a sequence is expected to want besides those it has; beams have reserved theirs."""
+        return 0 if sequence.beams is not None else self._forecast.num_blocks_to_come(sequence, self.block_size)
 
     def _book_hit(self, sequence: Sequence) -> None:
         """Count what the cache was asked for and what it had."""
@@ -433,12 +479,59 @@ class Scheduler:
         return SequenceEvent(sequence.seq_id, sample)
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: str | None) -> SequenceEvent:
-        """Take a live sequence out of where it is and end it."""
-        if sequence.status is SequenceStatus.WAITING:
+        """Take a live sequence out of where it is and end it; a beam takes its search with it."""
+        if sequence.beams is not None:
+            self._dissolve(sequence.beams)
+        elif sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
         else:
             (self._background if sequence.is_background else self._running).remove(sequence)
         return self._finish(sequence, None, finish, error=error)
+
+    def _go_on(self, group: BeamGroup, now: float) -> list[SequenceEvent]:
+        """Move a search on by one token, or end it with its answers."""
+        members = group.members
+        if not (moves := group.advance()):
+            self._dissolve(group)
+            return [
+                self._finish(member, None, answer.finish, stop_token=answer.stop_token, tokens=answer.tokens)
+                for member, answer in zip(members, group.answers(), strict=False)
+                if member.seq_id in self._live
+            ]
+        if members[0].first_token_s is None:
+            for member in members:
+                member.first_token_s = now
+        for child, parent, token_id in moves:
+            if child == parent:
+                members[child].tokens.append(token_id)
+            else:
+                self._beam_blocks.fork(members[child], members[parent], token_id)
+        return []
+
+    def _fail_search(self, group: BeamGroup, error: str) -> list[SequenceEvent]:
+        """End a search of which one beam has failed."""
+        self._dissolve(group)
+        live = [member for member in group.members if member.seq_id in self._live]
+        return [self._finish(member, None, FinishReason.ERROR, error=error) for member in live]
+
+    def _dissolve(self, group: BeamGroup) -> None:
+        """Let no beam of a search compute any more; those that bear no answer end here, without an event."""
+        if group.is_over:
+            return
+        group.is_over = True
+        self._beam_blocks.leave(group)
+        for member in group.members:
+            if member.status is SequenceStatus.WAITING:
+                self._waiting.remove(member)
+            elif member.status is SequenceStatus.RUNNING:
+                (self._background if member.is_background else self._running).remove(member)
+            member.status = SequenceStatus.PARKED
+            if self._prefixes is not None:
+                self._prefixes.leave(member)
+            if not group.bears_answer(member):
+                self._finish(member, None, FinishReason.ABORT)
+            elif not member.num_in_flight:
+                self._tables.release(member)
 
     def _finish(
         self,
@@ -448,6 +541,7 @@ class Scheduler:
         *,
         stop_token: int | None = None,
         error: str | None = None,
+        tokens: tuple[int, ...] = (),
     ) -> SequenceEvent:
         """Make the one event that ends a sequence; the caller takes it out of queue or running list."""
         del self._live[sequence.seq_id]
@@ -457,12 +551,13 @@ class Scheduler:
         if sequence.first_scheduled_s is not None:
             computed = max(sequence.peak_computed - sequence.num_cached, 0)
             self._shares.charge(sequence.account, computed - sequence.charge)
-            self._forecast.note_end(sequence)
+            if sequence.beams is None:
+                self._forecast.note_end(sequence)
         self._shares.leave(sequence.account)
         if not sequence.num_in_flight:
             self._tables.release(sequence)
         scored = tuple(sequence.scored)
-        return SequenceEvent(sequence.seq_id, sample, finish, stop_token, error, scored, sequence.timing())
+        return SequenceEvent(sequence.seq_id, sample, finish, stop_token, error, scored, sequence.timing(), tokens)
 
     def _publish(self, sequence: Sequence, row: Row) -> None:
         """Put what a committed row has completed into the prefix cache."""
@@ -476,16 +571,19 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError if blocks, queues and live sequences do not agree."""
-        fenced = {
-            s.seq_id: s for launched in self._in_flight for s in launched.members if s.status is SequenceStatus.FINISHED
-        }
+        in_flight = {s.seq_id: s for launched in self._in_flight for s in launched.members}
+        fenced = [s for s in in_flight.values() if s.status is not SequenceStatus.RUNNING]
         running = [*self._running, *self._background]
-        self._tables.check([*running, *fenced.values()])
+        groups = {id(s.beams): s.beams for s in running if s.beams is not None}
+        self._tables.check([*running, *fenced], [block for group in groups.values() for block in group.reserve])
+        self._beam_blocks.check(groups.values())
         self._waiting.check()
         self._shares.check(sequence.account for sequence in self._live.values())
         if self._prefixes is not None:
             self._prefixes.check(running)
-        ids = [sequence.seq_id for sequence in (*running, *self._waiting)]
+        parked = [s for s in self._live.values() if s.status is SequenceStatus.PARKED]
+        assert all(s.beams is not None for s in parked), "a sequence without beams is parked"
+        ids = [sequence.seq_id for sequence in (*running, *self._waiting, *parked)]
         assert len(ids) == len(set(ids)), "a sequence is in two places"
         assert set(ids) == set(self._live), "a live sequence is in no queue"
         assert len(running) <= self.limits.max_num_seqs, "more sequences run than may"

@@ -1,6 +1,7 @@
 """One sequence: one choice of a request on its way through the engine.
 
-Owned by the scheduler: it alone writes these fields after construction; others keep the id. `tokens` only ever grows.
+Owned by the scheduler: it alone writes these fields after construction; others keep the id. `tokens` only ever grows,
+but for a beam that takes another's place.
 Invariant, once running: num_computed ≤ len(tokens) ≤ max_len and num_computed ≤ len(blocks) * block_size.
 
     tokens:  |<------- prompt_len ------->|<--- output --->|
@@ -16,23 +17,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from headrace.core.delta import FinishReason
-from headrace.core.request import Request, SamplingParams, SeqId
+from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Sample, ScoredPosition
 from headrace.kv import Node, pack_tokens
-from headrace.sampling import derive_seed
 from headrace.sched.fairness import Account
+
+if TYPE_CHECKING:
+    from headrace.sched.beams import BeamGroup
 
 
 class SequenceStatus(IntEnum):
-    """Where a sequence is. FINISHED is final; its blocks may outlive it until the step in flight has ended."""
+    """Where a sequence is. FINISHED is final; its blocks may outlive it until the step in flight has ended.
+
+    PARKED is a beam whose group waits, or has come to its end around it; one that runs without tokens waits for the
+    first of its group to read the prompt.
+    """
 
     WAITING = 0
     RUNNING = 1
     FINISHED = 2
+    PARKED = 3
 
 
 class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +78,7 @@ class Sequence:
     __slots__ = (
         "account",
         "banned",
+        "beams",
         "blocks",
         "capacity",
         "charge",
@@ -140,6 +150,8 @@ class Sequence:
         self.num_scored = 0
         self.scored: list[ScoredPosition] = []  # of prompt positions 1, 2, … in order, until they are handed out
 
+        self.beams: BeamGroup | None = None  # set at submission for the beams of one search
+
         self.status = SequenceStatus.WAITING
         self.num_computed = 0
         self.peak_computed = 0  # the most it ever was; less than that is computed again
@@ -170,6 +182,11 @@ class Sequence:
         """Count the tokens generated so far."""
         return len(self.tokens) - self.prompt_len
 
+    @property
+    def num_beams(self) -> int:
+        """Count the sequences that run when this one does."""
+        return 1 if self.beams is None else len(self.beams.members)
+
     def timing(self) -> SequenceTiming:
         """Return how far it has got until now."""
         return SequenceTiming(self.first_scheduled_s, self.first_token_s, self.num_preemptions, self.num_cached)
@@ -183,6 +200,7 @@ class SequenceEvent(msgspec.Struct, frozen=True, gc=False):
     error       why, when `finish` is ERROR or EXPIRED
     scored      log probabilities of prompt positions 1, 2, …, with the first event, when asked for
     timing      with the first token and at the end
+    tokens      the whole answer of a search, with `finish`; then `sample` is None
     """
 
     seq_id: SeqId
@@ -192,30 +210,4 @@ class SequenceEvent(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     scored: tuple[ScoredPosition, ...] = ()
     timing: SequenceTiming | None = None
-
-
-def sequences_of(request: Request, first_id: int) -> list[Sequence]:
-    """Make the `n` sequences of a request, with ids first_id, first_id+1, ….
-
-    Choice i draws with `derive_seed(seed, i)`, so choice 0 of n=4 is the answer of n=1. Only choice 0 scores
-    the prompt.
-    """
-    urgency = Urgency(
-        tenant=request.tenant,
-        priority=request.priority,
-        is_background=request.is_background,
-        deadline_s=None if request.deadline_s is None else request.arrival_s + request.deadline_s,
-    )
-    return [
-        Sequence(
-            SeqId(first_id + index),
-            request.prompt,
-            msgspec.structs.replace(request.sampling, seed=derive_seed(request.sampling.seed, index)),
-            max_tokens=request.stop.max_tokens,
-            stop_token_ids=request.stop.stop_token_ids,
-            prompt_logprobs=request.prompt_logprobs if index == 0 else None,
-            namespace=request.namespace,
-            urgency=urgency,
-        )
-        for index in range(request.n)
-    ]
+    tokens: tuple[int, ...] = ()

@@ -50,10 +50,11 @@ class BlockTables:
         while self._retired and self._retired[0][0] <= step_id:
             self._pool.free(self._retired.popleft()[1])
 
-    def check(self, holders: Iterable[Sequence]) -> None:
-        """Raise AssertionError unless the pool's counts are those of the holders' tables and the fence."""
+    def check(self, holders: Iterable[Sequence], reserved: Iterable[int] = ()) -> None:
+        """Raise AssertionError unless the pool's counts are those of the holders' tables, the fence and `reserved`."""
         self._pool.check()
         holds = Counter(block for sequence in holders for block in sequence.blocks)
         holds.update(block for _, blocks in self._retired for block in blocks)
+        holds.update(reserved)
         assert len(holds) + self._pool.num_free == self._pool.num_blocks, "a block is held by nobody"
         assert all(self._pool.num_holders(block) == n for block, n in holds.items()), "a block has a holder too many"

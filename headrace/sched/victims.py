@@ -16,14 +16,14 @@ from headrace.sched.sequence import Sequence
 def choose_victim(newest_first: Iterable[Sequence], pool: BlockPool, block_size: int) -> Sequence | None:
     """Return who should give its blocks back; None if nobody may.
 
-    Not one that a step in flight reads. One whose blocks are all shared frees nothing, but gives way in the end: two
-    that share with each other alone would else hold up everybody.
+    Not one that a step in flight reads, nor a beam, which has reserved all it will ever want. One whose blocks are all
+    shared frees nothing, but gives way in the end: two that share with each other alone would else hold up everybody.
     """
     best: Sequence | None = None
     least = (False, 0, float("inf"))
     fallback: Sequence | None = None
     for sequence in newest_first:
-        if sequence.num_in_flight:
+        if sequence.num_in_flight or sequence.beams is not None:
             continue
         if not (num_freed := pool.count_sole(sequence.blocks)):
             fallback = fallback or sequence

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 KV_LANES = 16  # head sizes and block sizes are whole multiples of this in the cache
 KV_TYPES = ("bf16", "int8")
-MAX_TOP = 20  # alternatives per position at most
+MAX_TOP = 64  # alternatives per position at most
 
 OP_KINDS = ("embed", "norm", "linear", "qk_write", "attention", "head")
 REGION_KINDS = (

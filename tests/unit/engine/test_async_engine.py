@@ -271,12 +271,19 @@ def test_text_that_cannot_be_made_fails_its_choice_only(run: Make, ask: Make) ->
 
 def test_a_dead_engine_ends_every_live_request_once_and_says_so(run: Make, ask: Make) -> None:
     async def main() -> None:
+        all_are_in = threading.Event()
+
         def explode(step: Any) -> None:
-            if step.step_id == 9:
+            if step.step_id >= 9:
+                all_are_in.wait()
                 raise MemoryError("device lost")
 
         async with run(model={"on_step": explode}, max_num_seqs=2) as bench:
-            answers = await asyncio.gather(*(bench.collect(ask(f"{k}", max_tokens=50)) for k in range(6)))
+            asked = [asyncio.ensure_future(bench.collect(ask(f"{k}", max_tokens=50))) for k in range(6)]
+            while bench.service.snapshot().num_running + bench.service.snapshot().num_waiting < 6:
+                await asyncio.sleep(0)
+            all_are_in.set()
+            answers = await asyncio.gather(*asked)
             for deltas in answers:
                 assert [d.finish for d in deltas if d.finish] == [FinishReason.ERROR]
                 assert "device lost" in deltas[-1].error
