@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -83,17 +84,24 @@ def score(prompt: str, output: list[int]) -> float:
 
 def test_a_search_whose_reader_goes_away_is_ended_whole(run: Make, ask: Make) -> None:
     async def main() -> None:
-        async with run() as bench:
+        has_begun, may_go_on = threading.Event(), threading.Event()
+
+        def hold(step: Any) -> None:
+            if len(step.rows) == 4 and not step.is_dry_run:
+                has_begun.set()
+                may_go_on.wait()
+
+        async with run(model={"on_step": hold}) as bench:
             stream = bench.service.generate(ask("water", max_tokens=30, n=2, beam=BeamParams(width=4)))
             reading = asyncio.ensure_future(anext(stream))
-            while not bench.service.snapshot().num_running:
-                await asyncio.sleep(0)
+            await asyncio.to_thread(has_begun.wait)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            await stream.aclose()
-            while bench.service.snapshot().num_running:
-                await asyncio.sleep(0.001)
-            assert bench.service.snapshot().num_free_blocks == bench.service.snapshot().num_blocks
+            may_go_on.set()
+            again = await bench.collect(ask("wine", max_tokens=3))
+            assert len(tokens_of(again, 0)) == 3
+            snapshot = bench.service.snapshot()
+            assert (snapshot.num_running, snapshot.num_free_blocks) == (0, snapshot.num_blocks)
 
     asyncio.run(main())
 
