@@ -13,7 +13,7 @@ from pathlib import Path
 
 from headrace.app.plan import Derived, ModelFacts, Plan
 from headrace.core.errors import ConfigError
-from headrace.core.protocols import Executor
+from headrace.core.protocols import Executor, HostMemory
 from headrace.core.settings import Backend, EngineSettings, forced_isa
 from headrace.executor import ReferenceExecutor, block_bytes
 from headrace.executor.native import NativeExecutor, kv_block_bytes
@@ -62,9 +62,13 @@ def open_executor(
     checkpoint: Checkpoint,
     *,
     cache_directory: Path | None = None,
+    host: HostMemory | None = None,
     advance: Callable[[float], None] = lambda done: None,
 ) -> Executor:
-    """Load the weights and allocate the pool. `cache_directory` keeps packed weights between starts."""
+    """Load the weights and allocate the pool. `cache_directory` keeps packed weights between starts.
+
+    host  slots that Steps copy blocks to and from, if any
+    """
     num_blocks, block_size = plan.num_blocks.value, plan.block_size.value
     if plan.backend.value == "native":
         isa = forced_isa()
@@ -83,7 +87,8 @@ def open_executor(
             quantization=plan.quantization.value,
             kv_dtype=plan.kv_dtype.value,
             advance=advance,
+            host=host,
         )
     return ReferenceExecutor(
-        program, checkpoint, num_blocks=num_blocks, block_size=block_size, kv_dtype=plan.kv_dtype.value
+        program, checkpoint, num_blocks=num_blocks, block_size=block_size, kv_dtype=plan.kv_dtype.value, host=host
     )

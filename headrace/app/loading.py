@@ -17,9 +17,10 @@ from headrace.app import backends
 from headrace.app.generation_defaults import generation_defaults
 from headrace.app.hardware import Hardware
 from headrace.app.plan import Plan, resolve
+from headrace.app.tiers import Origin, open_host_pool, open_tiers
 from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
-from headrace.core.settings import SchedulingSettings, Settings
+from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
 from headrace.engine import AsyncEngine, Engine
 from headrace.kv import BlockPool
@@ -45,6 +46,7 @@ class OpenedModel:
     program: Program
     plan: Plan
     policy: SchedulingSettings
+    engine: EngineSettings
 
     def close(self) -> None:
         """Unmap the files."""
@@ -85,6 +87,7 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         program=program,
         plan=plan,
         policy=settings.scheduling,
+        engine=settings.engine,
     )
 
 
@@ -104,9 +107,11 @@ def load_model(
         tokenizer = load_tokenizer(files)
         template = load_chat_template(files, special_tokens=tokenizer.special_tokens)
         defaults = generation_defaults(files)
+        host = open_host_pool(plan)
         executor = backends.open_executor(
-            plan, opened.program, opened.checkpoint, cache_directory=opened.cache, advance=advance
+            plan, opened.program, opened.checkpoint, cache_directory=opened.cache, host=host, advance=advance
         )
+        tiers = None if host is None else open_tiers(host, plan, _origin(opened), clock)
     finally:
         opened.close()
     for fault in find_template_faults(tokenizer, template) if template is not None else ():
@@ -121,8 +126,8 @@ def load_model(
         attention_parity=opened.program.attention_parity(),
         policy=opened.policy,
     )
-    scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
-    engine = Engine(scheduler, executor, clock)
+    scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits, tiers)
+    engine = Engine(scheduler, executor, clock, tiers)
     return LoadedModel(
         name=opened.name,
         path=opened.path,
@@ -133,6 +138,13 @@ def load_model(
         max_context=scheduler.max_context,
         vocab_size=opened.program.vocab_size,
         engine=AsyncEngine(engine, tokenizer, clock, vocab_size=opened.program.vocab_size, observer=observer),
+    )
+
+
+def _origin(opened: OpenedModel) -> Origin:
+    """Return what KV blocks of a model depend on."""
+    return Origin(
+        engine=opened.engine, program=opened.program, checkpoint=opened.checkpoint, cache_directory=opened.cache
     )
 
 

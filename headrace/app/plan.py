@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 _LEAST_CONTEXT = 256  # tokens of one sequence that a pool must hold to be worth starting
+_STAGING_BYTES, _STAGING_SHARE, _LEAST_STAGING = 256 * MIB, 16, 8  # most, a part of what is free, least in blocks
 _KV_SHARE = 4  # an unset pool takes one part in this many of what is free after loading
 
 
@@ -60,6 +61,7 @@ class Plan:
     max_waiting: Derived[int]
     prefix_cache: Derived[bool]
     prefix_policy: Derived[PrefixPolicy]
+    kv_ram_bytes: Derived[int]
     weight_bytes: Derived[int]
     kv_bytes: Derived[int]
 
@@ -95,6 +97,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
+        kv_ram_bytes=_kv_ram(engine, hardware, facts),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
     )
@@ -132,12 +135,37 @@ def _context(engine: EngineSettings, facts: ModelFacts) -> Derived[int]:
     return _set(engine.max_context, "engine.max_context")
 
 
+def _kv_ram(engine: EngineSettings, hardware: Hardware, facts: ModelFacts) -> Derived[int]:
+    """Return the bytes of host memory below the pool. Without the prefix cache nothing has a name to be kept under."""
+    wanted, has_places_below = engine.kv_ram_bytes, engine.kv_disk_dir is not None or engine.kv_redis_url is not None
+    if not engine.prefix_cache and (wanted or has_places_below):
+        raise ConfigError(
+            "engine.prefix_cache is off, and engine.kv_ram_bytes, kv_disk_dir and kv_redis_url keep what it has found; "
+            "switch it on, or leave them out",
+            param="engine.prefix_cache",
+        )
+    block_bytes = facts.kv_token_bytes * engine.block_size
+    if wanted is not None:
+        if has_places_below and wanted < _LEAST_STAGING * block_bytes:
+            raise ConfigError(
+                f"engine.kv_ram_bytes is {wanted:,}; blocks go to disk and Redis by way of it, which takes room for at "
+                f"least {_LEAST_STAGING} of them: {_LEAST_STAGING * block_bytes:,}",
+                param="engine.kv_ram_bytes",
+            )
+        return _set(wanted, "engine.kv_ram_bytes")
+    if not has_places_below:
+        return Derived(0, "the KV pool is host memory already; engine.kv_ram_bytes adds a tier below it")
+    share = max(hardware.memory_available - facts.weight_bytes, 0) // _STAGING_SHARE
+    size = max(min(_STAGING_BYTES, share), _LEAST_STAGING * block_bytes)
+    return Derived(size, "what disk and Redis are reached through")
+
+
 def _kv_pool(
     engine: EngineSettings, hardware: Hardware, facts: ModelFacts, max_context: int
 ) -> tuple[Derived[int], Derived[int]]:
     """Return blocks and bytes of the pool."""
     block_bytes = facts.kv_token_bytes * engine.block_size
-    free = hardware.memory_available - facts.weight_bytes
+    free = hardware.memory_available - facts.weight_bytes - _kv_ram(engine, hardware, facts).value
     least = _blocks_for(min(max_context, _LEAST_CONTEXT), engine.block_size)
     if engine.kv_memory_mib is not None:
         wanted = engine.kv_memory_mib * MIB

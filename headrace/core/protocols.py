@@ -1,8 +1,11 @@
-"""The seams. Each has at most five methods; implementations live above, users import only these."""
+"""The seams: what one part of Headrace asks of another, without knowing which.
+
+Owns nothing. Each has at most five methods; implementations live above, users import only these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from headrace.core.delta import Delta
@@ -33,6 +36,35 @@ class HostMemory(Protocol):
 
     def slot(self, index: int) -> memoryview:
         """Return the writable bytes of a slot."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries frames, sealed KV blocks, by key to another place and back: a disk, a server, another worker.
+
+    Used by one I/O thread, which may wait in it. Raises OSError when the place fails.
+    """
+
+    num_bytes: int  # what it keeps here, as far as it knows
+
+    def has(self, keys: Sequence[bytes]) -> int:
+        """Count the leading keys that are there."""
+        ...
+
+    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int]:
+        """Read one frame into each buffer; return the frames' bytes, 0 where there is none."""
+        ...
+
+    def put(self, key: bytes, frame: memoryview, saves_s: float) -> bool:
+        """Keep a frame that saves `saves_s` seconds when it is used; False if others are worth more."""
+        ...
+
+    def drop(self, key: bytes) -> None:
+        """Forget a key."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. Idempotent."""
         ...
 
 

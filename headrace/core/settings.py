@@ -29,7 +29,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
-_SECRET = {"api_key", "database"}
+_SECRET = {"api_key", "database", "kv_redis_url", "kv_secret"}
 _TABLES = "upstreams"  # a table of tables: in the file only
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
@@ -76,6 +76,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prefix_cache     keep the KV of ended requests for those that begin with the same tokens
     prefix_policy    which of it goes first: lru, the least recently used, or cost, the least recompute cost times
                      learned chance of reuse
+    kv_ram_bytes     host memory for blocks that the pool gives up or preempted requests leave behind, in bytes; None:
+                     none, or up to 256 MiB when there is a disk or Redis to go through it to
+    kv_disk_dir      directory that keeps blocks over restarts; None: none
+    kv_disk_bytes    most bytes that files in kv_disk_dir take
+    kv_redis_url     Redis server that shares blocks between machines, such as redis://host:6379/0 (needs the extra
+                     redis); None: none
+    kv_secret        passphrase that names and seals of blocks outside this process are made with; servers that share
+                     blocks need the same; None: one that is made once and kept in cache_dir
     """
 
     backend: Backend = "auto"
@@ -90,6 +98,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Positive | None = None
     prefix_cache: bool = True
     prefix_policy: PrefixPolicy = "lru"
+    kv_ram_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    kv_disk_dir: str | None = None
+    kv_disk_bytes: Positive = 10 << 30
+    kv_redis_url: str | None = None
+    kv_secret: str | None = None
 
 
 class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

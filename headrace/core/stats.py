@@ -41,6 +41,34 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     loop_s: float
 
 
+class TierStats(msgspec.Struct, kw_only=True):
+    """One place for KV blocks below the pool: host memory, a disk, a server. Counts are of blocks and only grow.
+
+    num_hits      blocks that came back instead of being computed again
+    num_misses    blocks that were asked for and not there
+    num_skipped   blocks that were there, but computing them was predicted to be faster
+    num_stored    blocks that were put there
+    num_dropped   blocks that were to be put there and were not, for want of room or time
+    num_corrupt   blocks that came back damaged and were thrown away
+    num_errors    calls that failed
+    """
+
+    name: str
+    is_up: bool = True
+    num_hits: int = 0
+    num_misses: int = 0
+    num_skipped: int = 0
+    num_stored: int = 0
+    num_dropped: int = 0
+    num_corrupt: int = 0
+    num_errors: int = 0
+    stored_bytes: int = 0  # there now
+    read_bytes: int = 0
+    written_bytes: int = 0
+    load_s: float = 0.0
+    store_s: float = 0.0
+
+
 class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The engine at one moment. The counters only grow; `last_step_s` is None before the first step."""
 
@@ -58,6 +86,8 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_blocks: int = 0  # of the free ones: those that still hold a prefix
     prefix_queries: int = 0  # prompt tokens that were looked up in the prefix cache
     prefix_hits: int = 0  # and found there
+    num_swaps: int = 0  # preemptions that kept their blocks in host memory
+    tiers: tuple[TierStats, ...] = ()  # places for blocks below the pool, nearest first
     step_began_s: float | None = None  # when the step in flight was begun
     phase: str = "idle"  # what the engine thread is doing: idle, warm, schedule, execute, commit
 

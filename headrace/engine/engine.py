@@ -27,7 +27,10 @@ from headrace.core.request import SeqId
 from headrace.core.stats import EngineSnapshot, StepStats
 from headrace.core.step import Step, StepResult
 from headrace.engine.inbox import Inbox
+from headrace.kv.tiers import TierHierarchy
 from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, dry_steps
+
+_SAVE_S = 5.0  # that the places below the pool get to keep what it has, when the engine ends
 
 
 class StepReport(NamedTuple):
@@ -41,13 +44,17 @@ class StepReport(NamedTuple):
 class Engine:
     """Runs the loop. `ready` is done after warm-up, with its seconds; `dead` when the engine has ended."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock) -> None:
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, clock: Clock, tiers: TierHierarchy | None = None
+    ) -> None:
+        """Make an engine that has not been started. `tiers` are the scheduler's; their life is the engine's."""
         self.ready: Future[float] = Future()
         self.dead: Future[None] = Future()
         self._scheduler = scheduler
         self._executor = executor
         self._clock = clock
         self._inbox = Inbox()
+        self._tiers = tiers
         self._thread: threading.Thread | None = None
         self._held: StepReport | None = None  # made, not yet delivered
         self._last_step_s: float | None = None
@@ -89,6 +96,7 @@ class Engine:
             num_free_blocks=scheduler.num_free_blocks,
             num_steps=scheduler.num_steps,
             num_preemptions=totals.num_preemptions,
+            num_swaps=totals.num_swaps,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,
             recomputed_tokens=totals.recomputed_tokens,
@@ -99,6 +107,7 @@ class Engine:
             prefix_hits=totals.prefix_hits,
             step_began_s=self._step_began_s,
             phase=self._phase,
+            tiers=() if self._tiers is None else self._tiers.stats(),
         )
 
     def failure(self) -> str | None:
@@ -118,6 +127,8 @@ class Engine:
             self._phase = "warm"
             for step in dry_steps(self._scheduler):
                 self._executor.launch(step).result()
+            if self._tiers is not None:
+                self._tiers.start(on_result=self._inbox.wake)
             self._phase = "idle"
             self.ready.set_result(self._clock.now() - began)
             while self._receive():
@@ -151,7 +162,7 @@ class Engine:
         if step is None:
             self._step_began_s, self._phase = None, "idle"
             if self._scheduler.has_work:
-                raise RuntimeError("sequences are live, none is in flight, and no step can be made")
+                self._wait_below()
             return
         self._phase = "execute"
         pending = self._executor.launch(step)
@@ -165,6 +176,14 @@ class Engine:
         if not self._scheduler.has_work:
             self._flush()
 
+    def _wait_below(self) -> None:
+        """Sleep until a place below the pool answers, somebody wants something, or it has been waited for enough."""
+        wait_s = self._scheduler.wait_s
+        if wait_s is None:
+            raise RuntimeError("sequences are live, none is in flight, and no step can be made")
+        self._flush()
+        self._inbox.rest(wait_s)
+
     def _flush(self) -> None:
         if self._held is not None:
             report, self._held = self._held, None
@@ -177,6 +196,16 @@ class Engine:
         finish = FinishReason.ABORT if error is None else FinishReason.ERROR
         events += [SequenceEvent(sequence.seq_id, None, finish, error=error) for sequence in self._inbox.close()]
         self._deliver(StepReport(self._clock.now(), events))
+        if self._tiers is not None:
+            self._save_below(self._tiers, is_whole=error is None)
+
+    def _save_below(self, tiers: TierHierarchy, *, is_whole: bool) -> None:
+        """Let the places below the pool keep what it has, unless the engine failed, and end them."""
+        self._phase = "save"
+        if is_whole and (step := self._scheduler.save_all(self._clock.now())) is not None:
+            self._executor.launch(step).result()
+        tiers.stop(self._clock, _SAVE_S if is_whole else 0.0)
+        self._phase = "idle"
 
     def _settle(self, error: BaseException | None) -> None:
         """Free the device and tell whoever waits for `ready` or `dead`."""

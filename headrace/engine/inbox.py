@@ -23,6 +23,7 @@ class Inbox:
         self._submitted: deque[Sequence] = deque()
         self._aborted: list[SeqId] = []
         self._is_stopping = False
+        self._is_woken = False
 
     def submit(self, sequences: list[Sequence], check: Callable[[int], None]) -> None:
         """Put in the sequences of one request, all or none. Raises EngineDead, or what `check` raises.
@@ -47,6 +48,19 @@ class Inbox:
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
+
+    def wake(self) -> None:
+        """Something else that `rest` is waiting for has come. Any thread."""
+        with self._wake:
+            self._is_woken = True
+            self._wake.notify()
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait for a command or a `wake`, those since the last `rest` included, for at most `timeout_s` seconds."""
+        with self._wake:
+            if not (self._is_woken or self._submitted or self._aborted or self._is_stopping):
+                self._wake.wait(timeout_s)
+            self._is_woken = False
 
     def take(self, has_work: Callable[[], bool], accept: Callable[[Sequence], None]) -> list[SeqId] | None:
         """Hand each submitted sequence to `accept` and return the ids to abort; None when the engine has to end.

@@ -13,7 +13,7 @@ Source: RadixAttention, Zheng et al. 2024, §3.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from headrace.kv.eviction import CostOrder
 from headrace.kv.pool import BlockPool
@@ -31,7 +31,7 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
 class Node:
     """One cached block: the prefix that ends with it is the path from the root. Written by the cache only."""
 
-    __slots__ = ("block", "children", "depth", "key", "parent")
+    __slots__ = ("block", "children", "depth", "digest", "is_saved", "key", "parent")
 
     def __init__(self, parent: Node | None, key: bytes, block: int, depth: int) -> None:
         self.parent = parent
@@ -39,6 +39,8 @@ class Node:
         self.block = block
         self.depth = depth  # blocks from the root to here; 0 is a root
         self.children: dict[bytes, Node] = {}
+        self.digest: bytes | None = None  # its name outside this process, once somebody has asked (`kv.tiers.keys`)
+        self.is_saved = False  # its bytes have been copied below the pool, and so have its ancestors'
 
     @property
     def is_dead(self) -> bool:
@@ -67,6 +69,8 @@ class RadixCache:
         self._key_bytes = block_size * TOKEN_BYTES
         self._roots: dict[str, Node] = {}
         self._nodes: dict[int, Node] = {}  # by block
+        self.on_evict: Callable[[Node], None] | None = None  # told of a node before it goes, for want of room
+        self.on_withdraw: Callable[[Node], None] | None = None  # told of a node whose block is not to be trusted
         self._order = order
         pool.watch_evictions(self._evict, order)
 
@@ -116,6 +120,8 @@ class RadixCache:
             doomed += each.children.values()
         for each in reversed(doomed):
             block = each.block
+            if self.on_withdraw is not None:
+                self.on_withdraw(each)
             self._cut(each)
             self._pool.forget(block)
 
@@ -135,6 +141,8 @@ class RadixCache:
         node = self._nodes[block]
         if node.children:
             raise AssertionError(f"block {block} is evicted before the blocks that continue it")
+        if self.on_evict is not None:
+            self.on_evict(node)
         self._cut(node)
 
     def _cut(self, node: Node) -> None:
@@ -151,7 +159,8 @@ class RadixCache:
             del self._roots[parent.key.decode()]
             parent.block = _DEAD
 
-    def _walk(self) -> Iterator[Node]:
+    def walk(self) -> Iterator[Node]:
+        """Yield the nodes of all trees, roots included, each before those that continue it."""
         todo = list(self._roots.values())
         while todo:
             node = todo.pop()
@@ -161,7 +170,7 @@ class RadixCache:
     def check(self) -> None:
         """Raise AssertionError unless trees and pool agree."""
         seen: set[int] = set()
-        for node in self._walk():
+        for node in self.walk():
             assert not node.is_dead, "a dead node is in the tree"
             for key, child in node.children.items():
                 assert child.key == key, "a node is under another's key"

@@ -21,6 +21,7 @@ from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
+from headrace.obs.tiers import tier_families
 from headrace.obs.upstream_metrics import upstream_families
 
 _LABELS = ("model_name",)
@@ -123,6 +124,7 @@ class Metrics(Collector):
         yield from _histograms(engines)
         yield from self._health_families()
         yield from upstream_families(self._upstreams())
+        yield from tier_families([(metrics.model_name, snapshot) for metrics, snapshot in engines])
         startup = GaugeMetricFamily("headrace_startup_seconds", "Time each phase of the start took", labels=("phase",))
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)
@@ -169,6 +171,7 @@ def _counters(engines: _Engines) -> Iterator[Metric]:
         ("vllm:prompt_tokens_cached", "Prompt tokens not computed again", lambda m, s: m.cached_tokens),
         ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", lambda m, s: s.prefix_queries),
         ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", lambda m, s: s.prefix_hits),
+        ("headrace_swaps", "Preemptions that kept their blocks in host memory", lambda m, s: s.num_swaps),
         ("headrace_recomputed_tokens", "Tokens computed again after preemption", lambda m, s: s.recomputed_tokens),
         ("headrace_steps", "Engine steps", lambda m, s: s.num_steps),
         ("headrace_device_seconds", "Time steps spent computing", lambda m, s: m.device_s),

@@ -46,6 +46,7 @@ class SchedulerTotals(msgspec.Struct):
     """Counters since the start; they only grow. Written by the scheduler."""
 
     num_preemptions: int = 0
+    num_swaps: int = 0  # of them: those whose blocks are kept in host memory
     prompt_tokens: int = 0  # prompt tokens computed for the first time
     generated_tokens: int = 0
     recomputed_tokens: int = 0  # the tax of preemption

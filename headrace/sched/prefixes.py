@@ -44,7 +44,7 @@ class PrefixSharing:
 
     def find(self, sequence: Sequence) -> int:
         """Return how many blocks a waiting sequence could share now. Cost: what has changed since the last call."""
-        node, limit = sequence.node, self._limit(sequence)
+        node, limit = sequence.node, self.limit(sequence)
         if node is None or not 0 < node.depth <= limit or node.is_dead:
             node = self.cache.root(sequence.namespace)
         depth = -1
@@ -53,7 +53,7 @@ class PrefixSharing:
             if (depth + 1) * self._size <= sequence.prompt_len:
                 node = self.cache.match(node, sequence.prompt_key, limit)
             else:
-                node = node.children.get(self._key(sequence, depth), node)
+                node = node.children.get(self.block_key(sequence, depth), node)
         sequence.node = node
         return node.depth
 
@@ -67,11 +67,11 @@ class PrefixSharing:
             return False
         depth = node.depth
         fillers = self._filling.get(node if depth else sequence.namespace)
-        if not fillers or depth >= self._limit(sequence):
+        if not fillers or depth >= self.limit(sequence):
             return False
-        key = self._key(sequence, depth)
+        key = self.block_key(sequence, depth)
         is_patient = sequence.is_background
-        if any(self._key(filler, depth) == key for filler in fillers if is_patient or not filler.is_background):
+        if any(self.block_key(filler, depth) == key for filler in fillers if is_patient or not filler.is_background):
             sequence.num_deferrals += 1
             return True
         return False
@@ -81,6 +81,14 @@ class PrefixSharing:
         node = sequence.node
         assert node is not None
         self._pool.share(shared)
+        sequence.num_shared = node.depth
+        sequence.next_publish = (node.depth + 1) * self._size
+        self._announce(sequence, node)
+
+    def advance(self, sequence: Sequence, node: Node) -> None:
+        """Let a sequence that has just entered share the prefix up to `node`, further than was found at first."""
+        self._silence(sequence)
+        sequence.node = node
         sequence.num_shared = node.depth
         sequence.next_publish = (node.depth + 1) * self._size
         self._announce(sequence, node)
@@ -98,7 +106,7 @@ class PrefixSharing:
         duplicates: list[int] = []
         blocks = sequence.blocks
         for depth in range(node.depth, num_verified // self._size):
-            node = self.cache.extend(node, self._key(sequence, depth), blocks[depth])
+            node = self.cache.extend(node, self.block_key(sequence, depth), blocks[depth])
             if node.block != blocks[depth]:
                 duplicates.append(blocks[depth])
                 self._pool.share([node.block])
@@ -151,14 +159,14 @@ class PrefixSharing:
             if not fillers:
                 del self._filling[place]
 
-    def _limit(self, sequence: Sequence) -> int:
+    def limit(self, sequence: Sequence) -> int:
         """Return the blocks that may be shared: not the last token's, and none whose log probabilities are wanted."""
         most = len(sequence.tokens) - 1
         if sequence.num_score_top is not None and sequence.num_scored < sequence.prompt_len - 1:
             most = min(most, sequence.num_scored)
         return most // self._size
 
-    def _key(self, sequence: Sequence, depth: int) -> bytes:
+    def block_key(self, sequence: Sequence, depth: int) -> bytes:
         """Return the packed tokens of one full block."""
         start, end = depth * self._size, (depth + 1) * self._size
         if end <= sequence.prompt_len:

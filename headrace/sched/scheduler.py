@@ -26,6 +26,7 @@ Invariants, proved by `check()` and the property tests:
   above it: no deadlock;
 - steps are committed in the order they were made; at most two are in flight.
 Source: the single token counter follows vLLM's V1 scheduler; preemption by recompute is Kwon et al. 2023, §4.5.
+Long because planning and committing are two halves of one change to the same state.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from headrace.core.errors import InvalidRequest
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.kv import BlockPool
+from headrace.kv.tiers import TierHierarchy
 from headrace.sched.beam_blocks import BeamBlocks
 from headrace.sched.beams import BeamGroup
 from headrace.sched.budget import StepBudget, StepPlan
@@ -55,6 +57,7 @@ from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
 from headrace.sched.step_model import StepModel, StepShape
 from headrace.sched.tables import BlockTables
+from headrace.sched.tiering import Tiering
 from headrace.sched.victims import choose_victim
 
 _MAX_IN_FLIGHT = 2
@@ -71,7 +74,10 @@ class _Launched(NamedTuple):
 class Scheduler:
     """Plans steps and takes in their results. See the module's docstring."""
 
-    def __init__(self, pool: BlockPool, block_size: int, limits: SchedulerLimits) -> None:
+    def __init__(
+        self, pool: BlockPool, block_size: int, limits: SchedulerLimits, tiers: TierHierarchy | None = None
+    ) -> None:
+        """Make a scheduler without work. `tiers`, the places below the pool, need the prefix cache."""
         limits.check()
         self._pool = pool
         self.block_size = block_size
@@ -96,6 +102,9 @@ class Scheduler:
         self._forecast = OutputForecast(policy.output_ratio)
         self._model = StepModel()
         self._budget = StepBudget(policy, self._model)
+        self._tiering: Tiering | None = None
+        if tiers is not None and self._prefixes is not None:
+            self._tiering = Tiering(tiers, self._prefixes, pool, block_size)
         self._door = Door(limits, self.max_context)
 
     # --- what others may ask -------------------------------------------------------------------------------------
@@ -206,6 +215,8 @@ class Scheduler:
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
             return None
         self.decisions = []
+        if self._tiering is not None:
+            self._tiering.begin(now)
         plan = StepPlan(self.limits.max_step_tokens)
         waiting = self._waiting
         num_preemptions = self.totals.num_preemptions
@@ -217,9 +228,10 @@ class Scheduler:
             self._advance(self._background, plan)
             if not waiting.num_interactive and plan.budget and self.totals.num_preemptions == num_preemptions:
                 self._admit(waiting.candidates(now, background=True), plan, now)
-        if not plan.rows:
+        copies = () if self._tiering is None else self._tiering.take_copies(has_rows=bool(plan.rows))
+        if not plan.rows and not copies:
             return None
-        step = Step(self.num_steps, tuple(plan.rows), copies=self._beam_blocks.take_copies())
+        step = Step(self.num_steps, tuple(plan.rows), copies=self._beam_blocks.take_copies() + copies)
         self.num_steps += 1
         self._tables.note_launch(step.step_id)
         self._in_flight.append(_Launched(step, plan.members, plan.shape))
@@ -278,7 +290,22 @@ class Scheduler:
             self._background = [s for s in self._background if s.status is SequenceStatus.RUNNING]
         self.totals.generated_tokens += num_tokens
         self._tables.free_retired(step.step_id)
+        if self._tiering is not None:
+            self._tiering.note_committed(step, result)
         return events
+
+    @property
+    def wait_s(self) -> float | None:
+        """Return how long `schedule` may go on returning None for want of answers from below; None: it may not."""
+        return None if self._tiering is None else self._tiering.wait_s
+
+    def save_all(self, now: float) -> Step | None:
+        """Plan a step that saves the prefix cache below the pool, None if there is nothing to save: at the end only."""
+        if self._tiering is None:
+            return None
+        self._tiering.save_all(now)
+        copies = self._tiering.take_copies(has_rows=False)
+        return Step(self.take_step_id(), (), copies=copies) if copies else None
 
     def take_step_id(self) -> int:
         """Use up a step id, for a step that is made elsewhere."""
@@ -373,6 +400,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back to the head of its class without its blocks."""
         (self._background if sequence.is_background else self._running).remove(sequence)
+        if self._tiering is not None and self._tiering.preempt(sequence):
+            self.totals.num_swaps += 1
         if self._prefixes is not None:
             self._prefixes.leave(sequence)
         self._tables.release(sequence)
@@ -389,6 +418,8 @@ class Scheduler:
             if self._prefixes is not None:
                 self._prefixes.find(sequence)
                 if self._prefixes.is_being_filled(sequence):
+                    continue
+                if self._tiering is not None and self._tiering.is_pending(sequence):
                     continue
                 assert sequence.node is not None
                 shared = sequence.node.path()
@@ -407,6 +438,10 @@ class Scheduler:
             return False
         if self._prefixes is not None:
             self._prefixes.enter(sequence, shared)
+            if self._tiering is not None:
+                restored = self._tiering.restore(sequence)
+                num_new -= len(restored)
+                shared = shared + restored
         blocks = self._pool.allocate(num_new)
         assert blocks is not None
         self._waiting.remove(sequence)
@@ -547,6 +582,8 @@ class Scheduler:
         del self._live[sequence.seq_id]
         if self._prefixes is not None:
             self._prefixes.leave(sequence)
+        if self._tiering is not None:
+            self._tiering.leave(sequence)
         sequence.status = SequenceStatus.FINISHED
         if sequence.first_scheduled_s is not None:
             computed = max(sequence.peak_computed - sequence.num_cached, 0)
@@ -581,6 +618,8 @@ class Scheduler:
         self._shares.check(sequence.account for sequence in self._live.values())
         if self._prefixes is not None:
             self._prefixes.check(running)
+        if self._tiering is not None:
+            self._tiering.check()
         parked = [s for s in self._live.values() if s.status is SequenceStatus.PARKED]
         assert all(s.beams is not None for s in parked), "a sequence without beams is parked"
         ids = [sequence.seq_id for sequence in (*running, *self._waiting, *parked)]

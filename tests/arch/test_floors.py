@@ -46,6 +46,7 @@ HOMES = {
         *["ops", "text", "quant", "lora", "sampling", "model"],
         *["grammar", "spec", "executor", "app.scoring", "bench", "evals", "testing"],
     ],
+    "redis": ["kv.transfer"],
     "asyncpg": ["gateway"],
     "httptools": ["bench"],
     # Peers run in their own environments; `runner` is the script beside the peer's own.

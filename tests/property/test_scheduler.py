@@ -115,7 +115,8 @@ class World:
             self.scheduler.check()
             self.check_background(step)
         if not self.pending:
-            assert not self.scheduler.has_work, "sequences are live and no step can be made"
+            is_stuck = self.scheduler.has_work and self.scheduler.wait_s is None
+            assert not is_stuck, "sequences are live and no step can be made"
             return False
         step, pending = self.pending.popleft()
         self.clock.advance(0.01)

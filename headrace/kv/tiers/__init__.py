@@ -1,0 +1,15 @@
+"""Places for KV blocks below the pool: what is where, what is worth keeping, and when loading beats computing."""
+
+from headrace.kv.tiers.hierarchy import Search, TierHierarchy
+from headrace.kv.tiers.keys import KeyChain, derive_format, derive_secret, namespace_salt
+from headrace.kv.tiers.prefill_cost import PrefillCost
+
+__all__ = [
+    "KeyChain",
+    "PrefillCost",
+    "Search",
+    "TierHierarchy",
+    "derive_format",
+    "derive_secret",
+    "namespace_salt",
+]
