@@ -9,6 +9,8 @@ Source: the new-token ratio of SGLang's scheduler, learned from the outputs inst
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from headrace.sched.sequence import Sequence
 
 _FADE = 0.97  # of older answers, per answer
@@ -51,9 +53,20 @@ class OutputForecast:
         """Return how many tokens a sequence that has none yet is expected to generate."""
         return int(self.ratio * (sequence.max_len - sequence.prompt_len))
 
-    def num_blocks_to_come(self, sequence: Sequence, block_size: int) -> int:
-        """Return how many blocks a sequence will want besides those it has, at least one if it may grow at all."""
-        length = len(sequence.tokens)
-        expected = sequence.prompt_len + int(self.reserved_ratio * (sequence.max_len - sequence.prompt_len))
-        end = min(max(expected, length + 1), sequence.max_len)
-        return max(-(-end // block_size) - max(len(sequence.blocks), -(-length // block_size)), 0)
+    def num_blocks_to_come(self, sequences: Iterable[Sequence], block_size: int) -> int:
+        """Return how many blocks sequences will want besides those of their tokens so far, at least one if they may.
+
+        Beams have reserved theirs.
+        """
+        ratio, total = self.reserved_ratio, 0
+        for sequence in sequences:
+            if sequence.beams is not None:
+                continue
+            length, prompt_len, max_len = len(sequence.tokens), sequence.prompt_len, sequence.max_len
+            end = prompt_len + int(ratio * (max_len - prompt_len))
+            if end <= length:
+                end = min(length + 1, max_len)
+            missing = -(-end // block_size) - (len(sequence.blocks) or -(-length // block_size))
+            if missing > 0:
+                total += missing
+        return total

@@ -465,16 +465,15 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, shared: list[int], num_new: int) -> bool:
         """Say whether a sequence may enter, after background ones have given way where that helps."""
         pool, limits, running = self._pool, self.limits, self._running
-        num_needed = num_new + pool.count_unheld(shared)
-        others: Iterable[Sequence] = chain(running, self._background) if sequence.is_background else running
-        num_to_come = sum(self._num_to_come(other) for other in others)
-        if running or (sequence.is_background and self._background):  # alone, it may have all there is
-            num_needed += num_to_come + self._num_to_come(sequence)
         most_running = limits.max_num_seqs - sequence.num_beams
-        if sequence.is_background:
-            return self.num_running <= most_running and num_needed <= pool.num_free
-        if len(running) > most_running:
+        if len(running) > most_running or (sequence.is_background and self.num_running > most_running):
             return False
+        num_needed = num_new + pool.count_unheld(shared)
+        if running or (sequence.is_background and self._background):  # alone, it may have all there is
+            others = (*running, *self._background) if sequence.is_background else running
+            num_needed += self._forecast.num_blocks_to_come((sequence, *others), self.block_size)
+        if sequence.is_background:
+            return num_needed <= pool.num_free
         if running and num_needed > pool.num_free + sum(pool.count_sole(other.blocks) for other in self._background):
             return False
         while self.num_running > most_running or num_needed > pool.num_free:
@@ -482,10 +481,6 @@ class Scheduler:
                 return False
             num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         return True
-
-    def _num_to_come(self, sequence: Sequence) -> int:
-        """Return how many blocks a sequence is expected to want besides those it has; beams have reserved theirs."""
-        return 0 if sequence.beams is not None else self._forecast.num_blocks_to_come(sequence, self.block_size)
 
     def _book_hit(self, sequence: Sequence) -> None:
         """Count what the cache was asked for and what it had."""
