@@ -19,6 +19,7 @@
     ├── StreamExpired              410
     ├── KeyReused                  422
     ├── Overloaded                 429  retryable
+    │   └── DeadlineUnreachable
     ├── ModelLoading               503  retryable
     ├── EngineDead                 503
     ├── StoreUnavailable           503  retryable
@@ -167,6 +168,12 @@ class Overloaded(HeadraceError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineUnreachable(Overloaded):
+    """The queue is so long that the first token would come after the request's `deadline_ms`."""
+
+    code = "deadline_unreachable"
 
 
 class ModelLoading(HeadraceError):

@@ -89,12 +89,19 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     num_swaps: int = 0  # preemptions that kept their blocks in host memory
     tiers: tuple[TierStats, ...] = ()  # places for blocks below the pool, nearest first
     step_began_s: float | None = None  # when the step in flight was begun
+    reserved_ratio: float = 0.0  # share of max_tokens that is kept free for running answers
     phase: str = "idle"  # what the engine thread is doing: idle, warm, schedule, execute, commit
 
     @property
     def kv_usage(self) -> float:
         """Return the share of KV blocks in use, 0 to 1."""
         return 1.0 - self.num_free_blocks / self.num_blocks
+
+    @property
+    def recompute_ratio(self) -> float:
+        """Return the tokens computed again as a share of all computed tokens, 0 to 1."""
+        total = self.prompt_tokens + self.generated_tokens + self.recomputed_tokens
+        return self.recomputed_tokens / total if total else 0.0
 
 
 class Observer(Protocol):

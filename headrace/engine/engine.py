@@ -70,11 +70,11 @@ class Engine:
         self._thread.start()
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Hand in the sequences of one request, all or none. Raises EngineDead, PromptTooLong or Overloaded."""
-        length, now = sequences[0].prompt_len, self._clock.now()
+        """Hand in the sequences of one request, all or none. Raises EngineDead or what the scheduler's checks raise."""
+        now = self._clock.now()
         if sequences[0].beams is not None:
             self._scheduler.check_search(sequences[0])
-        self._inbox.submit(sequences, lambda queued: self._scheduler.check_admission(length, now, num_queued=queued))
+        self._inbox.submit(sequences, lambda queued: self._scheduler.check_admission(sequences, now, num_queued=queued))
 
     def abort(self, seq_ids: Iterable[SeqId]) -> None:
         """Ask for sequences to end; those that have ended already are left alone."""
@@ -105,6 +105,7 @@ class Engine:
             num_cached_blocks=scheduler.num_cached_blocks,
             prefix_queries=totals.prefix_queries,
             prefix_hits=totals.prefix_hits,
+            reserved_ratio=scheduler.reserved_ratio,
             step_began_s=self._step_began_s,
             phase=self._phase,
             tiers=() if self._tiers is None else self._tiers.stats(),
@@ -118,7 +119,10 @@ class Engine:
     def live(self) -> list[LiveSequence]:
         """Return how far each live sequence is, those in the inbox included; any thread."""
         on_their_way = [LiveSequence(s.seq_id, SequencePhase.INBOX, (0, 0)) for s in self._inbox.waiting()]
-        return on_their_way + [_progress(sequence) for sequence in self._scheduler.live() if sequence.tokens]
+        live = [sequence for sequence in self._scheduler.live() if sequence.tokens]
+        # Background work may stand still for as long as there is other work: that is no sign of illness.
+        watched = [sequence for sequence in live if not sequence.is_background] or live
+        return on_their_way + [_progress(sequence) for sequence in watched]
 
     def _run(self) -> None:
         error: BaseException | None = None

@@ -153,6 +153,16 @@ def _gauges(engines: _Engines) -> Iterator[Metric]:
     table: tuple[tuple[str, str, Callable[[EngineSnapshot], float]], ...] = (
         ("vllm:num_requests_running", "Sequences that hold KV blocks", lambda s: s.num_running),
         ("vllm:num_requests_waiting", "Sequences in the queue", lambda s: s.num_waiting),
+        (
+            "headrace_recompute_ratio",
+            "Tokens computed again after preemption, of all computed, 0 to 1",
+            lambda s: s.recompute_ratio,
+        ),
+        (
+            "headrace_reserved_output_ratio",
+            "Share of max_tokens kept free for running answers, as learned",
+            lambda s: s.reserved_ratio,
+        ),
         ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", lambda s: s.kv_usage),
         ("headrace_engine_up", "1 while the engine lives", lambda s: 0.0 if s.is_dead else 1.0),
     )

@@ -36,14 +36,13 @@ class StepBudget:
         self._background_share = policy.background_share
         self._model = model
 
-    def chunk_room(self, plan: StepPlan, start: int) -> int:
-        """Return how many tokens of a prompt from position `start` may go into the step."""
-        shape = plan.shape
+    def chunk_room(self, shape: StepShape, budget: int, start: int) -> int:
+        """Return how many of `budget` tokens a prompt from position `start` may have in a step of that shape so far."""
         if self._itl_target_s is None or not shape.num_rows or not self._model.knows_chunks:
-            return plan.budget
+            return budget
         # The least chunk is for the whole step, not for each of its prompts.
         room = max(self._model.chunk_within(self._itl_target_s, shape, start), _LEAST_CHUNK - shape.num_tokens)
-        return min(room, plan.budget)
+        return min(room, budget)
 
     def background_room(self, plan: StepPlan) -> int:
         """Return how many tokens of background sequences may go into a step that has its other rows."""

@@ -24,9 +24,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import nsmallest
 from itertools import islice
+from typing import NamedTuple
 
 from headrace.core.request import SeqId
-from headrace.sched.fairness import FairShares
+from headrace.sched.fairness import Account, FairShares
+from headrace.sched.outlook import Ahead
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.sequence import Sequence, SequenceStatus
 
@@ -37,12 +39,28 @@ _MOST_TENANTS = 16  # and tenants: the neediest
 _Dated = tuple[float, SeqId, Sequence]
 
 
+class Crowd(NamedTuple):
+    """Who waits before a sequence that is to come, or beside it.
+
+    num_sequences, num_tokens  all that wait in its half of the queue: interactive or background
+    num_own                    of these, its tenant's sequences
+    ahead                      what is likely to go before it
+    """
+
+    num_sequences: int
+    num_tokens: int
+    num_own: int
+    ahead: Ahead
+
+
 class _Line:
     """One tenant's sequences in one class, by due time. Those without a deadline come in order by themselves."""
 
-    __slots__ = ("_dated", "_plain")
+    __slots__ = ("_dated", "_plain", "account", "num_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.num_tokens = 0
         self._plain: OrderedDict[SeqId, Sequence] = OrderedDict()
         self._dated: list[_Dated] = []
 
@@ -54,12 +72,14 @@ class _Line:
         yield from (sequence for _, _, sequence in self._dated)
 
     def push(self, sequence: Sequence) -> None:
+        self.num_tokens += len(sequence.tokens)
         if sequence.deadline_s is None:
             self._plain[sequence.seq_id] = sequence
         else:
             insort(self._dated, (due_s(sequence), sequence.seq_id, sequence))
 
     def remove(self, sequence: Sequence) -> None:
+        self.num_tokens -= len(sequence.tokens)
         if sequence.deadline_s is None:
             del self._plain[sequence.seq_id]
         else:
@@ -79,7 +99,27 @@ class _Class:
         self.lines: dict[str, _Line] = {}
 
     def __len__(self) -> int:
-        return len(self.returned) + sum(map(len, self.lines.values()))
+        return len(self.returned) + sum(map(len, list(self.lines.values())))
+
+    def num_tokens(self) -> int:
+        """Count the tokens of those that have not been admitted before."""
+        return sum(line.num_tokens for line in list(self.lines.values()))
+
+    def ahead_of(self, tenant: str, weight: float) -> Ahead:
+        """Return what of this class goes before a tenant's next sequence: its fair part of all, and its own."""
+        lines = list(self.lines.values())  # one call into C: other threads ask as well
+        total = Ahead(len(self.returned) + sum(map(len, lines)), sum(line.num_tokens for line in lines))
+        if len(lines) + (tenant not in self.lines) <= 1:
+            return total
+        own = next((line for line in lines if line.account.tenant == tenant), None)
+        own_length, own_tokens = (len(own), own.num_tokens) if own is not None else (0, 0)
+        turns = sum(line.account.weight for line in lines if line is not own) / weight  # of others for each of its own
+        return Ahead(
+            min(total.num_sequences, len(self.returned) + own_length + int(turns * (own_length + 1))),
+            min(
+                total.num_tokens, own_tokens + int(turns * (own_tokens + total.num_tokens / (total.num_sequences or 1)))
+            ),
+        )
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.returned.values()
@@ -119,7 +159,7 @@ class WaitingQueue:
         lines = self._class_of(sequence).lines
         line = lines.get(sequence.account.tenant)
         if line is None:
-            line = lines[sequence.account.tenant] = _Line()
+            line = lines[sequence.account.tenant] = _Line(sequence.account)
         line.push(sequence)
         self._count(sequence, 1)
 
@@ -146,6 +186,29 @@ class WaitingQueue:
             del classes[sequence.priority]
         self._count(sequence, -1)
 
+    def crowd(self, sequence: Sequence, weight: float) -> Crowd:
+        """Return who waits before a sequence that has not come yet, and beside it; any thread.
+
+        weight  its tenant's
+        """
+        half = list((self._background if sequence.is_background else self._interactive).items())
+        sequences = tokens = own = 0
+        ahead = Ahead(0, 0)
+        if sequence.is_background:
+            half_above = list(self._interactive.values())
+            ahead = Ahead(self.num_interactive, sum(group.num_tokens() for group in half_above))
+        for priority, group in half:
+            sequences += len(group)
+            tokens += group.num_tokens()
+            line = group.lines.get(sequence.tenant)
+            own += 0 if line is None else len(line)
+            if priority < sequence.priority:
+                ahead = Ahead(ahead.num_sequences + len(group), ahead.num_tokens + group.num_tokens())
+            elif priority == sequence.priority:
+                part = group.ahead_of(sequence.tenant, weight)
+                ahead = Ahead(ahead.num_sequences + part.num_sequences, ahead.num_tokens + part.num_tokens)
+        return Crowd(sequences, tokens, own, ahead)
+
     def candidates(self, now: float, *, background: bool = False) -> Iterator[Sequence]:
         """Yield waiting sequences in the order of admission.
 
@@ -156,7 +219,7 @@ class WaitingQueue:
         classes = self._background if background else self._interactive
         heads = {priority: self._in_order(group) for priority, group in classes.items()}
         while heads:
-            priority = min(heads, key=lambda p: p - (now - classes[p].served_s) / self._aging_s)
+            priority = min(heads, key=lambda p: (p - (now - classes[p].served_s) / self._aging_s, p))
             group = classes[priority]
             sequence = next(heads[priority], None)
             if sequence is None:
@@ -175,7 +238,7 @@ class WaitingQueue:
             for line in list(group.lines.values()):
                 yield from self._ranked(line, _WINDOW)
             return
-        tenants = nsmallest(_MOST_TENANTS, group.lines.items(), key=lambda item: self._served(item[1]))
+        tenants = nsmallest(_MOST_TENANTS, group.lines.items(), key=lambda item: item[1].account.served)
         most = max(_WINDOW // len(tenants), 2)
         fronts = [self._ranked(line, most)[::-1] for _, line in tenants]
         burst = self._shares.burst
@@ -188,9 +251,6 @@ class WaitingQueue:
             yield best.pop()
             if not best:
                 fronts.remove(best)
-
-    def _served(self, line: _Line) -> float:
-        return next(iter(line)).account.served
 
     def _ranked(self, line: _Line, most: int) -> list[Sequence]:
         """Return the first of a tenant's sequences, best first."""
@@ -226,6 +286,8 @@ class WaitingQueue:
             for priority, group in classes.items():
                 assert len(group), "an empty class is kept"
                 assert all(group.lines.values()), "an empty line is kept"
+                for line in group.lines.values():
+                    assert line.num_tokens == sum(len(s.tokens) for s in line), "a line miscounts its tokens"
                 for sequence in group:
                     assert (sequence.priority, sequence.is_background) == (priority, background), "a wrong class"
         for sequence in self:

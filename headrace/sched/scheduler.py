@@ -51,6 +51,7 @@ from headrace.sched.door import Door
 from headrace.sched.fairness import FairShares
 from headrace.sched.forecast import OutputForecast
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
+from headrace.sched.outlook import Outlook
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.rows import make_row
@@ -105,6 +106,8 @@ class Scheduler:
         self._tiering: Tiering | None = None
         if tiers is not None and self._prefixes is not None:
             self._tiering = Tiering(tiers, self._prefixes, pool, block_size)
+        self._outlook = Outlook(limits, self._model, self._budget, self._forecast)
+        self._is_full = False  # the last one that was refused a place lacked blocks
         self._door = Door(limits, self.max_context)
 
     # --- what others may ask -------------------------------------------------------------------------------------
@@ -139,16 +142,35 @@ class Scheduler:
         """Count all blocks of the pool."""
         return self._pool.num_blocks
 
+    @property
+    def reserved_ratio(self) -> float:
+        """Return the share of `max_tokens` for which running answers have room kept."""
+        return self._forecast.reserved_ratio
+
     def live(self) -> list[Sequence]:
         """Return the sequences that have not finished; any thread may look at them, none may write."""
         return list(self._live.values())  # one call into C: nothing comes between
 
-    def check_admission(self, prompt_len: int, now: float, *, num_queued: int = 0) -> None:
-        """Raise PromptTooLong if the prompt can never be served, Overloaded if the queue is full. Any thread.
+    def check_admission(self, sequences: list[Sequence], now: float, *, num_queued: int = 0) -> None:
+        """Take the measure of a request that is about to be submitted. Any thread.
+
+        Raises PromptTooLong if it can never be served, Overloaded if too much waits or it would wait too long,
+        DeadlineUnreachable if it would be too late. Leaves the predicted time to its first token in the sequences.
 
         num_queued  sequences on their way to `submit`, which count as waiting
         """
-        self._door.check(prompt_len, len(self._waiting) + num_queued, now)
+        first, weights = sequences[0], self.limits.policy.tenant_weights
+        self._door.check_length(first.prompt_len)
+        crowd = self._waiting.crowd(first, weights.get(first.tenant, 1.0))
+        crowd = crowd._replace(num_sequences=crowd.num_sequences + num_queued)
+        self._door.check_crowd(first, crowd, now)
+        ahead = crowd.ahead._replace(num_sequences=crowd.ahead.num_sequences + num_queued)
+        running = [*self._running, *self._background] if first.is_background else list(self._running)
+        predicted_s = self._outlook.ttft_s(first.prompt_len, ahead, running, is_full=self._is_full)
+        if predicted_s is not None:
+            self._door.check_wait(first, self._outlook.corrected_s(predicted_s), now)
+            for sequence in sequences:
+                sequence.predicted_s = predicted_s
 
     def check_search(self, leader: Sequence) -> None:
         """Raise InvalidRequest if a beam search can never be served. Any thread."""
@@ -221,7 +243,8 @@ class Scheduler:
         waiting = self._waiting
         num_preemptions = self.totals.num_preemptions
         self._advance(self._running, plan)
-        if waiting.num_interactive and plan.budget and self.totals.num_preemptions == num_preemptions:
+        has_place = len(self._running) < self.limits.max_num_seqs
+        if waiting.num_interactive and has_place and plan.budget and self.totals.num_preemptions == num_preemptions:
             self._admit(waiting.candidates(now), plan, now)
         if self._background or (waiting.num_background and not waiting.num_interactive):
             plan.budget = self._budget.background_room(plan)
@@ -347,7 +370,7 @@ class Scheduler:
         """Put as much of a prompt into the plan as the step has room for."""
         start = sequence.num_computed
         count = min(len(sequence.tokens), sequence.capacity) - start
-        count = min(count, self._budget.chunk_room(plan, start))
+        count = min(count, self._budget.chunk_room(plan.shape, plan.budget, start))
         if count > 0:
             plan.budget -= count
             plan.shape.add(start, count)
@@ -423,7 +446,7 @@ class Scheduler:
                     continue
                 assert sequence.node is not None
                 shared = sequence.node.path()
-            room = self._budget.chunk_room(plan, len(shared) * self.block_size)
+            room = self._budget.chunk_room(plan.shape, plan.budget, len(shared) * self.block_size)
             if room <= 0 or not self._enter(sequence, shared, now):
                 return
             self._add_chunk(sequence, plan)
@@ -464,17 +487,18 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, shared: list[int], num_new: int) -> bool:
         """Say whether a sequence may enter, after background ones have given way where that helps."""
-        pool, limits, running = self._pool, self.limits, self._running
-        most_running = limits.max_num_seqs - sequence.num_beams
+        pool, running, most_running = self._pool, self._running, self.limits.max_num_seqs - sequence.num_beams
         if len(running) > most_running or (sequence.is_background and self.num_running > most_running):
             return False
         num_needed = num_new + pool.count_unheld(shared)
         if running or (sequence.is_background and self._background):  # alone, it may have all there is
             others = (*running, *self._background) if sequence.is_background else running
             num_needed += self._forecast.num_blocks_to_come((sequence, *others), self.block_size)
-        if sequence.is_background:
-            return num_needed <= pool.num_free
-        if running and num_needed > pool.num_free + sum(pool.count_sole(other.blocks) for other in self._background):
+        num_to_be_had = pool.num_free
+        if not sequence.is_background:
+            num_to_be_had += sum(pool.count_sole(other.blocks) for other in self._background)
+        self._is_full = num_needed > num_to_be_had
+        if self._is_full and (running or sequence.is_background):
             return False
         while self.num_running > most_running or num_needed > pool.num_free:
             if not self._give_way(reversed(self._background), sequence, PreemptReason.PLACE):
@@ -499,6 +523,7 @@ class Scheduler:
         is_first = sequence.first_token_s is None
         if is_first:
             sequence.first_token_s = now
+            self._outlook.note_first_token(sequence, now)
         if token_id in sequence.stop_token_ids:
             return self._finish(sequence, sample, FinishReason.STOP, stop_token=token_id)
         if len(tokens) >= sequence.max_len:

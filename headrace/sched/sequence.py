@@ -103,6 +103,7 @@ class Sequence:
         "num_scored",
         "num_shared",
         "peak_computed",
+        "predicted_s",
         "priority",
         "prompt_key",
         "prompt_len",
@@ -172,6 +173,7 @@ class Sequence:
         self.account: Account = _NOBODY
         self.charge = 0.0  # tokens that its tenant has been charged with
         self.rank = 0.0  # due time minus the prefix bonus, of the last look
+        self.predicted_s: float | None = None  # to the first token, as `sched.outlook` saw it at the door
         self.queued_s = 0.0
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None

@@ -18,7 +18,7 @@ from math import sqrt
 import msgspec
 
 _NUM_TERMS = 5
-_DECAY = 0.99  # of what is known, per step of the same kind: a memory of about 100 of them
+_DECAY = 0.98  # of what is known, per step of the same kind: a memory of about 50 of them
 _FEW, _FIT_EVERY = 8, 16
 _SWEEPS = 25
 _QUANTILE, _PACE = 0.9, 0.02  # of the ratio of measured to predicted

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, TokenLogprob, Usage
-from headrace.core.errors import Overloaded
+from headrace.core.errors import DeadlineUnreachable, Overloaded
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -290,3 +290,42 @@ def test_template_variables_that_the_server_sets_are_refused_by_name(api: Any, n
     reply = api.chat("q", chat_template_kwargs={name: 1})
     assert reply.status_code == 400
     assert name in reply.json()["error"]["message"]
+
+
+def test_class_and_deadline_reach_the_engine(api: Any) -> None:
+    assert api.chat(priority=-3, service_tier="flex", deadline_ms=1500).status_code == 200
+    assert api.chat().status_code == 200
+    urgent, ordinary = api.upstream.requests
+    assert (urgent.priority, urgent.is_background, urgent.deadline_s) == (-3, True, 1.5)
+    assert (ordinary.priority, ordinary.is_background, ordinary.deadline_s) == (0, False, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("priority", 101, "priority is 101; it must be between -100 and 100"),
+        ("deadline_ms", 0, "deadline_ms is 0; it must be between 1 and 3600000"),
+        ("service_tier", "first class", "service_tier"),
+    ],
+)
+def test_classes_and_deadlines_that_are_none_are_refused(api: Any, field: str, value: Any, said: str) -> None:
+    response = api.chat(**{field: value})
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+    assert not api.upstream.requests
+
+
+def test_a_request_that_expired_before_its_first_token_is_a_gateway_timeout(make_api: Any) -> None:
+    expired = Delta(finish=FinishReason.EXPIRED, error="the deadline passed 3 ms ago, while the request was waiting")
+    for stream in (False, True):
+        response = make_api(Scripted(expired)).chat(stream=stream)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "deadline_expired"
+        assert "3 ms ago" in response.json()["error"]["message"]
+
+
+def test_a_deadline_out_of_reach_is_refused_with_the_time_to_come_back(make_api: Any) -> None:
+    refusal = DeadlineUnreachable("the first token is expected in 9 s", retry_after_s=6.2)
+    response = make_api(Scripted(error=refusal)).chat(deadline_ms=3000)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+    assert response.json()["error"]["code"] == "deadline_unreachable"

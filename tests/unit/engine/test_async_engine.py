@@ -258,6 +258,23 @@ def test_a_failed_row_fails_its_choice_only(run: Make, ask: Make) -> None:
     asyncio.run(main())
 
 
+def test_a_deadline_that_passes_in_the_queue_ends_the_request_as_expired(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(max_num_seqs=1, model={"on_step": valve}) as bench:
+            first = asyncio.ensure_future(bench.collect(ask(max_tokens=30)))
+            await bench.until(lambda: bench.scheduler.num_running == 1)
+            late = asyncio.ensure_future(bench.collect(ask("late", deadline_s=0.001)))
+            await bench.until(lambda: bench.service.snapshot().num_waiting == 1)
+            valve.open()
+            (delta,) = await late
+            assert (delta.finish, delta.usage.completion_tokens) == (FinishReason.EXPIRED, 0)
+            assert "the request was waiting; nothing was generated" in delta.error
+            assert (await first)[-1].finish is FinishReason.LENGTH
+            assert [stats.finishes for stats in bench.notebook.finished].count((FinishReason.EXPIRED,)) == 1
+
+    asyncio.run(main())
+
+
 def test_text_that_cannot_be_made_fails_its_choice_only(run: Make, ask: Make) -> None:
     async def main() -> None:
         async with run(model={"vocab_size": 300}) as bench:  # tokens 258 … 299 have no spelling

@@ -129,9 +129,9 @@ def test_a_sequence_ends_by_rule_and_frees_its_blocks(
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     scheduler = build(num_blocks=4, max_context=1000)
     assert scheduler.max_context == 16
-    scheduler.check_admission(15, 0.0)
+    scheduler.check_admission([sequence(0, 15)], 0.0)
     with pytest.raises(PromptTooLong, match="prompt has 16 tokens; this server accepts 15"):
-        scheduler.check_admission(16, 0.0)
+        scheduler.check_admission([sequence(0, 16)], 0.0)
     with pytest.raises(ValueError, match="16 tokens in a context of 16"):
         scheduler.submit(sequence(0, 16))
 
@@ -145,9 +145,9 @@ def test_a_full_queue_refuses_and_says_when_it_will_have_drained() -> None:
         commit(scheduler, step)
     for seq_id in range(3, 6):
         scheduler.submit(sequence(seq_id))
-    scheduler.check_admission(4, 6.0)
+    scheduler.check_admission([sequence(9)], 6.0)
     with pytest.raises(Overloaded, match="4 sequences are waiting, the limit is 4") as refusal:
-        scheduler.check_admission(4, 6.0, num_queued=1)
+        scheduler.check_admission([sequence(9)], 6.0, num_queued=1)
     assert refusal.value.retry_after_s == pytest.approx(8.0)
 
 
