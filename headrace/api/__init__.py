@@ -1,4 +1,4 @@
-"""The OpenAI wire over HTTP: bodies in, core requests down, deltas up, JSON or server-sent events out."""
+"""The OpenAI and Anthropic wires: bodies in, core requests down, deltas up, JSON or server-sent events out."""
 
 from headrace.api.app import build_app
 from headrace.api.recording import RecordingLimits

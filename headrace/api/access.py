@@ -41,6 +41,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         self._strip_claims(scope)
+        _accept_anthropic_key(scope)
         headers = Headers(scope=scope)
         request_id = _safe(headers.get("x-request-id")) or secrets.token_hex(16)
         correlation_id = _safe(headers.get("x-correlation-id"))
@@ -63,7 +64,7 @@ class Access:
                 scope["state"]["caller"] = await self._identify(scope["path"], headers)
             except HeadraceError as refusal:
                 self._metrics.on_refused(refusal)
-                await error_response(refusal, request_id)(scope, receive, tell)
+                await error_response(refusal, request_id, scope["path"])(scope, receive, tell)
                 return
             await self._app(scope, receive, tell)
         finally:
@@ -81,6 +82,15 @@ class Access:
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _CLAIMS]
             for name in claims:
                 self._metrics.on_stripped(name.decode())
+
+
+def _accept_anthropic_key(scope: Scope) -> None:
+    """Read `x-api-key`, where the Anthropic wire carries its key, as the bearer key it is."""
+    names = [name for name, _ in scope["headers"]]
+    if b"x-api-key" in names:
+        bearers = [(b"authorization", b"Bearer " + key) for name, key in scope["headers"] if name == b"x-api-key"]
+        kept = [pair for pair in scope["headers"] if pair[0] != b"x-api-key"]
+        scope["headers"] = kept if b"authorization" in names else [*kept, bearers[0]]
 
 
 def _safe(value: str | None) -> str | None:

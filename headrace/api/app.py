@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, exchange, health, requests, tokenize
+from headrace.api import chat, completions, exchange, health, messages, requests, tokenize
 from headrace.api.access import Access
 from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 _ROUTES = [
     Route("/v1/chat/completions", chat.create_chat_completion, methods=["POST"]),
     Route("/v1/completions", completions.create_completion, methods=["POST"]),
+    Route("/v1/messages", messages.create_message, methods=["POST"]),
+    Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
     Route("/v1/models", health.list_models, methods=["GET"]),
     Route("/v1/models/{model_id:path}", health.get_model, methods=["GET"]),
     Route("/v1/requests/{request_id}", requests.cancel, methods=["DELETE"]),
@@ -59,7 +61,7 @@ def build_app(state: ApiState) -> ASGIApp:
 
 
 async def _tree_error(http: Request, err: Exception) -> Response:
-    return error_response(err, http.state.request_id)
+    return error_response(err, http.state.request_id, http.url.path)
 
 
 async def _router_error(http: Request, err: Exception) -> Response:
@@ -76,4 +78,4 @@ async def _client_gone(http: Request, err: Exception) -> Response:
 
 async def _unexpected(http: Request, err: Exception) -> Response:
     _log.error("request %s failed unexpectedly", http.state.request_id, exc_info=err)
-    return error_response(err, http.state.request_id)
+    return error_response(err, http.state.request_id, http.url.path)

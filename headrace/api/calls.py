@@ -25,7 +25,7 @@ T = TypeVar("T")
 CallId = tuple[str, str]  # owner, request id
 
 _MOST_REMEMBERED = 4096
-_PREFIXES = ("chatcmpl-", "cmpl-")  # what replies put before the request id
+_PREFIXES = ("chatcmpl-", "cmpl-", "msg_")  # what replies put before the request id
 
 
 class CallStatus(StrEnum):

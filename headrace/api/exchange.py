@@ -21,6 +21,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from headrace.api.anthropic_types import MessagesBody
 from headrace.api.calls import Call, owner_of
 from headrace.api.openai_types import GenerationBody
 from headrace.api.recording import Recording
@@ -46,6 +47,7 @@ class Wire(Protocol):
         ...
 
 
+Body = GenerationBody | MessagesBody
 Begin = Callable[[Call], Awaitable[Wire]]
 
 
@@ -56,7 +58,7 @@ class _Wish(NamedTuple):
     key: str | None
 
 
-async def respond(http: HttpRequest, body: GenerationBody, begin: Begin) -> Response | EventStream:
+async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | EventStream:
     """Answer a call.
 
     begin  checks the request and binds the call to a model; what it raises is the call's answer
@@ -105,7 +107,7 @@ def read_last_event_id(value: str | None) -> int:
 
 
 async def _recorded(
-    http: HttpRequest, state: ApiState, body: GenerationBody, begin: Begin, wish: _Wish
+    http: HttpRequest, state: ApiState, body: Body, begin: Begin, wish: _Wish
 ) -> Response | EventStream:
     """Answer from a recording: the one under the idempotency key, or a new one."""
     owner, request_id = owner_of(http), http.state.request_id
@@ -168,7 +170,7 @@ def _read_wish(http: HttpRequest, state: ApiState) -> _Wish:
     return _Wish(grace_s, key)
 
 
-def _fingerprint(path: str, body: GenerationBody) -> bytes:
+def _fingerprint(path: str, body: Body) -> bytes:
     """Return what two calls under one key must have in common."""
     return hashlib.sha256(path.encode() + b"\n" + msgspec.json.encode(body, order="deterministic")).digest()
 

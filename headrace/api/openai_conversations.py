@@ -29,7 +29,8 @@ _INTERPRETED = frozenset({
     *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "stop_token_ids"),
     *("min_tokens", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
-    *("deadline_ms", "tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort"),
+    *("continue_final_message", "add_generation_prompt", "deadline_ms"),
+    *("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort"),
     *_UNANSWERABLE,
 })  # fmt: skip
 _FOREIGN_PARTS = ("input_audio", "file", "video_url", "audio_url", "refusal")
@@ -81,6 +82,11 @@ def conversation_of(body: ChatBody) -> Conversation:
     """Return what a chat body says. Raises InvalidRequest, MalformedBody or UnsupportedParameter."""
     if not body.messages:
         raise InvalidRequest("'messages' is empty; send at least one message", param="messages")
+    if body.add_generation_prompt is not None and body.add_generation_prompt is bool(body.continue_final_message):
+        raise InvalidRequest(
+            "a remote upstream gets either add_generation_prompt or continue_final_message; set one of them",
+            param="add_generation_prompt",
+        )
     parallel = body.parallel_tool_calls
     return Conversation(
         messages=tuple(_message(i, message) for i, message in enumerate(body.messages)),
@@ -89,6 +95,7 @@ def conversation_of(body: ChatBody) -> Conversation:
         parallel_tool_calls=None if parallel is None else _convert("parallel_tool_calls", parallel, bool),
         response_format=None if _is_text(body.response_format) else _json(body.response_format),
         reasoning=_reasoning(body.reasoning_effort),
+        continues_last=bool(body.continue_final_message),
     )
 
 

@@ -7,12 +7,12 @@ Invariant: once complete, `Models` holds at least one model; the first is the de
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
 from headrace.core.protocols import Upstream
-from headrace.core.request import RequestId, SamplingParams
+from headrace.core.request import Request, RequestId, SamplingParams
 from headrace.text import ChatTemplate, Tokenizer
 
 
@@ -60,6 +60,7 @@ class RemoteModel:
 
     max_context  prompt + output in tokens, where the configuration tells
     abort        none: its iterator has to be closed
+    count_tokens  counts a prompt's tokens at the upstream; None: it cannot
     """
 
     name: str
@@ -67,6 +68,7 @@ class RemoteModel:
     upstream: Upstream
     created: int
     max_context: int | None = None
+    count_tokens: Callable[[Request], Awaitable[int]] | None = None
     abort: Callable[[RequestId], bool] | None = None
 
     def stop_reason(self, match: str | int | None) -> str | int | None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from starlette.types import Receive, Scope, Send
 
 from headrace.api.calls import Call
-from headrace.api.errors import error_body
+from headrace.api.errors import error_event
 from headrace.core.errors import HeadraceError
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._pump(send))
+            await until_disconnect(receive, self._pump(send, scope["path"]))
         except ClientGone:
             what = "request %s aborted" if self._call is not None else "request %s goes on without it for its grace"
             _log.info(f"client gone, {what}", self._request_id)
@@ -68,7 +68,7 @@ class EventStream:
             if self._call is not None:
                 self._call.close()
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, send: Send, path: str) -> None:
         is_started = False
 
         async def copy() -> None:
@@ -87,7 +87,7 @@ class EventStream:
                     raise
                 if not isinstance(err, HeadraceError):
                     _log.exception("request %s failed inside its stream", self._request_id)
-                failure = event(error_body(err, self._request_id))
+                failure = error_event(err, self._request_id, path)
                 await send({"type": "http.response.body", "body": failure, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -37,7 +37,8 @@ class RemoteSide:
 
         for name in self._fleet.models:
             observer = self._metrics.observer(name)
-            upstream = ObservedUpstream(self._fleet.pool(name), observer, self._clock)
+            pool = self._fleet.pool(name)
+            upstream = ObservedUpstream(pool, observer, self._clock)
             self._metrics.add(observer, upstream.snapshot)
             yield RemoteModel(
                 name=name,
@@ -45,6 +46,7 @@ class RemoteSide:
                 upstream=upstream,
                 created=created,
                 max_context=self._fleet.max_context(name),
+                count_tokens=pool.count_tokens,
             )
 
     def check_name(self, name: str) -> None:

@@ -129,12 +129,14 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: Json | None = None  # in OpenAI's shape
     reasoning: Reasoning | None = None
+    continues_last: bool = False  # the answer goes on inside the last message, the assistant's
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
     """The values that the caller gave. None: not given, so the upstream's own default applies.
 
     extras  fields of the caller's wire that nothing here interprets, by name
+    headers further headers of the caller's wire, for upstreams of that wire
     labels  the caller's own book-keeping: passed on where the upstream keeps it, too
     """
 
@@ -161,3 +163,4 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None  # alternatives per output token
     extras: tuple[tuple[str, Json], ...] = ()
     labels: tuple[tuple[str, Json], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -31,6 +32,11 @@ def chain(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             profile = "headrace"
             models = {{ far = "tiny" }}
             api_key = "file:{directory / "key"}"
+            [upstreams.back-by-messages]
+            url = "{back.url}"
+            profile = "anthropic"
+            models = {{ far-by-messages = "tiny" }}
+            api_key = "file:{directory / "key"}"
             """
         )
         with running("--config", str(config)) as front:
@@ -44,6 +50,7 @@ def client(chain: tuple[Server, Server]) -> openai.OpenAI:
     return chain[0].openai()
 
 
+GREEDY = {"temperature": 0}
 MESSAGES: Any = [{"role": "user", "content": "Say something."}]
 
 
@@ -85,6 +92,27 @@ def test_a_fault_of_the_request_is_told_in_the_words_of_the_server_behind(client
     tool: Any = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(openai.BadRequestError, match="'tools' is not supported"):
         client.chat.completions.create(model="far", messages=MESSAGES, tools=[tool])
+
+
+def test_both_wires_lead_to_the_same_answer_over_both_kinds_of_upstream(
+    chain: tuple[Server, Server], client: openai.OpenAI
+) -> None:
+    said: set[str | None] = set()
+    with anthropic.Anthropic(base_url=chain[0].url, api_key="none", max_retries=0) as messages:
+        for model in ("far", "far-by-messages"):
+            message = messages.messages.create(model=model, messages=MESSAGES, max_tokens=8, extra_body=GREEDY)
+            block = message.content[0]
+            assert block.type == "text"
+            with messages.messages.stream(model=model, messages=MESSAGES, max_tokens=8, extra_body=GREEDY) as stream:
+                streamed = stream.get_final_message()
+            assert streamed.content[0].to_dict()["text"] == block.text
+            assert streamed.usage.output_tokens == message.usage.output_tokens == 8
+            counted = messages.messages.count_tokens(model=model, messages=MESSAGES).input_tokens
+            reply = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=8, temperature=0)
+            assert reply.usage is not None
+            assert counted == reply.usage.prompt_tokens
+            said |= {block.text, reply.choices[0].message.content}
+    assert len(said) == 1
 
 
 def test_a_client_that_leaves_ends_the_work_two_servers_behind(

@@ -14,6 +14,7 @@ from headrace.core.protocols import Clock
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.gateway.upstream.address import check_url
+from headrace.gateway.upstream.anthropic import AnthropicAdapter
 from headrace.gateway.upstream.breaker import Breaker
 from headrace.gateway.upstream.keys import KeyRing
 from headrace.gateway.upstream.member import Adapter, Member
@@ -84,5 +85,5 @@ class Fleet:
 
     def _adapter(self, name: str, settings: UpstreamSettings) -> Adapter:
         if profiles()[settings.profile].wire == "anthropic":
-            raise ConfigError("anthropic comes next")
+            return AnthropicAdapter(name, settings, self._transport)
         return OpenAIAdapter(name, settings, self._transport)

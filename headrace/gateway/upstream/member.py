@@ -32,6 +32,10 @@ class Adapter(Protocol):
         """Send `request` for the server's `model`; yield its deltas, usage on the last. Raises Failure."""
         ...
 
+    async def count(self, request: Request, model: str, secret: str | None) -> int:
+        """Ask how many tokens the prompt of `request` has. Raises Failure."""
+        ...
+
 
 class Member:
     """One upstream. `models`: public name → its own name."""
@@ -116,6 +120,13 @@ class Member:
             self._outcomes[outcome] += 1
             grant.answer(None if is_first else False)
             await deltas.aclose()
+
+    async def count(self, request: Request) -> int:
+        """Count a prompt's tokens there. Raises Failure; says nothing about the breaker."""
+        key = self._keys.try_pick()
+        if key is None or not self._breaker.is_passable:
+            raise self.obstacle
+        return await self._adapter.count(request, self.models[request.model], key.secret)
 
     def status(self) -> UpstreamStatus:
         """Describe this moment."""

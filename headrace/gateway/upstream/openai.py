@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import msgspec
+
 from headrace.core.conversation import Conversation
 from headrace.core.delta import Delta
 from headrace.core.request import Request
 from headrace.core.upstream_settings import UpstreamSettings
-from headrace.gateway.upstream.address import api_base, limits_of, request_headers
-from headrace.gateway.upstream.openai_body import Dialect, encode_request
+from headrace.gateway.upstream.address import api_base, limits_of, request_headers, server_root
+from headrace.gateway.upstream.failure import transient
+from headrace.gateway.upstream.openai_body import Dialect, encode_count, encode_request
 from headrace.gateway.upstream.openai_events import OpenAIEvents
 from headrace.gateway.upstream.profiles import profiles
+from headrace.gateway.upstream.refusals import unsupported
 from headrace.gateway.upstream.replies import checked, events_of, whole_body
 from headrace.gateway.upstream.transport import Transport
+
+
+class _Count(msgspec.Struct):
+    count: int
 
 
 class OpenAIAdapter:
@@ -57,5 +65,21 @@ class OpenAIAdapter:
             for delta in reader.end():
                 yield delta
             await reply.drain()
+        finally:
+            reply.close()
+
+    async def count(self, request: Request, model: str, secret: str | None) -> int:
+        """Ask how many tokens the prompt has. Raises Failure, for servers that cannot count as well."""
+        if self._profile.counts is None:
+            raise unsupported("count_tokens", self._name, self._settings.profile)
+        body = encode_count(request, model, self._dialect)
+        headers = request_headers(self._settings, self._profile, secret, request.request_id)
+        url = server_root(self._settings.url) + "/tokenize"
+        reply = await self._transport.post(self._name, url, headers, body, self._limits, self._limits.first_byte_s)
+        try:
+            await checked(self._name, reply)
+            return msgspec.json.decode(await whole_body(self._name, reply), type=_Count).count
+        except msgspec.DecodeError as err:
+            raise transient(self._name, "sent what is no count of tokens") from err
         finally:
             reply.close()

@@ -53,6 +53,10 @@ def encode_request(request: Request, model: str, dialect: Dialect) -> bytes:
     if isinstance(request.source, Conversation):
         fields["messages"] = _messages(request.source, dialect)
         _add_tools(fields, request.source, dialect)
+        if request.source.continues_last:
+            if not dialect.profile.continues_last:
+                raise unsupported("messages: an answer to go on with", dialect.upstream, dialect.kind)
+            fields.update(continue_final_message=True, add_generation_prompt=False)
         if request.source.response_format is not None:
             fields["response_format"] = msgspec.Raw(request.source.response_format)
     else:
@@ -67,6 +71,18 @@ def encode_request(request: Request, model: str, dialect: Dialect) -> bytes:
     fields["stream"] = given.wants_stream
     if given.wants_stream:
         fields["stream_options"] = {"include_usage": True}
+    return msgspec.json.encode(fields)
+
+
+def encode_count(request: Request, model: str, dialect: Dialect) -> bytes:
+    """Return the JSON body of a call of vLLM's /tokenize. Raises Failure (MISPLACED) for what has no tokens there."""
+    if not isinstance(request.source, Conversation):
+        raise unsupported("prompt", dialect.upstream, dialect.kind)
+    fields: Fields = {"model": model, "messages": _messages(request.source, dialect)}
+    if request.source.tools:
+        fields["tools"] = [_tool(tool, dialect) for tool in request.source.tools]
+    if request.source.continues_last:
+        fields.update(continue_final_message=True, add_generation_prompt=False)
     return msgspec.json.encode(fields)
 
 
@@ -125,7 +141,7 @@ def _add_extras(fields: Fields, given: Given, dialect: Dialect) -> None:
             raise unsupported(name, dialect.upstream, dialect.kind)
         fields[name] = msgspec.Raw(value)
     for name, value in given.labels:
-        if given.wire == "openai" and dialect.profile.takes_extra(name):
+        if (given.wire == "openai" or name == "user") and dialect.profile.takes_extra(name):
             fields[name] = msgspec.Raw(value)
 
 

@@ -79,6 +79,17 @@ class Pool:
         finally:
             await started.deltas.aclose()
 
+    async def count_tokens(self, request: Request) -> int:
+        """Count a prompt's tokens at the first upstream that can. Raises HeadraceError."""
+        failure: Failure | None = None
+        for member in self._members:
+            try:
+                return await member.count(request)
+            except Failure as err:
+                failure = err
+        assert failure is not None, "a pool has members"
+        raise told(failure)
+
     async def _start_in_time(self, request: Request) -> Started:
         """Start before the request's deadline passes. Raises HeadraceError."""
         if request.deadline_s is None:

@@ -32,6 +32,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     has_logprobs: bool = True
     has_tool_choice: bool = True
     keeps_cache_hints: bool = False
+    continues_last: bool = False
+    counts: Literal["tokenize", "messages"] | None = None
     token_prompts: bool = False
     resumable: bool = False
     key_header: str = "authorization"

@@ -218,7 +218,7 @@ def test_every_given_value_reaches_the_generic_server() -> None:
         "seed": 1, "stop": ("x",), "stop_token_ids": (2,), "min_tokens": 1, "ignore_eos": True,
         "include_stop_text": True, "skip_special_tokens": False, "n": 2, "logprobs": 1,
     }  # fmt: skip
-    known = set(Given.__struct_fields__) - {"wire", "wants_stream", "extras", "labels"}
+    known = set(Given.__struct_fields__) - {"wire", "wants_stream", "extras", "labels", "headers"}
     assert set(values) == known
     for name, value in values.items():
         extra = set(body_of(**{name: value})) - set(body_of())

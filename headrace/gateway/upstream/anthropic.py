@@ -1,0 +1,86 @@
+"""Remote servers that speak Anthropic's wire: Anthropic, and any other by URL.
+
+Owns nothing between requests. Invariant: leaving an attempt early closes its connection, which ends the work there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+
+from headrace.core.delta import Delta
+from headrace.core.request import Request
+from headrace.core.upstream_settings import UpstreamSettings
+from headrace.gateway.upstream.address import api_base, limits_of, request_headers
+from headrace.gateway.upstream.anthropic_body import encode_count, encode_request
+from headrace.gateway.upstream.anthropic_events import AnthropicEvents
+from headrace.gateway.upstream.failure import transient
+from headrace.gateway.upstream.profiles import profiles
+from headrace.gateway.upstream.replies import checked, events_of, whole_body
+from headrace.gateway.upstream.transport import Transport
+
+
+class AnthropicAdapter:
+    """One server. Implements `member.Adapter`."""
+
+    def __init__(self, name: str, settings: UpstreamSettings, transport: Transport) -> None:
+        self._name = name
+        self._settings = settings
+        self._transport = transport
+        self._profile = profiles()[settings.profile]
+        self._limits = limits_of(settings)
+        self._base = api_base(settings.url)
+
+    async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
+        """Send the request; yield its deltas, usage on the last. Raises Failure."""
+        wants_stream = request.given is not None and request.given.wants_stream
+        body = encode_request(request, model, self._name, self._settings.max_tokens)
+        first_byte_s = self._limits.first_byte_s if wants_stream else self._limits.total_s
+        headers = self._headers(request, secret)
+        reply = await self._transport.post(
+            self._name, self._base + "/messages", headers, body, self._limits, first_byte_s
+        )
+        try:
+            await checked(self._name, reply)
+            reader = AnthropicEvents(self._name)
+            if not reply.is_event_stream:
+                for delta in reader.read_whole(await whole_body(self._name, reply)):
+                    yield delta
+                return
+            async with aclosing(events_of(self._name, reply, self._settings.max_event_bytes)) as events:
+                async for event in events:
+                    for delta in reader.read(event.data):
+                        yield delta
+                    if reader.is_done:
+                        break
+            for delta in reader.end():
+                yield delta
+            await reply.drain()
+        finally:
+            reply.close()
+
+    async def count(self, request: Request, model: str, secret: str | None) -> int:
+        """Ask how many tokens the prompt has. Raises Failure."""
+        body = encode_count(request, model, self._name)
+        url = self._base + "/messages/count_tokens"
+        headers = self._headers(request, secret)
+        reply = await self._transport.post(self._name, url, headers, body, self._limits, self._limits.first_byte_s)
+        try:
+            await checked(self._name, reply)
+            return msgspec.json.decode(await whole_body(self._name, reply), type=_Count).input_tokens
+        except msgspec.DecodeError as err:
+            raise transient(self._name, "sent what is no count of tokens") from err
+        finally:
+            reply.close()
+
+    def _headers(self, request: Request, secret: str | None) -> dict[str, str]:
+        headers = request_headers(self._settings, self._profile, secret, request.request_id)
+        if request.given is not None and request.given.wire == "anthropic":
+            headers.update(request.given.headers)
+        return headers
+
+
+class _Count(msgspec.Struct):
+    input_tokens: int
