@@ -12,6 +12,9 @@ import socket
 from headrace.core.errors import ConfigError, PortInUse
 from headrace.core.settings import ServerSettings
 
+_SEND_BUFFER_BYTES = 128 << 10
+_LONGEST_MS = (1 << 31) - 1
+
 
 def check_exposure(server: ServerSettings, *, has_database: bool = False, has_keys: bool = False) -> None:
     """Raise ConfigError if the server would be open to others without a key.
@@ -51,8 +54,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bind(server: ServerSettings) -> socket.socket:
-    """Take the port; nothing is accepted yet. Raises PortInUse or ConfigError."""
+def bind(server: ServerSettings, *, slow_reader_s: float = 60.0) -> socket.socket:
+    """Take the port; nothing is accepted yet. Raises PortInUse or ConfigError.
+
+    slow_reader_s  seconds after which the kernel closes a connection whose peer takes nothing, where it can
+    """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
     except OSError as err:
@@ -60,6 +66,10 @@ def bind(server: ServerSettings) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit both: a bound on what is on its way to a slow reader, and an end to waiting.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(slow_reader_s * 1e3), _LONGEST_MS))
         sock.bind(address)
     except OSError as err:
         sock.close()

@@ -22,7 +22,7 @@ from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
 from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
-from headrace.engine import AsyncEngine, Engine
+from headrace.engine import AsyncEngine, Engine, StreamLimits
 from headrace.kv import BlockPool
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
@@ -47,6 +47,7 @@ class OpenedModel:
     plan: Plan
     policy: SchedulingSettings
     engine: EngineSettings
+    streams: StreamLimits
 
     def close(self) -> None:
         """Unmap the files."""
@@ -88,6 +89,15 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         plan=plan,
         policy=settings.scheduling,
         engine=settings.engine,
+        streams=stream_limits(settings),
+    )
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    """Return what readers may leave unread; those who were promised a grace period get at least that long."""
+    return StreamLimits(
+        max_unread=settings.stream.max_unread_tokens,
+        slow_reader_s=max(settings.stream.slow_reader_s, settings.resume.max_grace_s),
     )
 
 
@@ -137,7 +147,14 @@ def load_model(
         defaults=defaults,
         max_context=scheduler.max_context,
         vocab_size=opened.program.vocab_size,
-        engine=AsyncEngine(engine, tokenizer, clock, vocab_size=opened.program.vocab_size, observer=observer),
+        engine=AsyncEngine(
+            engine,
+            tokenizer,
+            clock,
+            vocab_size=opened.program.vocab_size,
+            observer=observer,
+            limits=opened.streams,
+        ),
     )
 
 

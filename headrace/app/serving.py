@@ -38,7 +38,7 @@ from headrace.api import (
 )
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
-from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
+from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
 from headrace.app.remote import RemoteSide
 from headrace.app.status import ServerStatus
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
@@ -66,7 +66,7 @@ def serve(settings: Settings, find: Find) -> int:
     check_exposure(settings.server, has_database=settings.database is not None, has_keys=has_keys)
     if not has_keys and settings.server.api_key is None:
         _log.info("no keys are configured: only this machine is served, and everyone on it may call")
-    with bind(settings.server) as sock:
+    with bind(settings.server, slow_reader_s=stream_limits(settings).slow_reader_s) as sock:
         server = _Server(settings, sock, find)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(server.run())

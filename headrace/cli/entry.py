@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve models over the OpenAI API")
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
-    _add_settings(serve, (None, "server", "health", "resume", "engine", "scheduling", "failover"))
+    _add_settings(serve, (None, "server", "health", "stream", "resume", "engine", "scheduling", "failover"))
 
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=_MODEL_HELP)

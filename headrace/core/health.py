@@ -41,6 +41,7 @@ class SequencePhase(StrEnum):
     PREEMPTED = "preempted"  # gave its blocks back and waits to go on
     PREFILL = "prefill"
     DECODE = "decode"
+    PAUSED = "paused"  # its reader is slow; it goes on when that has caught up
 
 
 class LiveSequence(msgspec.Struct, frozen=True, gc=False):

@@ -143,6 +143,18 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stall_exit_s: PositiveSeconds = 240.0
 
 
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a slow reader may leave unread.
+
+    max_unread_tokens  tokens of a choice that wait for its reader before its sequence is paused
+    slow_reader_s      seconds for which nothing may be read of a full stream before it is aborted and its connection
+                       closed; resume.max_grace_s if that is longer
+    """
+
+    max_unread_tokens: Positive = 1024
+    slow_reader_s: PositiveSeconds = 60.0
+
+
 class ResumeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Streams that a client can come back to. Bounds of what is kept for it.
 
@@ -165,6 +177,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     server     where to listen
     health     when to call itself ill
+    stream     what a slow reader may leave unread
     resume     what is kept for clients that come back
     engine     how to compute
     scheduling whom to serve first
@@ -177,6 +190,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     server: ServerSettings = ServerSettings()
     health: HealthSettings = HealthSettings()
+    stream: StreamSettings = StreamSettings()
     resume: ResumeSettings = ResumeSettings()
     engine: EngineSettings = EngineSettings()
     scheduling: SchedulingSettings = SchedulingSettings()

@@ -90,6 +90,8 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tiers: tuple[TierStats, ...] = ()  # places for blocks below the pool, nearest first
     step_began_s: float | None = None  # when the step in flight was begun
     reserved_ratio: float = 0.0  # share of max_tokens that is kept free for running answers
+    num_paused: int = 0  # sequences that wait for their readers
+    num_pauses: int = 0
     phase: str = "idle"  # what the engine thread is doing: idle, warm, schedule, execute, commit
 
     @property

@@ -2,15 +2,18 @@
 
 Owns: the streams of live requests and the next sequence id. Everything here runs on one event loop; the engine thread
 reaches it by one `call_soon_threadsafe` per step.
-Invariant: whoever stops reading, in whatever way, has its sequences aborted and its blocks freed.
+Invariant: whoever stops reading, in whatever way, has its sequences aborted and its blocks freed. Who reads too slowly
+has its sequences paused, and nobody else's; who has taken nothing for `slow_reader_s` seconds counts as gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from headrace.core.delta import Delta
 from headrace.core.errors import EngineDead, HeadraceError
@@ -26,6 +29,16 @@ from headrace.engine.streams import RequestStream
 from headrace.sched import sequences_of
 from headrace.text import Tokenizer
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """Tokens of a choice that may wait for its reader, and seconds that a reader may leave them there."""
+
+    max_unread: int = 1024
+    slow_reader_s: float = 60.0
+
 
 class AsyncEngine:
     """Serves one model on one event loop. Implements `core.protocols.Upstream`.
@@ -34,8 +47,16 @@ class AsyncEngine:
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, clock: Clock, *, vocab_size: int, observer: Observer | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        *,
+        vocab_size: int,
+        observer: Observer | None = None,
+        limits: StreamLimits | None = None,
     ) -> None:
+        self._limits = limits or StreamLimits()
         self._engine = engine
         self._tokenizer = tokenizer
         self._clock = clock
@@ -79,7 +100,10 @@ class AsyncEngine:
         try:
             while not stream.is_exhausted:
                 await stream.wait()
-                for delta in stream.take():
+                taken = stream.take()
+                if stream.stuck_timer is not None:
+                    self._resume(stream)
+                for delta in taken:
                     yield delta
         finally:
             self._close(stream)
@@ -141,7 +165,14 @@ class AsyncEngine:
             if self._is_draining:
                 raise EngineDead(self._fatal or "the server is shutting down; try again once it is back")
             check_request(request, self._vocab_size)
-            stream = RequestStream(request, self._next_id, self._tokenizer, self._spelling, self._observer)
+            stream = RequestStream(
+                request,
+                self._next_id,
+                self._tokenizer,
+                self._spelling,
+                self._observer,
+                max_unread=self._limits.max_unread,
+            )
             sequences = sequences_of(request, self._next_id)
             self._engine.submit(sequences)
         except HeadraceError as error:
@@ -163,6 +194,8 @@ class AsyncEngine:
         same_id.remove(stream)
         if not same_id:
             del self._by_request[stream.request.request_id]
+        if stream.stuck_timer is not None:
+            stream.stuck_timer.cancel()
         if live_ids := stream.live_ids:
             self._engine.abort(live_ids)
             stream.abandon(self._clock.now())
@@ -171,10 +204,32 @@ class AsyncEngine:
         if not self._streams:
             self._is_empty.set()
 
+    def _pause(self, seq_ids: list[SeqId]) -> None:
+        """Stop computing what is not being read, and give its reader a last chance to come back."""
+        self._engine.pause(seq_ids)
+        loop = asyncio.get_running_loop()
+        for seq_id in seq_ids:
+            stream = self._streams[seq_id]
+            if stream.stuck_timer is None:
+                stream.stuck_timer = loop.call_later(self._limits.slow_reader_s, self._abandon, stream)
+
+    def _resume(self, stream: RequestStream) -> None:
+        assert stream.stuck_timer is not None
+        stream.stuck_timer.cancel()
+        stream.stuck_timer = None
+        self._engine.resume(stream.release())
+
+    def _abandon(self, stream: RequestStream) -> None:
+        """End what nobody has read for too long."""
+        request_id, seconds = stream.request.request_id, self._limits.slow_reader_s
+        _log.warning("nobody has read request %s for %.0f s; it is aborted", request_id, seconds)
+        self._engine.abort(stream.live_ids)
+
     def _receive(self, report: StepReport) -> None:
         """Hand a step's events to their streams; the only loop over the batch on the network thread."""
         touched: dict[int, RequestStream] = {}
         to_abort: list[SeqId] = []
+        to_pause: list[SeqId] = []
         for event in report.events:
             stream = self._streams.get(event.seq_id)
             if stream is None:
@@ -186,10 +241,14 @@ class AsyncEngine:
                 should_abort = event.finish is None
             if should_abort:
                 to_abort.append(event.seq_id)
+            elif stream.is_full(event.seq_id):
+                to_pause.append(event.seq_id)
             touched[id(stream)] = stream
         for stream in touched.values():
             stream.wake()
         if to_abort:
             self._engine.abort(to_abort)
+        if to_pause:
+            self._pause(to_pause)
         if self._observer is not None and report.step is not None:
             self._observer.on_step(report.step)

@@ -80,6 +80,14 @@ class Engine:
         """Ask for sequences to end; those that have ended already are left alone."""
         self._inbox.abort(seq_ids)
 
+    def pause(self, seq_ids: Iterable[SeqId]) -> None:
+        """Ask for sequences to be left out of steps, until `resume`."""
+        self._inbox.set_paused(seq_ids, is_paused=True)
+
+    def resume(self, seq_ids: Iterable[SeqId]) -> None:
+        """Ask for paused sequences to go on."""
+        self._inbox.set_paused(seq_ids, is_paused=False)
+
     def stop(self) -> None:
         """Ask the loop to end after the step in flight; live sequences end as ABORT. Idempotent; see `dead`."""
         self._inbox.stop()
@@ -106,6 +114,8 @@ class Engine:
             prefix_queries=totals.prefix_queries,
             prefix_hits=totals.prefix_hits,
             reserved_ratio=scheduler.reserved_ratio,
+            num_paused=scheduler.num_paused,
+            num_pauses=totals.num_pauses,
             step_began_s=self._step_began_s,
             phase=self._phase,
             tiers=() if self._tiers is None else self._tiers.stats(),
@@ -147,13 +157,18 @@ class Engine:
     def _receive(self) -> bool:
         """Take in the inbox, after waiting for something to do; False if the loop has to end."""
         scheduler = self._scheduler
-        now = self._clock.now()
-        aborted = self._inbox.take(lambda: scheduler.has_work, lambda sequence: scheduler.submit(sequence, now))
-        if aborted:
-            events = [event for seq_id in aborted if (event := scheduler.abort(seq_id)) is not None]
+        orders = self._inbox.take(
+            lambda: scheduler.can_work, lambda sequence: scheduler.submit(sequence, self._clock.now())
+        )
+        if orders is None:
+            return False
+        for seq_id, is_paused in orders.pauses.items():
+            (scheduler.pause if is_paused else scheduler.resume)(seq_id)
+        if orders.aborts:
+            events = [event for seq_id in orders.aborts if (event := scheduler.abort(seq_id)) is not None]
             self._flush()
             self._deliver(StepReport(self._clock.now(), events))
-        return aborted is not None
+        return True
 
     def _step(self) -> None:
         """Make one step, if there is work."""
@@ -165,7 +180,7 @@ class Engine:
         step = self._scheduler.schedule(began)
         if step is None:
             self._step_began_s, self._phase = None, "idle"
-            if self._scheduler.has_work:
+            if self._scheduler.can_work:
                 self._wait_below()
             return
         self._phase = "execute"
@@ -177,7 +192,7 @@ class Engine:
         events = self._scheduler.commit(step, result, now)
         self._last_step_s, self._step_began_s, self._phase = now, None, "idle"
         self._held = StepReport(now, events, _stats(step, result, events, self._clock.now() - began))
-        if not self._scheduler.has_work:
+        if not self._scheduler.can_work:
             self._flush()
 
     def _wait_below(self) -> None:
@@ -227,7 +242,9 @@ class Engine:
 
 
 def _progress(sequence: Sequence) -> LiveSequence:
-    if sequence.status is SequenceStatus.WAITING:
+    if sequence.is_paused:
+        phase = SequencePhase.PAUSED
+    elif sequence.status is SequenceStatus.WAITING:
         phase = SequencePhase.PREEMPTED if sequence.num_preemptions else SequencePhase.QUEUE
     else:
         phase = SequencePhase.DECODE if sequence.num_output else SequencePhase.PREFILL

@@ -91,7 +91,7 @@ class HealthJudge:
 
     def _note_work(self, facts: EngineFacts, now: float) -> float:
         """Return the seconds for which there was work and no step ended; 0 without work."""
-        if not facts.live and facts.snapshot.step_began_s is None:
+        if facts.snapshot.step_began_s is None and all(s.phase is SequencePhase.PAUSED for s in facts.live):
             self._work_since_s = None
             return 0.0
         if self._work_since_s is None:
@@ -103,7 +103,7 @@ class HealthJudge:
         seen: dict[SeqId, tuple[tuple[int, int], float]] = {}
         for sequence in live:
             mark, since_s = self._seen.get(sequence.seq_id, (None, now))
-            if mark != sequence.mark:
+            if mark != sequence.mark or sequence.phase is SequencePhase.PAUSED:
                 since_s = now
             if sequence.phase is SequencePhase.QUEUE and sequence.queued_s is not None:
                 since_s = min(since_s, sequence.queued_s)

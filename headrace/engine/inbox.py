@@ -1,6 +1,6 @@
 """What other threads want of the engine: sequences to take, sequences to end, and the order to stop.
 
-Owns: the commands that the engine thread has not taken yet, under one lock. An engine without work sleeps here.
+Owns: the orders that the engine thread has not taken yet, under one lock. An engine without work sleeps here.
 Invariant: a sequence is in the inbox, in the scheduler, or refused; after `close` the inbox takes nothing more.
 """
 
@@ -9,10 +9,21 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from headrace.core.errors import EngineDead
 from headrace.core.request import SeqId
 from headrace.sched import Sequence
+
+
+class Orders(NamedTuple):
+    """What the engine thread has to do beside taking sequences.
+
+    pauses  sequence → whether it is to be left out of steps; the last word counts
+    """
+
+    aborts: list[SeqId]
+    pauses: dict[SeqId, bool]
 
 
 class Inbox:
@@ -21,7 +32,7 @@ class Inbox:
     def __init__(self) -> None:
         self._wake = threading.Condition()
         self._submitted: deque[Sequence] = deque()
-        self._aborted: list[SeqId] = []
+        self._orders = Orders([], {})
         self._is_stopping = False
         self._is_woken = False
 
@@ -40,7 +51,13 @@ class Inbox:
     def abort(self, seq_ids: Iterable[SeqId]) -> None:
         """Ask for sequences to end."""
         with self._wake:
-            self._aborted += seq_ids
+            self._orders.aborts.extend(seq_ids)
+            self._wake.notify()
+
+    def set_paused(self, seq_ids: Iterable[SeqId], *, is_paused: bool) -> None:
+        """Ask for sequences to be left out of steps, or not any more."""
+        with self._wake:
+            self._orders.pauses.update(dict.fromkeys(seq_ids, is_paused))
             self._wake.notify()
 
     def stop(self) -> None:
@@ -56,28 +73,30 @@ class Inbox:
             self._wake.notify()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait for a command or a `wake`, those since the last `rest` included, for at most `timeout_s` seconds."""
+        """Wait for an order or a `wake`, those since the last `rest` included, for at most `timeout_s` seconds."""
         with self._wake:
-            if not (self._is_woken or self._submitted or self._aborted or self._is_stopping):
+            if not (self._is_woken or self._submitted or any(self._orders) or self._is_stopping):
                 self._wake.wait(timeout_s)
             self._is_woken = False
 
-    def take(self, has_work: Callable[[], bool], accept: Callable[[Sequence], None]) -> list[SeqId] | None:
-        """Hand each submitted sequence to `accept` and return the ids to abort; None when the engine has to end.
+    def take(self, can_work: Callable[[], bool], accept: Callable[[Sequence], None]) -> Orders | None:
+        """Hand each submitted sequence to `accept` and return the other orders; None when the engine has to end.
 
-        Waits while there is neither a command nor work. `accept` runs under the lock, so that a sequence is always
+        Waits while there is neither an order nor work. `accept` runs under the lock, so that a sequence is always
         counted either here or in the scheduler.
         """
         with self._wake:
-            while not (self._submitted or self._aborted or self._is_stopping or has_work()):
+            while not (self._submitted or any(self._orders) or self._is_stopping or can_work()):
                 self._wake.wait()
             if self._is_stopping:
                 return None
             while self._submitted:
                 accept(self._submitted[0])
                 self._submitted.popleft()
-            aborted, self._aborted = self._aborted, []
-            return aborted
+            orders = self._orders
+            if any(orders):
+                self._orders = Orders([], {})
+            return orders
 
     def close(self) -> list[Sequence]:
         """Refuse all further sequences and return those that the engine has not taken."""

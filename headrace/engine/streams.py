@@ -3,7 +3,8 @@
 Owns: the text buffers of live requests. Used on the network thread only.
 Invariant: for each choice exactly one delta has `finish`, nothing of that choice follows it, and the request's last
 delta carries `usage`. A slot holds what its reader has not taken yet, merged into one delta, so a slow reader gets
-fewer and longer deltas, the engine never waits, and memory is bounded by the length of the answer.
+fewer and longer deltas and the engine never waits. A slot that holds `max_unread` tokens asks for its sequence to be
+paused until it has been emptied, so memory is bounded and nothing is computed that nobody reads.
 """
 
 from __future__ import annotations
@@ -81,9 +82,19 @@ class RequestStream:
     """The choices of one request, fed by the engine's events and emptied by one reader."""
 
     def __init__(
-        self, request: Request, first_id: int, tokenizer: Tokenizer, spelling: Spelling, observer: Observer | None
+        self,
+        request: Request,
+        first_id: int,
+        tokenizer: Tokenizer,
+        spelling: Spelling,
+        observer: Observer | None,
+        *,
+        max_unread: int,
     ) -> None:
         self.request = request
+        self.stuck_timer: asyncio.TimerHandle | None = None  # of the async facade, while anything is paused
+        self._max_unread = max_unread
+        self._paused: list[SeqId] = []
         self._first_id = first_id
         self._spelling = spelling
         self._observer = observer
@@ -109,6 +120,19 @@ class RequestStream:
     def is_exhausted(self) -> bool:
         """Say whether the reader has everything."""
         return self._has_usage_told
+
+    def is_full(self, seq_id: SeqId) -> bool:
+        """Say whether a choice has just filled its slot; its sequence should be paused until `release` names it."""
+        choice = self._choices[seq_id - self._first_id]
+        if len(choice.token_ids) < self._max_unread or choice.finish is not None or seq_id in self._paused:
+            return False
+        self._paused.append(seq_id)
+        return True
+
+    def release(self) -> list[SeqId]:
+        """Return the sequences that were paused, once the slots are empty."""
+        paused, self._paused = self._paused, []
+        return paused
 
     async def wait(self) -> None:
         """Wait until `take` has something to give."""

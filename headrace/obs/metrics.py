@@ -163,6 +163,7 @@ def _gauges(engines: _Engines) -> Iterator[Metric]:
             "Share of max_tokens kept free for running answers, as learned",
             lambda s: s.reserved_ratio,
         ),
+        ("headrace_paused_sequences", "Sequences that wait for a slow reader", lambda s: s.num_paused),
         ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", lambda s: s.kv_usage),
         ("headrace_engine_up", "1 while the engine lives", lambda s: 0.0 if s.is_dead else 1.0),
     )
@@ -183,6 +184,7 @@ def _counters(engines: _Engines) -> Iterator[Metric]:
         ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", lambda m, s: s.prefix_hits),
         ("headrace_swaps", "Preemptions that kept their blocks in host memory", lambda m, s: s.num_swaps),
         ("headrace_recomputed_tokens", "Tokens computed again after preemption", lambda m, s: s.recomputed_tokens),
+        ("headrace_pauses", "Sequences that had to wait for a slow reader", lambda m, s: s.num_pauses),
         ("headrace_steps", "Engine steps", lambda m, s: s.num_steps),
         ("headrace_device_seconds", "Time steps spent computing", lambda m, s: m.device_s),
         ("headrace_loop_seconds", "Time steps took in all", lambda m, s: m.loop_s),

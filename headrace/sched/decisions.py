@@ -20,7 +20,7 @@ class PreemptReason(StrEnum):
     """Why a running sequence gave its blocks back."""
 
     GROWTH = "growth"  # one that is older, or of a class above, needed a block and none was free
-    PLACE = "place"  # background work gave its place or its blocks to a request that came in
+    PLACE = "place"  # background work, or a paused sequence, gave its place or blocks to one that came in
 
 
 class Admitted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="admit"):

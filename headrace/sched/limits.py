@@ -47,6 +47,7 @@ class SchedulerTotals(msgspec.Struct):
 
     num_preemptions: int = 0
     num_swaps: int = 0  # of them: those whose blocks are kept in host memory
+    num_pauses: int = 0  # sequences whose reader was too slow for them
     prompt_tokens: int = 0  # prompt tokens computed for the first time
     generated_tokens: int = 0
     recomputed_tokens: int = 0  # the tax of preemption

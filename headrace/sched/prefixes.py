@@ -136,6 +136,10 @@ class PrefixSharing:
         sequence.num_shared = other.num_shared
         sequence.next_publish = other.next_publish
 
+    def fall_silent(self, sequence: Sequence) -> None:
+        """Let nobody wait for a sequence that does not get on."""
+        self._silence(sequence)
+
     def withdraw(self, sequence: Sequence) -> None:
         """Take back all that a failed sequence has published itself; its numbers were wrong from somewhere on."""
         node, above = sequence.node, sequence.num_shared

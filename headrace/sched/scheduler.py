@@ -16,6 +16,8 @@ Long because all moves of a sequence between its states are here; each decision 
 how much a step holds, `forecast` how much memory is kept free, `victims` who gives way, `prefixes` what is shared,
 `tables` who holds what.
 
+A paused sequence (`paused`) is in neither list; it goes on from where it is, or as a preempted one.
+
     submit ─► WAITING ──admit──► RUNNING ──stop, length, abort, failure──► FINISHED ─► blocks free once no step
                  ▲                  │                                                  in flight reads them
                  └─────preempt──────┘
@@ -52,6 +54,7 @@ from headrace.sched.fairness import FairShares
 from headrace.sched.forecast import OutputForecast
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
 from headrace.sched.outlook import Outlook
+from headrace.sched.paused import PausedSequences
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.rows import make_row
@@ -99,6 +102,7 @@ class Scheduler:
         policy = limits.policy
         self._shares = FairShares(policy.tenant_weights, policy.fair_burst_tokens)
         self._waiting = WaitingQueue(self._prefixes, block_size, self._shares, policy.aging_s)
+        self._paused = PausedSequences()
         self._deadlines = Deadlines()
         self._forecast = OutputForecast(policy.output_ratio)
         self._model = StepModel()
@@ -116,6 +120,16 @@ class Scheduler:
     def has_work(self) -> bool:
         """Say whether any sequence has not finished."""
         return bool(self._live)
+
+    @property
+    def can_work(self) -> bool:
+        """Say whether any sequence has not finished and is not paused."""
+        return len(self._live) > len(self._paused) - self._paused.num_returning
+
+    @property
+    def num_paused(self) -> int:
+        """Count the sequences that wait for their reader."""
+        return len(self._paused)
 
     @property
     def num_waiting(self) -> int:
@@ -220,6 +234,27 @@ class Scheduler:
         expired = self._deadlines.pop_expired(now, self._live)
         return [self._end(sequence, FinishReason.EXPIRED, _lateness(sequence, now)) for sequence in expired]
 
+    def pause(self, seq_id: SeqId) -> None:
+        """Leave a sequence out of steps until it is resumed; those in flight still count. Idempotent.
+
+        A beam is never left out: it says nothing before the end, and its search waits for it.
+        """
+        sequence = self._live.get(seq_id)
+        if sequence is None or sequence.beams is not None:
+            return
+        if sequence not in self._paused:
+            self._remove(sequence)
+            self.totals.num_pauses += 1
+            if self._prefixes is not None:
+                self._prefixes.fall_silent(sequence)
+        self._paused.pause(sequence)
+
+    def resume(self, seq_id: SeqId) -> None:
+        """Let a paused sequence go on, in the next step that has a place for it. Idempotent."""
+        sequence = self._live.get(seq_id)
+        if sequence is not None:
+            self._paused.resume(sequence)
+
     def abort_all(self, error: str | None = None) -> list[SequenceEvent]:
         """End every live sequence; nothing may be in flight any more, whatever was launched."""
         members = {s.seq_id: s for launched in self._in_flight for s in launched.members}
@@ -239,6 +274,8 @@ class Scheduler:
         self.decisions = []
         if self._tiering is not None:
             self._tiering.begin(now)
+        for sequence in self._paused.returning():
+            self._bring_back(sequence)
         plan = StepPlan(self.limits.max_step_tokens)
         waiting = self._waiting
         num_preemptions = self.totals.num_preemptions
@@ -402,6 +439,8 @@ class Scheduler:
             self._beam_blocks.grow(sequence)
             return True
         while (blocks := self._pool.allocate(1)) is None:
+            if self._evict_paused(sequence, PreemptReason.GROWTH):
+                continue
             newer = reversed(running[index:])
             below = () if sequence.is_background else reversed(self._background)
             if not self._give_way(chain(below, newer), sequence, PreemptReason.GROWTH):
@@ -423,6 +462,11 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back to the head of its class without its blocks."""
         (self._background if sequence.is_background else self._running).remove(sequence)
+        self._take_blocks(sequence)
+        self._waiting.put_back(sequence)
+
+    def _take_blocks(self, sequence: Sequence) -> None:
+        """Take all blocks from a sequence that has left the running list; what it computed is kept below, or lost."""
         if self._tiering is not None and self._tiering.preempt(sequence):
             self.totals.num_swaps += 1
         if self._prefixes is not None:
@@ -431,8 +475,30 @@ class Scheduler:
         sequence.num_computed = 0
         sequence.num_preemptions += 1
         sequence.status = SequenceStatus.WAITING
-        self._waiting.put_back(sequence)
         self.totals.num_preemptions += 1
+
+    def _evict_paused(self, to: Sequence, reason: PreemptReason) -> bool:
+        """Take the blocks of one paused sequence for the good of another; False if none has any to give."""
+        if not self._paused:
+            return False
+        victim = choose_victim(reversed(self._paused.holders()), self._pool, self.block_size)
+        if victim is not None:
+            self.decisions.append(Preempted.of(victim, to, reason, self._pool, self.block_size))
+            self._take_blocks(victim)
+        return victim is not None
+
+    def _bring_back(self, sequence: Sequence) -> None:
+        """Put a resumed sequence where it belongs: among the running ones if there is a place, else to the queue."""
+        if sequence.status is SequenceStatus.RUNNING:
+            if self.num_running < self.limits.max_num_seqs:
+                self._paused.remove(sequence)
+                (self._background if sequence.is_background else self._running).append(sequence)
+                return
+            if sequence.num_in_flight:
+                return  # a step reads its blocks: later
+            self._take_blocks(sequence)
+        self._paused.remove(sequence)
+        self._waiting.put_back(sequence)
 
     def _admit(self, candidates: Iterable[Sequence], plan: StepPlan, now: float) -> None:
         """Move waiting sequences into the step while budget, places and blocks last."""
@@ -494,6 +560,8 @@ class Scheduler:
         if running or (sequence.is_background and self._background):  # alone, it may have all there is
             others = (*running, *self._background) if sequence.is_background else running
             num_needed += self._forecast.num_blocks_to_come((sequence, *others), self.block_size)
+        while num_needed > pool.num_free and self._evict_paused(sequence, PreemptReason.PLACE):
+            num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         num_to_be_had = pool.num_free
         if not sequence.is_background:
             num_to_be_had += sum(pool.count_sole(other.blocks) for other in self._background)
@@ -537,11 +605,16 @@ class Scheduler:
         """Take a live sequence out of where it is and end it; a beam takes its search with it."""
         if sequence.beams is not None:
             self._dissolve(sequence.beams)
-        elif sequence.status is SequenceStatus.WAITING:
+        elif sequence not in self._paused:
+            self._remove(sequence)
+        return self._finish(sequence, None, finish, error=error)
+
+    def _remove(self, sequence: Sequence) -> None:
+        """Take a sequence that is neither paused nor a beam out of the queue or the running list."""
+        if sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
         else:
             (self._background if sequence.is_background else self._running).remove(sequence)
-        return self._finish(sequence, None, finish, error=error)
 
     def _go_on(self, group: BeamGroup, now: float) -> list[SequenceEvent]:
         """Move a search on by one token, or end it with its answers."""
@@ -600,6 +673,7 @@ class Scheduler:
     ) -> SequenceEvent:
         """Make the one event that ends a sequence; the caller takes it out of queue or running list."""
         del self._live[sequence.seq_id]
+        self._paused.remove(sequence)
         if self._prefixes is not None:
             self._prefixes.leave(sequence)
         if self._tiering is not None:
@@ -621,6 +695,8 @@ class Scheduler:
         num_verified = row.start + len(row.tokens)
         if self._prefixes is not None and num_verified >= sequence.next_publish:
             self._prefixes.publish(sequence, num_verified)
+            if sequence.is_paused:
+                self._prefixes.fall_silent(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
         if self._prefixes is not None:
@@ -631,24 +707,26 @@ class Scheduler:
         in_flight = {s.seq_id: s for launched in self._in_flight for s in launched.members}
         fenced = [s for s in in_flight.values() if s.status is not SequenceStatus.RUNNING]
         running = [*self._running, *self._background]
+        holders = [*running, *self._paused.holders()]
         groups = {id(s.beams): s.beams for s in running if s.beams is not None}
-        self._tables.check([*running, *fenced], [block for group in groups.values() for block in group.reserve])
+        self._tables.check([*holders, *fenced], [block for group in groups.values() for block in group.reserve])
         self._beam_blocks.check(groups.values())
+        self._paused.check()
         self._waiting.check()
         self._shares.check(sequence.account for sequence in self._live.values())
         if self._prefixes is not None:
-            self._prefixes.check(running)
+            self._prefixes.check(holders)
         if self._tiering is not None:
             self._tiering.check()
         parked = [s for s in self._live.values() if s.status is SequenceStatus.PARKED]
         assert all(s.beams is not None for s in parked), "a sequence without beams is parked"
-        ids = [sequence.seq_id for sequence in (*running, *self._waiting, *parked)]
+        ids = [sequence.seq_id for sequence in (*running, *self._waiting, *self._paused, *parked)]
         assert len(ids) == len(set(ids)), "a sequence is in two places"
         assert set(ids) == set(self._live), "a live sequence is in no queue"
         assert len(running) <= self.limits.max_num_seqs, "more sequences run than may"
         assert not any(s.is_background for s in self._running), "a background sequence runs among the others"
         assert all(s.is_background for s in self._background), "a background list holds another sequence"
-        for sequence in running:
+        for sequence in holders:
             assert sequence.status is SequenceStatus.RUNNING, "a running sequence has another status"
             assert sequence.num_computed <= len(sequence.tokens) <= sequence.max_len, "a sequence has outrun itself"
             assert sequence.num_computed <= sequence.capacity, "a computed token has no slot"

@@ -87,6 +87,7 @@ class Sequence:
         "first_scheduled_s",
         "first_token_s",
         "is_background",
+        "is_paused",
         "max_len",
         "max_tokens",
         "min_tokens",
@@ -154,6 +155,7 @@ class Sequence:
         self.beams: BeamGroup | None = None  # set at submission for the beams of one search
 
         self.status = SequenceStatus.WAITING
+        self.is_paused = False  # written by `sched.paused`
         self.num_computed = 0
         self.peak_computed = 0  # the most it ever was; less than that is computed again
         self.num_in_flight = 0  # launched steps that have not been committed

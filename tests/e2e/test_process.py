@@ -53,8 +53,8 @@ from headrace.core.settings import load
 
 bind = serving.bind
 
-def telling(server):
-    sock = bind(server)
+def telling(*args, **kwargs):
+    sock = bind(*args, **kwargs)
     print(serving.url_of(sock), flush=True)
     return sock
 

@@ -1,8 +1,11 @@
-"""Lost connections over real sockets: resumed streams, repeated calls, ends by id."""
+"""Lost and slow connections over real sockets: resumed streams, repeated calls, ends by id, backpressure."""
 
 from __future__ import annotations
 
 import json
+import socket
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -73,3 +76,29 @@ def test_an_end_by_id_ends_the_answer_as_abort(tiny: Any) -> None:
     assert '"finish_reason":"abort"' in data[-2]
     assert tiny.metric("vllm:num_requests_running") == 0
     assert tiny.metric("vllm:kv_cache_usage_perc") == 0
+
+
+def test_a_reader_that_takes_nothing_is_paused_and_the_others_are_not(tiny_path: Path, start_server: Any) -> None:
+    args = ["--backend", "reference", "--kv-memory-mib", "8", "--max-step-tokens", "64", "--max-unread-tokens", "4"]
+    body = BODY | {"max_tokens": 450, "logprobs": 20, "n": 4}
+    request = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(request)}\r\n\r\n"
+    with start_server(f"file:{tiny_path}", *args) as server, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        slow.sendall(head.encode() + request)
+        deadline = time.monotonic() + 30
+        while server.metric("headrace_paused_sequences") < 4:
+            assert time.monotonic() < deadline
+        made = server.metric("vllm:generation_tokens_total")
+        reply = server.post("/v1/completions", prompt="quick", max_tokens=50, ignore_eos=True)
+        assert reply.json()["usage"]["completion_tokens"] == 50
+        assert server.metric("vllm:generation_tokens_total") == made + 50
+        assert server.get("/health/ready").json() == {"state": "ready"}
+        slow.settimeout(30)
+        told = b""
+        while piece := slow.recv(1 << 16):
+            told += piece
+        assert b"data: [DONE]" in told
+        assert server.metric("vllm:generation_tokens_total") == 4 * 450 + 50
+        assert server.stop() == 0

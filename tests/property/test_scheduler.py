@@ -115,7 +115,7 @@ class World:
             self.scheduler.check()
             self.check_background(step)
         if not self.pending:
-            is_stuck = self.scheduler.has_work and self.scheduler.wait_s is None
+            is_stuck = self.scheduler.can_work and self.scheduler.wait_s is None
             assert not is_stuck, "sequences are live and no step can be made"
             return False
         step, pending = self.pending.popleft()
@@ -182,7 +182,9 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
     acts = draw(
         st.lists(
             st.tuples(
-                st.sampled_from(["arrive", "arrive", "step", "step", "step", "abort", "fail", "pass"]),
+                st.sampled_from(
+                    ["arrive", "arrive", "step", "step", "step", "abort", "fail", "pass", "pause", "pause", "resume"]
+                ),
                 st.integers(0, 7),
             ),
             max_size=60,
@@ -205,12 +207,26 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
             aborted.add(number)
         elif act == "fail":
             world.failing.add(number)
+        elif act == "pause":
+            world.scheduler.pause(SeqId(number))
+            world.scheduler.check()
+        elif act == "resume":
+            world.scheduler.resume(SeqId(number))
+            world.scheduler.check()
         elif act == "step":
             world.step()
         elif act == "pass":  # the clock jumps: a step that took long, a process that was stopped
             world.clock.advance(10.0 ** (number - 4))
     for seq_id in range(arrived, len(coming)):
         world.submit(coming[seq_id].make(seq_id, world.clock.now()))
+    # Nobody waits for a reader that stays away.
+    paused = [sequence for sequence in world.scheduler.live() if sequence.is_paused]
+    for _ in range(4000):
+        if not world.step():
+            break
+    assert {sequence.seq_id for sequence in world.scheduler.live()} <= {sequence.seq_id for sequence in paused}
+    for sequence in paused:
+        world.scheduler.resume(sequence.seq_id)
     # No starvation: each step computes a token that some sequence lacked, or one that preemption threw away.
     for _ in range(4000):
         if not world.step():

@@ -17,7 +17,7 @@ from headrace.core.errors import HeadraceError
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 from headrace.core.stats import RequestStats, StepStats
 from headrace.core.step import Step
-from headrace.engine import AsyncEngine, Engine
+from headrace.engine import AsyncEngine, Engine, StreamLimits
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits
 from headrace.testing import ByteTokenizer, UniformModel
@@ -59,6 +59,13 @@ class Valve:
     def let(self, num_steps: int) -> None:
         self._permits.release(num_steps)
 
+    async def step(self, is_so: Callable[[], bool]) -> None:
+        """Let steps through one by one until a fact holds."""
+        async with asyncio.timeout(10):
+            while not is_so():
+                self.let(1)
+                await asyncio.sleep(0.001)
+
     def open(self) -> None:
         self._is_open = True
         self._permits.release()
@@ -73,6 +80,7 @@ class Bench:
 
     def __init__(self, **changes: Any) -> None:
         shape = {"num_blocks": 64, "block_size": 4, "vocab_size": 256} | changes.pop("model", {})
+        stream_limits = StreamLimits(**changes.pop("streams", {}))
         limits = {"max_num_seqs": 8, "max_step_tokens": 16, "max_context": 128, "max_waiting": 32} | changes
         self.model = UniformModel(**shape)
         self.pool = BlockPool(shape["num_blocks"])
@@ -81,7 +89,12 @@ class Bench:
         self.engine = Engine(self.scheduler, self.model, self.clock)
         self.notebook = Notebook()
         self.service = AsyncEngine(
-            self.engine, ByteTokenizer(), self.clock, vocab_size=shape["vocab_size"], observer=self.notebook
+            self.engine,
+            ByteTokenizer(),
+            self.clock,
+            vocab_size=shape["vocab_size"],
+            observer=self.notebook,
+            limits=stream_limits,
         )
 
     async def until(self, is_so: Callable[[], bool]) -> None:

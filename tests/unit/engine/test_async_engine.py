@@ -9,7 +9,9 @@ import pytest
 
 from headrace.core.delta import Delta, FinishReason
 from headrace.core.errors import EngineDead, InvalidRequest, Overloaded, PromptTooLong
+from headrace.core.health import HealthState
 from headrace.core.request import SamplingParams
+from headrace.engine.health import HealthJudge, HealthLimits
 from headrace.testing import ByteTokenizer, next_token, token_logprob
 
 Make = Callable[..., Any]
@@ -69,6 +71,82 @@ def test_a_slow_reader_gets_the_same_text_in_fewer_deltas(run: Make, ask: Make) 
             assert tokens_of(deltas) == answer("water", 60)
             assert text_of(deltas) == ByteTokenizer().decode(answer("water", 60))
             assert len(deltas) < 60
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_lags_pauses_its_own_choice_only(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}, streams={"max_unread": 8}) as bench:
+            valve.let(1)
+            slow = bench.service.generate(ask(max_tokens=100))
+            deltas = [await anext(slow)]
+            await valve.step(lambda: bench.service.snapshot().num_paused == 1)
+            made = bench.scheduler.totals.generated_tokens
+            assert 8 < made < 60
+            valve.open()
+            assert tokens_of(await bench.collect(ask("other", max_tokens=40))) == answer("other", 40)
+            assert bench.scheduler.totals.generated_tokens == made + 40
+            deltas += [delta async for delta in slow]
+            assert tokens_of(deltas) == answer("water", 100)
+            assert bench.service.snapshot().num_paused == 0
+
+    asyncio.run(main())
+
+
+def test_an_engine_whose_readers_all_lag_sleeps_and_is_well(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}, streams={"max_unread": 4}) as bench:
+            streams = [bench.service.generate(ask(max_tokens=60, n=2)) for _ in range(3)]
+            firsts = [asyncio.create_task(anext(stream)) for stream in streams]
+            await valve.step(lambda: bench.service.snapshot().num_paused == 6 and all(t.done() for t in firsts))
+            valve.open()
+            num_steps = bench.service.snapshot().num_steps
+            judge = HealthJudge(HealthLimits(stall_s=0.001, stuck_s=0.001), bench.clock)
+            for _ in range(3):
+                await asyncio.sleep(0.002)
+                assert judge.judge(bench.service.facts()).state is HealthState.READY
+            assert bench.service.snapshot().num_steps == num_steps
+            for stream, first in zip(streams, firsts, strict=True):
+                deltas = [first.result()] + [delta async for delta in stream]
+                assert [d.finish for d in deltas if d.finish] == [FinishReason.LENGTH] * 2
+
+    asyncio.run(main())
+
+
+def test_a_paused_choice_gives_its_blocks_to_others_and_goes_on_as_if_nothing_had_been(
+    run: Make, ask: Make, valve: Any
+) -> None:
+    async def main() -> None:
+        shape = {"num_blocks": 16, "on_step": valve}
+        async with run(streams={"max_unread": 8}, model=shape, max_context=60) as bench:
+            valve.let(1)
+            slow = bench.service.generate(ask(max_tokens=50))
+            deltas = [await anext(slow)]
+            await valve.step(lambda: bench.service.snapshot().num_paused == 1)
+            valve.open()
+            others = [bench.collect(ask("b" * k, max_tokens=50)) for k in range(5, 9)]
+            for k, other in zip(range(5, 9), await asyncio.gather(*others), strict=True):
+                assert tokens_of(other) == answer("b" * k, 50)
+            deltas += [delta async for delta in slow]
+            assert tokens_of(deltas) == answer("water", 50)
+            assert bench.service.snapshot().num_preemptions > 0
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_never_comes_back_loses_its_request(run: Make, ask: Make, valve: Any) -> None:
+    async def main() -> None:
+        async with run(model={"on_step": valve}, streams={"max_unread": 4, "slow_reader_s": 0.02}) as bench:
+            valve.let(1)
+            slow = bench.service.generate(ask(max_tokens=100))
+            deltas = [await anext(slow)]
+            await valve.step(lambda: not bench.scheduler.has_work)
+            assert bench.pool.num_free == bench.pool.num_blocks
+            valve.open()
+            deltas += [delta async for delta in slow]
+            assert [d.finish for d in deltas if d.finish] == [FinishReason.ABORT]
+            assert tokens_of(deltas) == answer("water", len(tokens_of(deltas)))
 
     asyncio.run(main())
 
