@@ -17,19 +17,19 @@ from headrace.app import backends
 from headrace.app.generation_defaults import generation_defaults
 from headrace.app.hardware import Hardware
 from headrace.app.plan import Plan, resolve
+from headrace.app.recording import Recording
 from headrace.app.tiers import Origin, open_host_pool, open_tiers
 from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
 from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
 from headrace.engine import AsyncEngine, Engine, StreamLimits
-from headrace.kv import BlockPool
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
 from headrace.model.store import LocalModel
-from headrace.sched import Scheduler, SchedulerLimits
+from headrace.sched import SchedulerLimits
 from headrace.text import ChatTemplate, Tokenizer, find_template_faults, load_chat_template, load_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class OpenedModel:
     policy: SchedulingSettings
     engine: EngineSettings
     streams: StreamLimits
+    recording: Recording
 
     def close(self) -> None:
         """Unmap the files."""
@@ -90,6 +91,7 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         policy=settings.scheduling,
         engine=settings.engine,
         streams=stream_limits(settings),
+        recording=Recording.of(settings, local.name),
     )
 
 
@@ -136,7 +138,7 @@ def load_model(
         attention_parity=opened.program.attention_parity(),
         policy=opened.policy,
     )
-    scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits, tiers)
+    scheduler = opened.recording.scheduler(executor.num_blocks, executor.block_size, limits, tiers)
     engine = Engine(scheduler, executor, clock, tiers)
     return LoadedModel(
         name=opened.name,

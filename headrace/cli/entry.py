@@ -93,10 +93,17 @@ def build_parser() -> argparse.ArgumentParser:
     add_tenants(commands.add_parser("tenants", help="who owns keys, limits and budgets"), _add_general)
     add_keys(commands.add_parser("keys", help="make, list, rotate and revoke the keys of tenants"), _add_general)
 
+    _add_replay(commands.add_parser("replay", help="run a decision log again on the same scheduler code, and compare"))
     _add_sim(commands.add_parser("sim", help="run recorded arrivals through the real engine on a virtual clock"))
     _add_eval(commands.add_parser("eval", help="compare a configuration with the same weights in fp32"))
     _add_bench(commands.add_parser("bench", help="measure speed"))
     return parser
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", type=Path, metavar="FILE", help="what engine.decision_log has written")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument("--step-times", type=Path, metavar="OUT", help="fit step times for `headrace sim`, too")
 
 
 def _add_sim(parser: argparse.ArgumentParser) -> None:

@@ -84,6 +84,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      redis); None: none
     kv_secret        passphrase that names and seals of blocks outside this process are made with; servers that share
                      blocks need the same; None: one that is made once and kept in cache_dir
+    decision_log     file that the scheduler's inputs and decisions are written to, for `headrace replay`; None: no log.
+                     Without content: blocks of tokens are there as keyed digests only
+    decision_log_mib  MiB that this file and the older ones beside it may take
     """
 
     backend: Backend = "auto"
@@ -103,6 +106,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_disk_bytes: Positive = 10 << 30
     kv_redis_url: str | None = None
     kv_secret: str | None = None
+    decision_log: str | None = None
+    decision_log_mib: Positive = 256
 
 
 class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,3 +18,9 @@ class VirtualClock:
         if seconds < 0:
             raise ValueError(f"time cannot go back by {-seconds} s")
         self._now += seconds
+
+    def move_to(self, now: float) -> None:
+        """Move time forward to a moment, exactly."""
+        if now < self._now:
+            raise ValueError(f"time cannot go back from {self._now} to {now}")
+        self._now = now

@@ -1,0 +1,154 @@
+"""A log that was tampered with, or that cannot be followed, is told from one that was not, at the right line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from headrace.cli import main
+from headrace.core.errors import ConfigError
+from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import SchedulingSettings
+from headrace.core.step import Row, Sample, Step, StepResult
+from headrace.engine.decision_log import DecisionLog
+from headrace.engine.recording import RecordingScheduler
+from headrace.kv import BlockPool
+from headrace.sched import SchedulerLimits, Sequence
+from headrace.sim import StepTimes
+from headrace.sim.replay import read_log, replay
+
+LIMITS = SchedulerLimits(
+    max_num_seqs=4,
+    max_step_tokens=16,
+    max_context=64,
+    max_waiting=99,
+    policy=SchedulingSettings(output_ratio=0.0),
+)
+BLOCK, NUM_BLOCKS = 4, 12
+TIMES = StepTimes(shared=2e-3, per_row=1e-4, per_token=3e-4)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Eight sequences in a pool that is too small for four of them."""
+    path = tmp_path / "log.jsonl"
+    sink = DecisionLog(path, 1 << 20, num_blocks=NUM_BLOCKS, block_size=BLOCK, limits=LIMITS, version="1")
+    scheduler = RecordingScheduler(BlockPool(NUM_BLOCKS), BLOCK, LIMITS, sink.note)
+    for seq_id in range(8):
+        prompt = [1, 2, 3, 4, 5, 6, 7, 8, seq_id, seq_id]
+        scheduler.submit(Sequence(SeqId(seq_id), prompt, SamplingParams(), max_tokens=14), 0.5)
+    now = 1.0
+    while (step := scheduler.schedule(now)) is not None:
+        elapsed_s = TIMES.predict(step)
+        now += elapsed_s
+        samples = tuple(_sample(step, row) for row in step.rows)
+        scheduler.commit(step, StepResult(step.step_id, samples, elapsed_s=elapsed_s), now)
+    scheduler.abort_all()
+    return path
+
+
+def _sample(step: Step, row: Row) -> Sample | None:
+    return None if row.sampling is None else Sample((step.step_id * 7 + row.seq_id) % 50)
+
+
+def change(path: Path, kind: str, number: int, index: int, value: object) -> int:
+    """Change one element of the `number`th line of a kind; return the line's number."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    places = [i for i, line in enumerate(lines) if line[0] == kind]
+    lines[places[number]][index] = value
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    return places[number] + 1
+
+
+def test_an_honest_log_is_followed_to_its_end(log: Path) -> None:
+    report = replay(read_log(log))
+    assert report.deviation is None
+    assert report.is_complete
+    assert (report.sequences, report.ends) == (8, {"length": 8})
+    assert report.preemptions > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "index", "value", "what"),
+    [
+        ("plan", 3, 3, [], "members"),
+        ("plan", 2, 4, [[0, 1, 1, 0, [5]]], "changes"),
+        ("result", 2, 7, [[3, "length"]], "ends"),
+        ("submit", 1, 5, ["00", "11"], "changes"),  # other blocks than the log's plans shared
+    ],
+)
+def test_a_changed_line_is_where_the_replay_stops(
+    log: Path, kind: str, number: int, index: int, value: object, what: str
+) -> None:
+    line = change(log, kind, number, index, value)
+    deviation = replay(read_log(log)).deviation
+    assert deviation is not None
+    if kind != "submit":
+        assert deviation.where == f"{log}:{line}"
+        assert what in deviation.what
+
+
+def test_another_scheduler_deviates(log: Path) -> None:
+    head = json.loads(log.read_text().splitlines()[0])
+    change(log, "log", 0, 7, {**head[7], "max_num_seqs": 3})
+    deviation = replay(read_log(log)).deviation
+    assert deviation is not None
+    assert deviation.step_id == 1  # the first with room for a fourth
+    assert "members" in deviation.what
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(log: Path) -> None:
+    log.write_bytes(log.read_bytes()[:-5])
+    report = replay(read_log(log))
+    assert report.deviation is None
+    assert not report.is_complete
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no line of a decision log"),
+        ("hello\n", "is no line of a decision log"),
+        ('["take",1]\n', "is no head"),
+    ],
+)
+def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        list(read_log(path))
+
+
+def test_what_cannot_be_replayed_says_why(log: Path) -> None:
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:12], '["search",90]\n', *lines[12:]]))
+    with pytest.raises(ConfigError, match=r"a beam search begins here.*steps before are the same"):
+        replay(read_log(log))
+    log.write_text("".join(lines))
+    change(log, "log", 0, 8, True)
+    with pytest.raises(ConfigError, match=r"blocks below the pool.*kv_ram_bytes"):
+        replay(read_log(log))
+
+
+def test_another_format_is_refused_by_number(log: Path) -> None:
+    change(log, "log", 0, 1, 99)
+    with pytest.raises(ConfigError, match="format 99; this version replays format 1"):
+        list(read_log(log))
+
+
+def test_the_command_says_same_or_where_not(log: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    times = tmp_path / "times.json"
+    assert main(["replay", str(log), "--step-times", str(times)]) == 0
+    assert "every decision is the same" in capsys.readouterr().out
+    fitted = msgspec.json.decode(times.read_bytes(), type=StepTimes)
+    assert fitted.shared == pytest.approx(TIMES.shared, rel=0.05)
+    assert fitted.per_token == pytest.approx(TIMES.per_token, rel=0.05)
+    line = change(log, "plan", 3, 3, [])
+    assert main(["replay", str(log)]) == 1
+    assert f"deviates at {log}:{line}" in capsys.readouterr().out
+    assert main(["replay", str(log), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["deviation"]["where"] == f"{log}:{line}"
+    assert main(["replay", str(tmp_path / "gone")]) == 2
