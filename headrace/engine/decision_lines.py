@@ -3,10 +3,10 @@
 Values, and one encoder that is used for writing and for replaying alike: a decision is the same when its line is the
 same, byte for byte. A line is a JSON array whose first element names its kind; a file begins with a `log` line.
 
-    log      what engine this was         submit   a sequence came             plan    rows and decisions of a step
-    result   what a step brought          abort, expire, end                   take    a step id used by warm-up
-    search   a beam: not replayed
-    lost     records that did not fit     refused  a request that was not let in (told, not replayed)
+    log      what engine this was        submit  a sequence came       plan  rows and decisions of a step
+    result   what a step brought         abort, pause, expire, end     take  a step id used by warm-up
+    search   a beam: not replayed        lost    records that did not fit the ring
+    refused  a request that was not let in: told, not replayed
 
 Tokens are not in a log: a full block of them is there as a keyed digest, of which the key is not kept, so that equal
 blocks are equal in the log and nothing else can be learned.
@@ -104,6 +104,13 @@ class AbortLine(_Line, frozen=True, tag="abort"):
     is_failed: bool
 
 
+class PauseLine(_Line, frozen=True, tag="pause"):
+    """A sequence's reader has fallen behind, or has caught up."""
+
+    seq_id: SeqId
+    is_paused: bool
+
+
 class ExpireLine(_Line, frozen=True, tag="expire"):
     """Deadlines have passed."""
 
@@ -145,6 +152,7 @@ Line = (
     | PlanLine
     | ResultLine
     | AbortLine
+    | PauseLine
     | ExpireLine
     | EndLine
     | TakeLine

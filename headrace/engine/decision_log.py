@@ -31,6 +31,7 @@ from headrace.engine.decision_lines import (
     Line,
     LogLine,
     LostLine,
+    PauseLine,
     RefusedLine,
     ResultLine,
     SearchLine,
@@ -44,6 +45,7 @@ from headrace.engine.recording import (
     AllAborted,
     Committed,
     Expired,
+    Paused,
     Planned,
     Record,
     Refused,
@@ -92,6 +94,8 @@ class LineMaker:
             case Aborted(seq_id, is_failed):
                 self._forget([(seq_id, "")])
                 return AbortLine(seq_id, is_failed)
+            case Paused(seq_id, is_paused):
+                return PauseLine(seq_id, is_paused)
             case Expired(now, events):
                 ends = ends_of(events)
                 self._forget(ends)

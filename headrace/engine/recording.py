@@ -59,6 +59,13 @@ class Expired(NamedTuple):
     events: Items[SequenceEvent]
 
 
+class Paused(NamedTuple):
+    """`pause` was called, or `resume`."""
+
+    seq_id: SeqId
+    is_paused: bool
+
+
 class AllAborted(NamedTuple):
     """`abort_all` was called; nothing follows."""
 
@@ -79,7 +86,7 @@ class Refused(NamedTuple):
     error: HeadraceError
 
 
-Record = Submitted | Planned | Committed | Aborted | Expired | AllAborted | StepIdTaken | Refused
+Record = Submitted | Planned | Committed | Aborted | Paused | Expired | AllAborted | StepIdTaken | Refused
 
 
 class RecordingScheduler(Scheduler):
@@ -123,6 +130,16 @@ class RecordingScheduler(Scheduler):
         if events:
             self._sink(Expired(now, events))
         return events
+
+    def pause(self, seq_id: SeqId) -> None:
+        """Leave a sequence out of steps."""
+        super().pause(seq_id)
+        self._sink(Paused(seq_id, True))
+
+    def resume(self, seq_id: SeqId) -> None:
+        """Let a paused sequence go on."""
+        super().resume(seq_id)
+        self._sink(Paused(seq_id, False))
 
     def abort_all(self, error: str | None = None) -> list[SequenceEvent]:
         """End every live sequence."""

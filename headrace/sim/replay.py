@@ -23,6 +23,7 @@ from headrace.engine.decision_lines import (
     Line,
     LogLine,
     LostLine,
+    PauseLine,
     PlanLine,
     RefusedLine,
     ResultLine,
@@ -176,6 +177,8 @@ class _Replay:
                 if event is None:
                     return f"sequence {line.seq_id} is not live"
                 self._note_ends([event])
+            case PauseLine():
+                (self._scheduler.pause if line.is_paused else self._scheduler.resume)(line.seq_id)
             case ExpireLine():
                 self._move(line.now)
                 return _unless_same(line, ExpireLine(line.now, self._note_ends(self._scheduler.expire(line.now))))

@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.core.request import SeqId
 from headrace.core.step import Step, StepResult
 from headrace.engine.decision_lines import FORMAT, Line, LogLine
 from headrace.engine.decision_log import LineMaker
@@ -62,13 +63,15 @@ def live(story: tuple[World, list[Shape], list[tuple[str, int]], int]) -> None:
             world.abort(number)
         elif act == "fail":
             world.failing.add(number)
+        elif act in ("pause", "resume"):
+            (world.scheduler.pause if act == "pause" else world.scheduler.resume)(SeqId(number))
         elif act == "step":
             world.step()
         elif act == "pass":
             world.clock.advance(10.0 ** (number - 4))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(stories(), st.booleans(), st.booleans())
 def test_a_log_runs_again_to_the_same_decisions(story: tuple, runs_dry: bool, by_cost: bool) -> None:
     world = story[0]
