@@ -113,7 +113,7 @@ def load_model(
 
     advance  hears which share of the weights is there, 0 to 1, while they are packed
     """
-    plan = opened.plan
+    plan, began_s = opened.plan, clock.now()
     try:
         files = opened.checkpoint.text_files
         tokenizer = load_tokenizer(files)
@@ -156,6 +156,7 @@ def load_model(
             vocab_size=opened.program.vocab_size,
             observer=observer,
             limits=opened.streams,
+            began_s=began_s,
         ),
     )
 

@@ -51,6 +51,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_tokens: int = 0  # prompt tokens that a provider charges for keeping
     cache_write_1h_tokens: int = 0  # of those: kept for an hour instead of five minutes
     reasoning_tokens: int = 0  # completion tokens that were thought, not said
+    engine_ns: int = 0  # of an engine of ours: its time that was charged to the request
     is_estimate: bool = False  # the upstream did not say; counted from what was sent and came back
 
 

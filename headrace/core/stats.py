@@ -32,13 +32,32 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One step: rows and tokens computed, tokens sampled, seconds on the device and in the loop as a whole."""
+    """One step: rows and tokens computed, tokens sampled, seconds on the device and in the loop, when it was begun."""
 
     num_rows: int
     num_tokens: int
     num_sampled: int
     device_s: float
     loop_s: float
+    began_s: float = 0.0
+
+
+class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine's time went, in nanoseconds; the parts add up to `total_ns` exactly.
+
+    loading     until it was ready
+    requests    charged to requests, those that have not ended included
+    recomputed  computed again after preemptions: the server's own doing
+    abandoned   computed for requests that had ended meanwhile
+    idle        no step was being made
+    """
+
+    total_ns: int
+    loading_ns: int = 0
+    requests_ns: int = 0
+    recomputed_ns: int = 0
+    abandoned_ns: int = 0
+    idle_ns: int = 0
 
 
 class TierStats(msgspec.Struct, kw_only=True):
@@ -93,6 +112,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     num_paused: int = 0  # sequences that wait for their readers
     num_pauses: int = 0
     phase: str = "idle"  # what the engine thread is doing: idle, warm, schedule, execute, commit
+    time: EngineTime | None = None  # where its time went
 
     @property
     def kv_usage(self) -> float:

@@ -32,6 +32,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     banned      token ids that may not be sampled now (end tokens before min_tokens)
     score       positions whose next-token logprobs are wanted, as offsets into `tokens` (prompt logprobs)
     num_score_top  alternatives per scored position
+    num_again   tokens of the row, from its first on, that had been computed before a preemption
     """
 
     seq_id: SeqId
@@ -45,6 +46,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     banned: tuple[int, ...] = ()
     score: tuple[tuple[int, int], ...] = ()  # (offset into tokens, the token id that follows it)
     num_score_top: int = 0
+    num_again: int = 0
 
 
 class CopyKind(IntEnum):

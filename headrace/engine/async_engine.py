@@ -15,15 +15,19 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import msgspec
+
 from headrace.core.delta import Delta
 from headrace.core.errors import EngineDead, HeadraceError
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId, SeqId
-from headrace.core.stats import EngineSnapshot, Observer
+from headrace.core.stats import EngineSnapshot, EngineTime, Observer
+from headrace.econ import AttributionPolicy
 from headrace.engine.admission import check_request
 from headrace.engine.best_of import generate_best
 from headrace.engine.engine import Engine, StepReport
 from headrace.engine.health import EngineFacts
+from headrace.engine.meter import StepMeter
 from headrace.engine.spelling import Spelling
 from headrace.engine.streams import RequestStream
 from headrace.sched import sequences_of
@@ -44,6 +48,8 @@ class AsyncEngine:
     """Serves one model on one event loop. Implements `core.protocols.Upstream`.
 
     vocab_size  tokens the model has logits for; prompts, biases and stop tokens are checked against it
+    began_s     when loading began, for the account of the engine's time; None: now
+    policy      who pays for what a step costs however many share it
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class AsyncEngine:
         vocab_size: int,
         observer: Observer | None = None,
         limits: StreamLimits | None = None,
+        began_s: float | None = None,
+        policy: AttributionPolicy = AttributionPolicy.EQUAL,
     ) -> None:
         self._limits = limits or StreamLimits()
         self._engine = engine
@@ -69,6 +77,7 @@ class AsyncEngine:
         self._is_draining = False
         self._warm_s: float | None = None
         self._fatal: str | None = None
+        self._meter = StepMeter(clock.now() if began_s is None else began_s, engine.step_costs, policy)
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
@@ -83,6 +92,7 @@ class AsyncEngine:
 
         self._engine.start(deliver)
         self._warm_s = await asyncio.wrap_future(self._engine.ready)
+        self._meter.note_ready(self._clock.now())
         return self._warm_s
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -142,7 +152,13 @@ class AsyncEngine:
 
     def snapshot(self) -> EngineSnapshot:
         """Return the engine's counts of this moment."""
-        return self._engine.snapshot()
+        return msgspec.structs.replace(self._engine.snapshot(), time=self.time())
+
+    def time(self) -> EngineTime:
+        """Return where the engine's time went, up to now if nobody is being served, else to the last step's end."""
+        if not self._streams and self._warm_s is not None:
+            self._meter.note_idle(self._clock.now())
+        return self._meter.time()
 
     def facts(self) -> EngineFacts:
         """Return what health is told from; any thread."""
@@ -179,6 +195,8 @@ class AsyncEngine:
             if self._observer is not None:
                 self._observer.on_refused(error)
             raise
+        stream.all_ids = range(self._next_id, self._next_id + len(sequences))
+        self._meter.open(stream.all_ids)
         self._next_id += len(sequences)
         for seq_id in stream.seq_ids:
             self._streams[SeqId(seq_id)] = stream
@@ -190,6 +208,7 @@ class AsyncEngine:
         """Forget a stream, and abort what it has left running."""
         for seq_id in stream.seq_ids:
             del self._streams[SeqId(seq_id)]
+        stream.engine_ns = self._meter.close(stream.all_ids)
         same_id = self._by_request[stream.request.request_id]
         same_id.remove(stream)
         if not same_id:
@@ -227,6 +246,8 @@ class AsyncEngine:
 
     def _receive(self, report: StepReport) -> None:
         """Hand a step's events to their streams; the only loop over the batch on the network thread."""
+        if report.step is not None:
+            self._meter.on_step(report.rows, report.step.began_s, report.now)
         touched: dict[int, RequestStream] = {}
         to_abort: list[SeqId] = []
         to_pause: list[SeqId] = []
@@ -243,6 +264,8 @@ class AsyncEngine:
                 to_abort.append(event.seq_id)
             elif stream.is_full(event.seq_id):
                 to_pause.append(event.seq_id)
+            if event.finish is not None or should_abort:
+                stream.engine_ns = self._meter.read(stream.all_ids.start)
             touched[id(stream)] = stream
         for stream in touched.values():
             stream.wake()

@@ -25,7 +25,8 @@ from headrace.core.health import LiveSequence, SequencePhase
 from headrace.core.protocols import Clock, Executor
 from headrace.core.request import SeqId
 from headrace.core.stats import EngineSnapshot, StepStats
-from headrace.core.step import Step, StepResult
+from headrace.core.step import Row, Step, StepResult
+from headrace.econ import StepCosts
 from headrace.engine.inbox import Inbox
 from headrace.kv.tiers import TierHierarchy
 from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, dry_steps
@@ -39,6 +40,7 @@ class StepReport(NamedTuple):
     now: float
     events: list[SequenceEvent]
     step: StepStats | None = None
+    rows: tuple[Row, ...] = ()  # of the step
 
 
 class Engine:
@@ -121,6 +123,10 @@ class Engine:
             tiers=() if self._tiers is None else self._tiers.stats(),
         )
 
+    def step_costs(self) -> StepCosts:
+        """Return what things cost in a step, as far as that has been learned; any thread."""
+        return self._scheduler.step_costs()
+
     def failure(self) -> str | None:
         """Say why the engine has ended, None while it lives or after an orderly stop; any thread."""
         error = self.dead.exception() if self.dead.done() else None
@@ -191,7 +197,7 @@ class Engine:
         now = self._clock.now()
         events = self._scheduler.commit(step, result, now)
         self._last_step_s, self._step_began_s, self._phase = now, None, "idle"
-        self._held = StepReport(now, events, _stats(step, result, events, self._clock.now() - began))
+        self._held = StepReport(now, events, _stats(step, result, events, self._clock.now() - began, began), step.rows)
         if not self._scheduler.can_work:
             self._flush()
 
@@ -251,11 +257,12 @@ def _progress(sequence: Sequence) -> LiveSequence:
     return LiveSequence(sequence.seq_id, phase, (sequence.num_computed, len(sequence.tokens)), sequence.queued_s)
 
 
-def _stats(step: Step, result: StepResult, events: list[SequenceEvent], loop_s: float) -> StepStats:
+def _stats(step: Step, result: StepResult, events: list[SequenceEvent], loop_s: float, began_s: float) -> StepStats:
     return StepStats(
         num_rows=len(step.rows),
         num_tokens=step.num_tokens,
         num_sampled=sum(1 for event in events if event.sample is not None),
         device_s=result.elapsed_s,
         loop_s=loop_s,
+        began_s=began_s,
     )

@@ -105,6 +105,9 @@ class RequestStream:
         self._timings: dict[SeqId, SequenceTiming] = {}
         self._first_token_s: float | None = None
         self._finished_s = request.arrival_s
+        # Written by the engine's facade: all of the request's sequences, and what they were charged so far.
+        self.all_ids = self.seq_ids
+        self.engine_ns = 0
 
     @property
     def seq_ids(self) -> range:
@@ -241,6 +244,7 @@ class RequestStream:
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             # What one choice computed and the others shared was computed.
             cached_tokens=min((timing.num_cached for timing in self._timings.values()), default=0),
+            engine_ns=self.engine_ns,
         )
 
     def _spell(self, token_id: int, logprob: float, top: tuple[tuple[int, float], ...]) -> PositionLogprobs:

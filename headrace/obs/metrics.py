@@ -25,6 +25,7 @@ from headrace.obs.tiers import tier_families
 from headrace.obs.upstream_metrics import upstream_families
 
 _LABELS = ("model_name",)
+_ACCOUNTS = ("loading", "requests", "recomputed", "abandoned", "idle")
 
 
 class ModelMetrics:
@@ -207,6 +208,14 @@ def _counters(engines: _Engines) -> Iterator[Metric]:
             refused.add_metric((metrics.model_name, code), count)
     yield success
     yield refused
+    time = CounterMetricFamily(
+        "headrace_engine_time_seconds", "The engine's time by whose it was; all of it", labels=(*_LABELS, "account")
+    )
+    for metrics, snapshot in engines:
+        if snapshot.time is not None:
+            for account in _ACCOUNTS:
+                time.add_metric((metrics.model_name, account), getattr(snapshot.time, f"{account}_ns") / 1e9)
+    yield time
 
 
 def _histograms(engines: _Engines) -> Iterator[Metric]:

@@ -28,6 +28,7 @@ def make_row(sequence: Sequence, start: int, count: int) -> Row:
         sequence.banned if num_output < sequence.min_tokens else (),
         () if sequence.num_score_top is None else _scores(sequence, start, end),
         sequence.num_score_top or 0,
+        max(min(end, sequence.peak_computed) - start, 0),
     )
 
 

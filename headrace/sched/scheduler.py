@@ -42,6 +42,7 @@ from headrace.core.delta import FinishReason
 from headrace.core.errors import InvalidRequest
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, Step, StepResult
+from headrace.econ import StepCosts
 from headrace.kv import BlockPool
 from headrace.kv.tiers import TierHierarchy
 from headrace.sched.beam_blocks import BeamBlocks
@@ -160,6 +161,10 @@ class Scheduler:
     def reserved_ratio(self) -> float:
         """Return the share of `max_tokens` for which running answers have room kept."""
         return self._forecast.reserved_ratio
+
+    def step_costs(self) -> StepCosts:
+        """Return what things cost in a step, as far as that has been learned. Any thread."""
+        return self._model.costs()
 
     def live(self) -> list[Sequence]:
         """Return the sequences that have not finished; any thread may look at them, none may write."""

@@ -17,6 +17,8 @@ from math import sqrt
 
 import msgspec
 
+from headrace.econ import StepCosts
+
 _NUM_TERMS = 5
 _DECAY = 0.98  # of what is known, per step of the same kind: a memory of about 50 of them
 _FEW, _FIT_EVERY = 8, 16
@@ -94,6 +96,15 @@ class StepModel:
     def row_s(self) -> float:
         """Return the seconds that one more row takes, its attention left out."""
         return self._coefficients[1]
+
+    def costs(self) -> StepCosts:
+        """Return the coefficients in picoseconds, for dividing a step's time; guesses while nothing is known."""
+        if not self.is_ready:
+            return StepCosts()
+        shared, row, read, token, pair = (round(seconds * 1e12) for seconds in self._coefficients)
+        return StepCosts(
+            shared=shared, per_decode_token=row, per_kv_token=read, per_prompt_token=token or row, per_pair=pair
+        )
 
     def observe(self, shape: StepShape, elapsed_s: float) -> None:
         """Learn from a step that took `elapsed_s`."""
