@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TypeVar
 
+import msgspec
 from starlette.requests import Request as HttpRequest
 
 from headrace.api.served import RemoteModel, ServedModel
@@ -39,10 +40,11 @@ class CallStatus(StrEnum):
 class Call:
     """One call and the requests it has made of a model. Implements `core.protocols.Upstream` for its wire."""
 
-    def __init__(self, calls: Calls, call_id: CallId) -> None:
+    def __init__(self, calls: Calls, call_id: CallId, caller: Caller) -> None:
         self.call_id = call_id
         self.is_cancelled = False
         self._calls = calls
+        self._caller = caller
         self._model: ServedModel | RemoteModel | None = None
         self._requests: Sequence[Request] = ()
         self._task: asyncio.Task[object] | None = None
@@ -52,10 +54,10 @@ class Call:
         self._model, self._requests = model, requests
 
     def generate(self, request: Request) -> AsyncIterator[Delta]:
-        """Pass a request on to the model. Raises RequestCancelled if the call was cancelled before."""
+        """Pass a request on in its caller's name. Raises RequestCancelled if the call was cancelled before."""
         if self.is_cancelled or self._model is None:
             raise RequestCancelled("the request was cancelled before it began")
-        return self._model.upstream.generate(request)
+        return self._model.upstream.generate(_of_caller(request, self._caller, self._model.shares_prefixes))
 
     async def run(self, work: Coroutine[object, object, T]) -> T:
         """Do the call's work in this task. Raises RequestCancelled if it had to be cut off."""
@@ -100,9 +102,9 @@ class Calls:
         """Count the live calls."""
         return sum(map(len, self._live.values()))
 
-    def open(self, owner: str, request_id: str) -> Call:
+    def open(self, caller: Caller, request_id: str) -> Call:
         """Begin a call; `close` it on every way out."""
-        call = Call(self, (owner, request_id))
+        call = Call(self, (caller.key_id, request_id), caller)
         self._live.setdefault(call.call_id, []).append(call)
         return call
 
@@ -140,6 +142,14 @@ def owner_of(http: HttpRequest) -> str:
     """Return whose calls these are: the caller's key, one name for all where there are no keys."""
     caller: Caller = http.state.caller
     return caller.key_id
+
+
+def _of_caller(request: Request, caller: Caller, shares_prefixes: bool) -> Request:
+    """Say whose share of the engine a request takes, and whose cached prefixes it may find."""
+    if not caller.tenant:
+        return request
+    namespace = request.namespace if shares_prefixes else f"tenant/{caller.tenant}"
+    return msgspec.structs.replace(request, tenant=caller.tenant, namespace=namespace)
 
 
 def spellings(request_id: str) -> list[str]:

@@ -27,6 +27,7 @@ class ServedModel:
     created      Unix seconds at which it became ready
     defaults     sampling for requests that do not say; from the model's own generation config
     abort        ends a request by its id and says whether it was running; None: its iterator has to be closed
+    shares_prefixes  tenants find each other's cached prefixes
     """
 
     name: str
@@ -38,6 +39,7 @@ class ServedModel:
     created: int
     defaults: SamplingParams = field(default_factory=SamplingParams)
     abort: Callable[[RequestId], bool] | None = None
+    shares_prefixes: bool = False
 
     def stop_reason(self, match: str | int | None) -> str | int | None:
         """Return what the wire tells of a stop: the caller's own string or token, not the model's end token."""
@@ -61,6 +63,7 @@ class RemoteModel:
     max_context  prompt + output in tokens, where the configuration tells
     abort        none: its iterator has to be closed
     count_tokens  counts a prompt's tokens at the upstream; None: it cannot
+    shares_prefixes  its prefixes are cached elsewhere
     """
 
     name: str
@@ -70,6 +73,7 @@ class RemoteModel:
     max_context: int | None = None
     count_tokens: Callable[[Request], Awaitable[int]] | None = None
     abort: Callable[[RequestId], bool] | None = None
+    shares_prefixes: bool = False
 
     def stop_reason(self, match: str | int | None) -> str | int | None:
         """Return what the wire tells of a stop: what the upstream told."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal, TypedDict, TypeVar, Unpack, cast
 
+import msgspec
 import uvloop
 
 from headrace.api.answers import collect, stream
@@ -83,6 +84,9 @@ class LLM:
     def __init__(self, model: str | None = None, *, settings: Settings | None = None) -> None:
         chosen = load() if settings is None else settings
         name = chosen.first_model if model is None else model
+        # Nobody else waits here, and whoever asks for a thousand answers waits for them.
+        patient = msgspec.structs.replace(chosen.scheduling, max_wait_s=None, max_waiting_tokens=None)
+        chosen = msgspec.structs.replace(chosen, scheduling=patient)
         clock = MonotonicClock()
         loaded = load_model(open_model(ensure_pulled(chosen, name), chosen, detect()), clock)
         self._clock = clock

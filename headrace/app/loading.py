@@ -68,6 +68,7 @@ class LoadedModel:
     max_context: int
     vocab_size: int
     engine: AsyncEngine
+    shares_prefixes: bool
 
 
 def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> OpenedModel:
@@ -158,6 +159,7 @@ def load_model(
             limits=opened.streams,
             began_s=began_s,
         ),
+        shares_prefixes=opened.engine.share_prefixes,
     )
 
 
@@ -180,4 +182,5 @@ def served_model(model: LoadedModel, created: int) -> ServedModel:
         created=created,
         defaults=model.defaults,
         abort=model.engine.abort,
+        shares_prefixes=model.shares_prefixes,
     )

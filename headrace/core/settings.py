@@ -74,6 +74,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_waiting      requests that may wait before new ones are refused
     threads          worker threads of the CPU backends; None: one per core
     prefix_cache     keep the KV of ended requests for those that begin with the same tokens
+    share_prefixes   let tenants find each other's cached prefixes, and feel their timing
     prefix_policy    which of it goes first: lru, the least recently used, or cost, the least recompute cost times
                      learned chance of reuse
     kv_ram_bytes     host memory for blocks that the pool gives up or preempted requests leave behind, in bytes; None:
@@ -100,6 +101,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_waiting: Positive = 1024
     threads: Positive | None = None
     prefix_cache: bool = True
+    share_prefixes: bool = False
     prefix_policy: PrefixPolicy = "lru"
     kv_ram_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
     kv_disk_dir: str | None = None
@@ -125,7 +127,7 @@ class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """
 
     max_waiting_tokens: Positive | None = None
-    max_wait_s: PositiveSeconds | None = None
+    max_wait_s: PositiveSeconds | None = 60.0
     itl_target_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     background_share: Annotated[float, msgspec.Meta(ge=0)] = 0.1
     aging_s: PositiveSeconds = 10.0

@@ -29,6 +29,7 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float | None
     finished_s: float
     num_preemptions: int
+    tenant: str = ""  # whose request it was; empty where there are no tenants
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -216,6 +216,7 @@ class RequestStream:
             first_token_s=self._first_token_s,
             finished_s=self._finished_s,
             num_preemptions=sum(t.num_preemptions for t in self._timings.values()),
+            tenant=self.request.tenant,
         )
 
     def _accept_sample(self, choice: _Choice, sample: Sample, now: float) -> None:

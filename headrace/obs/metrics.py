@@ -21,6 +21,7 @@ from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
+from headrace.obs.tenants import TenantCounts, tenant_families
 from headrace.obs.tiers import tier_families
 from headrace.obs.upstream_metrics import upstream_families
 
@@ -44,6 +45,7 @@ class ModelMetrics:
         self.cached_tokens = 0
         self.finished: dict[str, int] = {reason.value: 0 for reason in FinishReason}
         self.refused: dict[str, int] = {}
+        self.tenants = TenantCounts()
 
     def on_step(self, stats: StepStats) -> None:
         """Count one step."""
@@ -61,6 +63,7 @@ class ModelMetrics:
 
     def on_finished(self, stats: RequestStats) -> None:
         """Count an ended request."""
+        self.tenants.on_finished(stats)
         self.e2e.observe(stats.finished_s - stats.arrival_s)
         if stats.first_scheduled_s is not None:
             self.queue.observe(stats.first_scheduled_s - stats.arrival_s)
@@ -123,6 +126,7 @@ class Metrics(Collector):
         yield from _gauges(engines)
         yield from _counters(engines)
         yield from _histograms(engines)
+        yield from tenant_families([(metrics.model_name, metrics.tenants) for metrics, _ in engines])
         yield from self._health_families()
         yield from upstream_families(self._upstreams())
         yield from tier_families([(metrics.model_name, snapshot) for metrics, snapshot in engines])

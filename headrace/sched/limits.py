@@ -18,7 +18,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
     prefix_policy    which of them are evicted first: least recently used, or least cost times chance of reuse
     attention_parity position at which attending costs as much as the rest of a token; None: cost does not grow
-    policy           who goes first
+    policy           who goes first; when none is given, nobody is refused for a long wait
     """
 
     max_num_seqs: int
@@ -28,7 +28,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     prefix_policy: PrefixPolicy = "lru"
     attention_parity: int | None = None
-    policy: SchedulingSettings = SchedulingSettings()
+    policy: SchedulingSettings = SchedulingSettings(max_wait_s=None)
 
     def check(self) -> None:
         """Raise ValueError for a limit below 1."""

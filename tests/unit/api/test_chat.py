@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from headrace.core.caller import Caller
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, TokenLogprob, Usage
 from headrace.core.errors import DeadlineUnreachable, Overloaded
 
@@ -329,3 +330,23 @@ def test_a_deadline_out_of_reach_is_refused_with_the_time_to_come_back(make_api:
     response = make_api(Scripted(error=refusal)).chat(deadline_ms=3000)
     assert (response.status_code, response.headers["retry-after"]) == (429, "7")
     assert response.json()["error"]["code"] == "deadline_unreachable"
+
+
+class KnowsByName:
+    """Takes the bearer token for the tenant's name."""
+
+    async def identify(self, path: str, headers: Any) -> Caller:
+        return Caller(tenant=headers["authorization"].removeprefix("Bearer "))
+
+
+def test_a_tenant_takes_its_own_share_and_finds_its_own_prefixes(make_api: Any) -> None:
+    api = make_api(gatekeeper=KnowsByName())
+    said = [{"role": "user", "content": "hi"}]
+    bodies = {
+        "/v1/chat/completions": {"messages": said, "user": "somebody else"},
+        "/v1/completions": {"prompt": "hi"},
+        "/v1/messages": {"model": "echo", "messages": said, "max_tokens": 5},
+    }
+    for path, fields in bodies.items():
+        assert api.call("POST", path, json=fields, headers={"authorization": "Bearer acme"}).status_code == 200
+    assert [(request.tenant, request.namespace) for request in api.upstream.requests] == [("acme", "tenant/acme")] * 3
