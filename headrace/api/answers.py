@@ -25,6 +25,7 @@ class ChoiceAnswer:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     finish: FinishReason = FinishReason.ABORT
     stop_match: str | int | None = None
     others: list[Delta] = field(default_factory=list)  # those with more than text
@@ -91,6 +92,7 @@ async def collect(upstream: Upstream, request: Request) -> Answer:
             choice = answer.choices[delta.index]
             choice.texts.append(delta.text)
             choice.logprobs.extend(delta.logprobs)
+            choice.token_ids.extend(delta.token_ids)
             if delta.reasoning or delta.tool_calls or delta.refusal or delta.signature or delta.foreign:
                 choice.others.append(delta)
             answer.prompt_logprobs = answer.prompt_logprobs or delta.prompt_logprobs

@@ -107,6 +107,9 @@ class ChatWire:
         self._has_running_usage = bool(options and options.continuous_usage_stats)
         self._num_generated = 0
         self._introduced: set[int] = set()
+        self._has_prompt_ids_told = False
+        self._has_token_ids = bool(body.return_token_ids)
+        self._untold_ids: dict[int, list[int]] = {}  # by choice: tokens whose text is held back
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield framed events, `[DONE]` last."""
@@ -115,6 +118,8 @@ class ChatWire:
             async for delta in deltas:
                 usage = delta.usage or usage
                 self._num_generated += len(delta.token_ids)
+                if self._has_token_ids:
+                    self._untold_ids.setdefault(delta.index, []).extend(delta.token_ids)
                 if delta.has_words or delta.finish is not None or delta.logprobs or delta.prompt_logprobs:
                     yield event(_encoder.encode(self._chunk(delta)))
         if self._has_usage_chunk and usage is not None:
@@ -142,6 +147,11 @@ class ChatWire:
             choice.stop_reason = self._model.stop_reason(delta.stop_match)
         chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [choice], self._usage_so_far())
         chunk.prompt_logprobs = prompt_logprobs_reply(delta.prompt_logprobs)
+        if self._has_token_ids:
+            choice.token_ids = self._untold_ids.pop(delta.index, [])
+            if not self._has_prompt_ids_told:
+                self._has_prompt_ids_told = True
+                chunk.prompt_token_ids = self._request.prompt
         return chunk
 
     def _usage_so_far(self) -> UsageReply | msgspec.UnsetType | None:
@@ -159,6 +169,7 @@ class ChatWire:
             [self._choice(index, choice) for index, choice in enumerate(answer.choices)],
             usage_reply(answer.usage),
             prompt_logprobs_reply(answer.prompt_logprobs),
+            self._request.prompt if self._has_token_ids else UNSET,
         )
 
     def _choice(self, index: int, choice: ChoiceAnswer) -> ChatChoice:
@@ -169,6 +180,7 @@ class ChatWire:
             chat_logprobs(choice.logprobs) if wants_logprobs else None,
             finish_reply(choice.finish),
             self._model.stop_reason(choice.stop_match),
+            choice.token_ids if self._has_token_ids else UNSET,
         )
 
 

@@ -117,6 +117,7 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    return_token_ids: bool | None = None
     # labels
     prompt_cache_key: object = None
     safety_identifier: object = None

@@ -3,6 +3,7 @@
 from headrace.text.chat import ChatPrompt, ChatTemplate, encode_chat, encode_rendered, find_template_faults
 from headrace.text.incremental import Piece, TextStream
 from headrace.text.loading import load_tokenizer
+from headrace.text.stop_matcher import StopMatcher
 from headrace.text.template_files import load_chat_template
 from headrace.text.tokenizer import Tokenizer
 
@@ -10,6 +11,7 @@ __all__ = [
     "ChatPrompt",
     "ChatTemplate",
     "Piece",
+    "StopMatcher",
     "TextStream",
     "Tokenizer",
     "encode_chat",

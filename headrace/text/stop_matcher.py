@@ -5,7 +5,7 @@ Invariant: however a text is split into pieces, the same characters are released
 The match that ends first wins; of those that end together, the longest. `held` is the longest suffix of the text so far
 that is a proper prefix of some stop string, so nothing is kept back that could not still become a match.
 Cost: O(1) amortised a character, O(total length of the stop strings) to build.
-Callers: `incremental.py`. Source: Aho and Corasick 1975.
+Callers: `incremental.py`, `gateway.upstream.resuming`. Source: Aho and Corasick 1975.
 
     text   … t h e <|e n          stops: "<|end|>", "end"
            released ─┘└ held (4)

@@ -143,3 +143,38 @@ def test_the_state_of_upstreams_is_in_the_metrics(chain: tuple[Server, Server]) 
     assert 'headrace_upstream_breaker{state="closed",upstream="back"} 1.0' in text
     assert 'headrace_upstream_attempts_total{outcome="ok",upstream="back"}' in text
     assert 'vllm:time_to_first_token_seconds_count{model_name="far"}' in text
+
+
+def test_an_answer_goes_on_at_another_replica_when_one_is_killed(tiny_path: Path, tmp_path: Path) -> None:
+    letters = {str(token_id): 100 for token_id in range(97, 123)}  # bytes of a random model that are always text
+    asked: Any = {"messages": MESSAGES, "max_tokens": 400, "temperature": 0, "logit_bias": letters}
+    with (
+        running(f"file:{tiny_path}", "--backend", "reference", *SMALL) as one,
+        running(f"file:{tiny_path}", "--backend", "reference", *SMALL) as two,
+    ):
+        config = tmp_path / "front.toml"
+        config.write_text(
+            "\n".join(
+                f'[upstreams.{name}]\nurl = "{server.url}"\nprofile = "headrace"\nmodels = {{ far = "tiny" }}'
+                for name, server in (("one", one), ("two", two))
+            )
+        )
+        with running("--config", str(config)) as front:
+            direct = two.openai().chat.completions.create(model="tiny", **asked)
+            stream = front.openai().chat.completions.create(
+                model="far", stream=True, stream_options={"include_usage": True}, **asked
+            )
+            chunks = iter(stream)
+            text = next(chunks).choices[0].delta.content or ""
+            states = front.get("/health/upstreams").json()["upstreams"]
+            (victim,) = (server for state, server in zip(states, (one, two), strict=True) if state["in_flight"])
+            victim.process.kill()
+            usage = None
+            for chunk in chunks:
+                usage = chunk.usage or usage
+                text += "".join(choice.delta.content or "" for choice in chunk.choices)
+            assert text == direct.choices[0].message.content
+            assert usage is not None
+            assert usage.completion_tokens == 400
+            states = front.get("/health/upstreams").json()["upstreams"]
+            assert sum(state["resumed"] for state in states) == 1

@@ -5,7 +5,7 @@ Owns nothing between requests. Invariant: leaving an attempt early closes its co
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -18,6 +18,7 @@ from headrace.gateway.upstream.anthropic_body import encode_count, encode_reques
 from headrace.gateway.upstream.anthropic_events import AnthropicEvents
 from headrace.gateway.upstream.failure import transient
 from headrace.gateway.upstream.profiles import profiles
+from headrace.gateway.upstream.refusals import unsupported
 from headrace.gateway.upstream.replies import checked, events_of, whole_body
 from headrace.gateway.upstream.transport import Transport
 
@@ -74,6 +75,10 @@ class AnthropicAdapter:
             raise transient(self._name, "sent what is no count of tokens") from err
         finally:
             reply.close()
+
+    async def detokenize(self, token_ids: Sequence[int], model: str, secret: str | None) -> str:
+        """Raise Failure: this wire has no tokens."""
+        raise unsupported("detokenize", self._name, self._settings.profile)
 
     def _headers(self, request: Request, secret: str | None) -> dict[str, str]:
         headers = request_headers(self._settings, self._profile, secret, request.request_id)

@@ -7,7 +7,7 @@ Invariant: an attempt is counted once, however it ends; `in_flight` is the numbe
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from headrace.core.delta import Delta
@@ -19,6 +19,7 @@ from headrace.core.upstream_status import UpstreamStatus
 from headrace.gateway.upstream.breaker import Breaker, Grant
 from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.keys import Key, KeyRing
+from headrace.gateway.upstream.profiles import profiles
 
 _log = logging.getLogger(__name__)
 _SMOOTHING = 0.2  # share of the newest time to first token
@@ -34,6 +35,10 @@ class Adapter(Protocol):
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt of `request` has. Raises Failure."""
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int], model: str, secret: str | None) -> str:
+        """Ask how the server spells tokens, special ones by name. Raises Failure."""
         ...
 
 
@@ -127,6 +132,18 @@ class Member:
         if key is None or not self._breaker.is_passable:
             raise self.obstacle
         return await self._adapter.count(request, self.models[request.model], key.secret)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """Spell tokens as this server does. Raises Failure."""
+        key = self._keys.try_pick()
+        if key is None or not self._breaker.is_passable:
+            raise self.obstacle
+        return await self._adapter.detokenize(token_ids, self.models[model], key.secret)
+
+    def is_replica_of(self, other: Member, model: str) -> bool:
+        """Say whether both serve the same model and can go on with each other's tokens."""
+        both = profiles()[self._settings.profile].resumable and profiles()[other._settings.profile].resumable
+        return both and self is not other and self.models[model] == other.models[model]
 
     def status(self) -> UpstreamStatus:
         """Describe this moment."""

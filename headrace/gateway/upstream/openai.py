@@ -5,8 +5,9 @@ Owns nothing between requests. Invariant: leaving an attempt early closes its co
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 
 import msgspec
 
@@ -23,9 +24,15 @@ from headrace.gateway.upstream.refusals import unsupported
 from headrace.gateway.upstream.replies import checked, events_of, whole_body
 from headrace.gateway.upstream.transport import Transport
 
+T = TypeVar("T")
+
 
 class _Count(msgspec.Struct):
     count: int
+
+
+class _Spelled(msgspec.Struct):
+    prompt: str
 
 
 class OpenAIAdapter:
@@ -73,13 +80,22 @@ class OpenAIAdapter:
         if self._profile.counts is None:
             raise unsupported("count_tokens", self._name, self._settings.profile)
         body = encode_count(request, model, self._dialect)
-        headers = request_headers(self._settings, self._profile, secret, request.request_id)
-        url = server_root(self._settings.url) + "/tokenize"
+        return (await self._ask("/tokenize", body, secret, request.request_id, _Count)).count
+
+    async def detokenize(self, token_ids: Sequence[int], model: str, secret: str | None) -> str:
+        """Ask how the server spells tokens, in vLLM's shape. Raises Failure."""
+        body = msgspec.json.encode({"model": model, "tokens": list(token_ids)})
+        return (await self._ask("/detokenize", body, secret, "detokenize", _Spelled)).prompt
+
+    async def _ask(self, path: str, body: bytes, secret: str | None, request_id: str, kind: type[T]) -> T:
+        """Call a small endpoint at the server's root. Raises Failure."""
+        headers = request_headers(self._settings, self._profile, secret, request_id)
+        url = server_root(self._settings.url) + path
         reply = await self._transport.post(self._name, url, headers, body, self._limits, self._limits.first_byte_s)
         try:
             await checked(self._name, reply)
-            return msgspec.json.decode(await whole_body(self._name, reply), type=_Count).count
+            return msgspec.json.decode(await whole_body(self._name, reply), type=kind)
         except msgspec.DecodeError as err:
-            raise transient(self._name, "sent what is no count of tokens") from err
+            raise transient(self._name, f"sent what is no reply of {path}") from err
         finally:
             reply.close()

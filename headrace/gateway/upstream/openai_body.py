@@ -31,6 +31,7 @@ from headrace.core.conversation import (
 from headrace.core.request import Request
 from headrace.gateway.upstream.profiles import Profile
 from headrace.gateway.upstream.refusals import unsupported
+from headrace.gateway.upstream.replay import is_replayable
 
 Fields = dict[str, object]
 
@@ -68,6 +69,8 @@ def encode_request(request: Request, model: str, dialect: Dialect) -> bytes:
     _add_extras(fields, given, dialect)
     if isinstance(request.source, Conversation) and request.source.reasoning is not None:
         _add_reasoning(fields, request.source.reasoning, dialect)
+    if dialect.profile.resumable and is_replayable(request):
+        fields["return_token_ids"] = True
     fields["stream"] = given.wants_stream
     if given.wants_stream:
         fields["stream_options"] = {"include_usage": True}

@@ -2,10 +2,11 @@
 
 Owns the decisions for one request at a time; the members own what is known about the servers.
 Invariant: until the first delta is handed on, any failure may be met by another attempt; after it no other provider is
-asked. Every request that got a first delta gets one ending per choice, usage on the last.
+asked, only a replica of the same model that goes on with the same tokens. Every request that got a first delta gets one
+ending per choice, usage on the last.
 
     choose ─► attempt ─► first delta ─► handed on, the rest follows ──► complete
-      ▲          │ failure before it        │ failure after it: ends as ERROR
+      ▲          │ failure before it        │ failure after it: a replica goes on, else it ends as ERROR
       └── may ───┘
           another? kind of failure · time left · retries saved up
 """
@@ -13,7 +14,8 @@ asked. Every request that got a first delta gets one ending per choice, usage on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from random import Random
 
 import msgspec
@@ -30,6 +32,8 @@ from headrace.gateway.upstream.endings import Endings
 from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.hedging import Started, begin, begin_hedged
 from headrace.gateway.upstream.member import Member
+from headrace.gateway.upstream.replay import Replay
+from headrace.gateway.upstream.resuming import resume
 from headrace.gateway.upstream.retries import RetryAccount
 
 _BYTES_PER_TOKEN = 4  # where nobody has counted
@@ -65,19 +69,41 @@ class Pool:
         self._retries.earn()
         endings = Endings(request.n, prompt_tokens(request))
         started = await self._start_in_time(request)
+        replay = Replay(request)
         delta: Delta | None = started.first
         try:
             while delta is not None:
                 endings.see(delta)
+                replay.see(delta)
                 if endings.is_complete and delta.usage is None:
                     delta = msgspec.structs.replace(delta, usage=endings.usage())
                 yield delta
                 delta = await anext(started.deltas, None)
         except Failure as failure:
-            for ending in endings.fail(failure.error.message):
-                yield ending
+            async with aclosing(self._go_on(replay, request, started.member, failure, endings)) as rest:
+                async for delta in rest:
+                    yield delta
         finally:
             await started.deltas.aclose()
+
+    async def _go_on(
+        self, replay: Replay, request: Request, member: Member, failure: Failure, endings: Endings
+    ) -> AsyncGenerator[Delta, None]:
+        """Yield the rest of an answer that broke off: from a replica if there is one, else its ending."""
+        replicas = [other for other in self._members if other.is_ready and other.is_replica_of(member, request.model)]
+        if failure.kind is Kind.TRANSIENT and replay.can_go_on and replicas and self._retries.try_spend():
+            replica = self._chooser.choose(replicas)
+            replica.num_resumed += 1
+            try:
+                async with aclosing(resume(replay, request, replica)) as deltas:
+                    async for delta in deltas:
+                        endings.see(delta)
+                        yield delta
+                return
+            except Failure as another:
+                failure = another
+        for ending in endings.fail(failure.error.message):
+            yield ending
 
     async def count_tokens(self, request: Request) -> int:
         """Count a prompt's tokens at the first upstream that can. Raises HeadraceError."""

@@ -350,3 +350,16 @@ def test_a_tenant_takes_its_own_share_and_finds_its_own_prefixes(make_api: Any) 
     for path, fields in bodies.items():
         assert api.call("POST", path, json=fields, headers={"authorization": "Bearer acme"}).status_code == 200
     assert [(request.tenant, request.namespace) for request in api.upstream.requests] == [("acme", "tenant/acme")] * 3
+
+
+def test_token_ids_are_told_on_request(api: Any) -> None:
+    whole = api.chat("hi", return_token_ids=True).json()
+    assert whole["prompt_token_ids"] == [256, *b"u:hi\na:"]
+    assert whole["choices"][0]["token_ids"] == whole["prompt_token_ids"]
+    chunks = events(api.chat("hi", return_token_ids=True, stream=True))[:-1]
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [whole["prompt_token_ids"]] + [None] * (
+        len(chunks) - 1
+    )
+    ids = [token_id for chunk in chunks for token_id in chunk["choices"][0]["token_ids"]]
+    assert ids == whole["choices"][0]["token_ids"]
+    assert "token_ids" not in api.chat("hi").json()["choices"][0]

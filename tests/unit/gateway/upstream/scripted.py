@@ -185,10 +185,14 @@ def fleet_of(
     policy: FailoverSettings = QUICK,
     read_secret: Callable[[str], str] = lambda place: place,
     clock: Clock | None = None,
+    weights: tuple[float, ...] = (),
     **settings: Any,
 ) -> Fleet:
     upstreams = {
-        f"u{i}": UpstreamSettings(url=url, models={"m": "their-m"}, **{**settings}) for i, url in enumerate(urls)
+        f"u{i}": UpstreamSettings(
+            url=url, models={"m": "their-m"}, **{"weight": weights[i] if weights else 1.0, **settings}
+        )
+        for i, url in enumerate(urls)
     }
     fleet = Fleet(upstreams, policy, clock or MonotonicClock(), read_secret, random=Random(7))
     _open_fleets.append(fleet)
