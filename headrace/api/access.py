@@ -70,7 +70,16 @@ class Access:
         finally:
             level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
             elapsed_ms = (self._clock.now() - start_s) * 1e3
-            _log.log(level, "%s %s %s %.0f ms id=%s", scope["method"], scope["path"], status, elapsed_ms, request_id)
+            method, path = scope["method"], scope["path"]
+            fields = {
+                "method": method,
+                "path": path,
+                "status": status,
+                "duration_ms": round(elapsed_ms, 3),
+                "request_id": request_id,
+            }
+            line = "%s %s %s %.0f ms id=%s"
+            _log.log(level, line, method, path, status, elapsed_ms, request_id, extra={"fields": fields})
 
     async def _identify(self, path: str, headers: Headers) -> Caller:
         return Caller() if path in _OPEN else await self._gatekeeper.identify(path, headers)

@@ -9,6 +9,7 @@ import logging
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -57,7 +58,16 @@ def build_app(state: ApiState) -> ASGIApp:
         },
     )
     app.state.api = state
-    return Access(app, state.clock, state.gatekeeper, state.door)
+    served: ASGIApp = Access(app, state.clock, state.gatekeeper, state.door)
+    if not state.cors_origins:
+        return served
+    return CORSMiddleware(
+        served,
+        allow_origins=state.cors_origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after", "idempotent-replayed"],
+    )
 
 
 async def _tree_error(http: Request, err: Exception) -> Response:

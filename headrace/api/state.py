@@ -29,6 +29,7 @@ class ApiState:
     gatekeeper  finds out who calls
     door      counts who was turned away there
     wall_s    Unix seconds, for `created` fields only
+    cors_origins  web origins whose pages may call
     upstreams how the remote upstreams are doing
     """
 
@@ -43,4 +44,5 @@ class ApiState:
     door: DoorMetrics = field(default_factory=DoorMetrics)
     calls: Calls = field(default_factory=Calls)
     recordings: Recordings = field(default_factory=Recordings)
+    cors_origins: Sequence[str] = ()
     upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple

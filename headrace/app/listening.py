@@ -81,9 +81,10 @@ def bind(server: ServerSettings, *, slow_reader_s: float = 60.0) -> socket.socke
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, *, has_tls: bool = False) -> str:
     """Return the URL under which this machine reaches the server."""
+    scheme = "https" if has_tls else "http"
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-import uvicorn
 import uvloop
 
 import headrace
@@ -36,6 +33,7 @@ from headrace.api import (
     SharedKey,
     build_app,
 )
+from headrace.app.connections import CLOSE_GRACE_S, HttpServer, check_tls, http_server
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
@@ -54,14 +52,13 @@ T = TypeVar("T")
 Find = Callable[[str, Progress], LocalModel]  # brings a model here by its name and says how far it is
 
 EXIT_DRAINED, EXIT_INTERRUPTED = 0, 130
-_CLOSE_GRACE_S = 2  # for bytes of ended streams to reach their clients
-_KEEP_ALIVE_S = 75  # longer than the pools of common clients, so that they close idle connections, not we
 _log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, find: Find) -> int:
     """Serve until told to stop; return the exit code. Raises ConfigError when the models cannot be served."""
-    configure_logging(settings.server.log_level)
+    configure_logging(settings.server.log_level, log_format=settings.server.log_format)
+    check_tls(settings.server)
     has_keys = settings.database is not None and asyncio.run(_has_keys(settings.database))
     check_exposure(settings.server, has_database=settings.database is not None, has_keys=has_keys)
     if not has_keys and settings.server.api_key is None:
@@ -83,14 +80,6 @@ async def _has_keys(url: str) -> bool:
         return gateway.has_keys
     finally:
         await gateway.close()
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handling: the process's life belongs to `_Server`."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class _Server:
@@ -154,7 +143,7 @@ class _Server:
             await self._remote.close()
         return code
 
-    async def _start(self, http: _HttpServer) -> None:
+    async def _start(self, http: HttpServer) -> None:
         """Load and warm all models, each served as soon as it can answer."""
         for remote in self._remote.models(int(time.time())):
             self._models.publish(remote)
@@ -176,7 +165,8 @@ class _Server:
         self._metrics.set_startup(self._timeline.phases_s)
         self._status.started()
         wants_key = self._settings.server.api_key is not None or (self._gateway is not None and self._gateway.has_keys)
-        print(_invitation(url_of(self._sock), next(iter(self._models)), wants_key), flush=True)
+        url = url_of(self._sock, has_tls=self._settings.server.tls_cert is not None)
+        print(_invitation(url, next(iter(self._models)), wants_key), flush=True)
 
     def _open(self) -> list[OpenedModel]:
         """Find, map and plan all models, in the order of the settings, before any weight is read."""
@@ -203,13 +193,13 @@ class _Server:
         self._models.publish(served_model(loaded, int(time.time())))
         self._status.count_ready()
 
-    async def _end(self, http: _HttpServer, *, is_started: bool) -> int:
+    async def _end(self, http: HttpServer, *, is_started: bool) -> int:
         """Let running answers end, stop the engines, and return the exit code."""
         self._status.drain()
         self._recordings.drop_unread()
         drain_s = self._settings.server.drain_s
         if self._status.dead is not None:
-            http.config.timeout_graceful_shutdown = _CLOSE_GRACE_S
+            http.config.timeout_graceful_shutdown = CLOSE_GRACE_S
             http.should_exit = True
             await asyncio.gather(*(self._stop_dead(model) for model in self._engines))
             return EXIT_ENGINE_DEAD
@@ -225,7 +215,7 @@ class _Server:
     async def _stop_dead(self, model: LoadedModel) -> None:
         """Stop an engine of a process that has to end; one whose thread hangs is left behind, its requests are not."""
         try:
-            await asyncio.wait_for(model.engine.stop(), _CLOSE_GRACE_S)
+            await asyncio.wait_for(model.engine.stop(), CLOSE_GRACE_S)
         except TimeoutError:
             self.has_hung_thread = True
             model.engine.give_up(self._status.dead or "the engine hangs")
@@ -257,7 +247,7 @@ class _Server:
         self._signal = number
         self._stop.set()
 
-    def _http_server(self) -> _HttpServer:
+    def _http_server(self) -> HttpServer:
         state = ApiState(
             models=self._models,
             clock=self._clock,
@@ -270,20 +260,9 @@ class _Server:
             door=self._metrics.door,
             recordings=self._recordings,
             upstreams=self._remote.status,
+            cors_origins=self._settings.server.cors_origins,
         )
-        config = uvicorn.Config(
-            build_app(state),
-            http="httptools",
-            ws="none",
-            loop="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(self._settings.server.drain_s) + _CLOSE_GRACE_S,
-        )
-        return _HttpServer(config)
+        return http_server(build_app(state), self._settings.server)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

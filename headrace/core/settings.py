@@ -22,6 +22,7 @@ from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 
 Backend = Literal["auto", "reference", "native", "cuda"]
 KvDtype = Literal["auto", "bf16", "int8"]
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Quantization = Literal["auto", "bf16", "int8", "int4"]
 PrefixPolicy = Literal["lru", "cost"]
@@ -30,6 +31,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _SECRET = {"api_key", "database", "kv_redis_url", "kv_secret"}
+_LISTS = {"models", "cors_origins"}
 _TABLES = "upstreams"  # a table of tables: in the file only
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
@@ -48,6 +50,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_body_bytes  largest request body
     drain_s         seconds that running answers get to finish after SIGTERM
     log_level       least severe log line that is written
+    log_format      text for people, or json: one object per line
+    cors_origins    web origins whose pages may call, such as https://app.example; * for all
+    max_connections  connections at a time; further ones are answered with 503
+    tls_cert        PEM file with the certificate chain; with tls_key, HTTPS is spoken
+    tls_key         PEM file with its private key
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +63,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_body_bytes: Positive = 32 << 20
     drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+    cors_origins: tuple[str, ...] = ()
+    max_connections: Positive | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -285,7 +297,7 @@ def load(
     for key, value in (overrides or {}).items():
         if value is not None:
             leaf = _known(key, known, "command line")
-            merged[key] = _convert(leaf, value, f"flag --{leaf.name.replace('_', '-')}", strict=False)
+            merged[key] = _convert(leaf, _split(leaf, value), f"flag --{leaf.name.replace('_', '-')}", strict=False)
     return _assemble(merged, tables, "settings" if path is None else f"file {path}")
 
 
@@ -398,10 +410,11 @@ def _env_name(leaf: SettingField) -> str:
     return _ENV_PREFIX + leaf.key.replace(".", "__").upper()
 
 
-def _split(leaf: SettingField, text: str) -> object:
-    if leaf.name == "models":
-        return [part.strip() for part in text.split(",") if part.strip()]
-    return text
+def _split(leaf: SettingField, value: object) -> object:
+    """Read a list that is written as `a,b`, as in the environment and on the command line."""
+    if leaf.name in _LISTS and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
 
 
 def _pairs(text: str) -> dict[str, str]:

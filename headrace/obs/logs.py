@@ -1,6 +1,7 @@
-"""Log lines: one event, one line, for people first.
+"""Log lines: one event, one line, for people first, as JSON for machines where that is asked.
 
     12:03:11.482 INFO  api.access  POST /v1/chat/completions 200 312 ms id=4f…
+    {"time":"2026-05-01T12:03:11.482Z","level":"info","logger":"api.access","message":"POST …","request_id":"4f…",…}
 
 Owns the process's log configuration; called once by `app.serving`. Bodies, prompts, answers and keys are never logged.
 """
@@ -10,6 +11,10 @@ from __future__ import annotations
 import logging
 import time
 from typing import TextIO
+
+import msgspec
+
+from headrace.core.settings import LogFormat
 
 _QUIET = ("asyncio", "httpx", "httpcore", "uvicorn.access")
 
@@ -28,10 +33,28 @@ class LineFormatter(logging.Formatter):
         return line
 
 
-def configure_logging(level: str, stream: TextIO | None = None) -> None:
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line; what a call gives as `extra={"fields": …}` becomes fields of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Spell one record, a traceback included."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields: dict[str, object] = {
+            "time": f"{when}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name.removeprefix("headrace."),
+            "message": record.getMessage(),
+        }
+        fields |= vars(record).get("fields", {})
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()
+
+
+def configure_logging(level: str, stream: TextIO | None = None, *, log_format: LogFormat = "text") -> None:
     """Send log lines of `level` and above to `stream` (None: standard error). Replaces earlier configuration."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(LineFormatter() if log_format == "text" else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

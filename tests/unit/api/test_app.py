@@ -151,6 +151,20 @@ def test_a_key_guards_all_but_health(make_api: Any) -> None:
     assert api.call("GET", "/healthy").status_code == 401
 
 
+def test_pages_of_named_origins_may_call_and_others_may_not(make_api: Any) -> None:
+    api = make_api(gatekeeper=SharedKey("s3cret"), cors_origins=("https://app.example",))
+    asking = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    for origin, code, is_allowed in (("https://app.example", 200, True), ("https://evil.example", 400, False)):
+        preflight = api.call("OPTIONS", "/v1/chat/completions", headers={"origin": origin, **asking})
+        assert preflight.status_code == code
+        assert ("access-control-allow-origin" in preflight.headers) == is_allowed
+    headers = {"origin": "https://app.example", "authorization": "Bearer s3cret"}
+    reply = api.call("GET", "/v1/models", headers=headers)
+    assert reply.headers["access-control-allow-origin"] == "https://app.example"
+    assert "x-request-id" in reply.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in make_api().call("GET", "/version", headers=headers).headers
+
+
 def test_unexpected_failures_tell_the_id_only(make_api: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         async def generate(self, request: Any) -> Any:

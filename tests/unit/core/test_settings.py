@@ -137,3 +137,10 @@ def test_secrets_are_read_from_environment_and_files(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_secret(place, {})
         assert place.partition(":")[2] in caught.value.message
+
+
+def test_lists_are_written_with_commas_in_the_environment_and_on_the_command_line() -> None:
+    origins = ("https://a.example", "https://b.example")
+    text = "https://a.example, https://b.example"
+    assert load(environ={"HEADRACE_SERVER__CORS_ORIGINS": text}).server.cors_origins == origins
+    assert load(environ={}, overrides={"server.cors_origins": text}).server.cors_origins == origins
