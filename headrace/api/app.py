@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, exchange, health, messages, requests, tokenize
+from headrace.api import chat, completions, exchange, health, messages, requests, tokenize, why
 from headrace.api.access import Access
 from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
@@ -32,6 +32,7 @@ _ROUTES = [
     Route("/v1/models", health.list_models, methods=["GET"]),
     Route("/v1/models/{model_id:path}", health.get_model, methods=["GET"]),
     Route("/v1/requests/{request_id}", requests.cancel, methods=["DELETE"]),
+    Route("/v1/requests/{request_id}/why", why.explain, methods=["GET"]),
     Route("/v1/requests/{request_id}/cancel", requests.cancel, methods=["POST"]),
     Route("/v1/requests/{request_id}/events", exchange.resume, methods=["GET"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),

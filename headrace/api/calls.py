@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -20,7 +20,7 @@ from headrace.api.served import RemoteModel, ServedModel
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta
 from headrace.core.errors import RequestCancelled, UnknownRequest
-from headrace.core.request import Request
+from headrace.core.request import Request, RequestId
 
 T = TypeVar("T")
 CallId = tuple[str, str]  # owner, request id
@@ -35,6 +35,13 @@ class CallStatus(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     CANCELLED = "cancelled"
+
+
+class _Ended(NamedTuple):
+    """What is remembered of a call that has ended."""
+
+    status: CallStatus
+    request_ids: tuple[RequestId, ...]
 
 
 class Call:
@@ -52,6 +59,11 @@ class Call:
     def bind(self, model: ServedModel | RemoteModel, requests: Sequence[Request]) -> None:
         """Say what the call asks of whom."""
         self._model, self._requests = model, requests
+
+    @property
+    def request_ids(self) -> list[RequestId]:
+        """Return the ids of the requests that the call asks of its model."""
+        return [request.request_id for request in self._requests]
 
     def generate(self, request: Request) -> AsyncIterator[Delta]:
         """Pass a request on in its caller's name. Raises RequestCancelled if the call was cancelled before."""
@@ -96,7 +108,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._live: dict[CallId, list[Call]] = {}
-        self._ended: OrderedDict[CallId, CallStatus] = OrderedDict()
+        self._ended: OrderedDict[CallId, _Ended] = OrderedDict()
 
     def __len__(self) -> int:
         """Count the live calls."""
@@ -113,10 +125,18 @@ class Calls:
         call_id = self._known_id(owner, request_id)
         live = self._live.get(call_id)
         if live is None:
-            return self._ended[call_id]
+            return self._ended[call_id].status
         for call in live:
             call.cancel()
         return CallStatus.CANCELLED
+
+    def request_ids(self, owner: str, request_id: str) -> list[RequestId]:
+        """Return what the owner's calls of this id have asked of models, or asked last. Raises UnknownRequest."""
+        call_id = self._known_id(owner, request_id)
+        live = self._live.get(call_id)
+        if live is None:
+            return list(self._ended[call_id].request_ids)
+        return [found for call in live for found in call.request_ids]
 
     def forget(self, call: Call) -> None:
         """Take a call that has ended off the list."""
@@ -126,7 +146,8 @@ class Calls:
         live.remove(call)
         if not live:
             del self._live[call.call_id]
-        self._ended[call.call_id] = CallStatus.CANCELLED if call.is_cancelled else CallStatus.FINISHED
+        status = CallStatus.CANCELLED if call.is_cancelled else CallStatus.FINISHED
+        self._ended[call.call_id] = _Ended(status, tuple(call.request_ids))
         self._ended.move_to_end(call.call_id)
         if len(self._ended) > _MOST_REMEMBERED:
             self._ended.popitem(last=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
 from headrace.core.protocols import Upstream
 from headrace.core.request import Request, RequestId, SamplingParams
+from headrace.core.why import Explanation
 from headrace.text import ChatTemplate, Tokenizer
 
 
@@ -28,6 +29,7 @@ class ServedModel:
     defaults     sampling for requests that do not say; from the model's own generation config
     abort        ends a request by its id and says whether it was running; None: its iterator has to be closed
     shares_prefixes  tenants find each other's cached prefixes
+    explain      says why a request is where it is; None: nobody knows
     """
 
     name: str
@@ -40,6 +42,7 @@ class ServedModel:
     defaults: SamplingParams = field(default_factory=SamplingParams)
     abort: Callable[[RequestId], bool] | None = None
     shares_prefixes: bool = False
+    explain: Callable[[RequestId], Awaitable[Explanation | None]] | None = None
 
     def stop_reason(self, match: str | int | None) -> str | int | None:
         """Return what the wire tells of a stop: the caller's own string or token, not the model's end token."""
@@ -74,6 +77,7 @@ class RemoteModel:
     count_tokens: Callable[[Request], Awaitable[int]] | None = None
     abort: Callable[[RequestId], bool] | None = None
     shares_prefixes: bool = False
+    explain: Callable[[RequestId], Awaitable[Explanation | None]] | None = None
 
     def stop_reason(self, match: str | int | None) -> str | int | None:
         """Return what the wire tells of a stop: what the upstream told."""

@@ -183,4 +183,5 @@ def served_model(model: LoadedModel, created: int) -> ServedModel:
         defaults=model.defaults,
         abort=model.engine.abort,
         shares_prefixes=model.shares_prefixes,
+        explain=model.engine.explain,
     )

@@ -93,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_tenants(commands.add_parser("tenants", help="who owns keys, limits and budgets"), _add_general)
     add_keys(commands.add_parser("keys", help="make, list, rotate and revoke the keys of tenants"), _add_general)
 
+    why = commands.add_parser("why", help="ask a server why a request waits, was preempted or refused")
+    why.add_argument("id", metavar="ID", help="the request's x-request-id, or the id in its answer")
+    why.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
+    why.add_argument("--api-key", metavar="KEY", help="the key that the request was sent with")
+    why.add_argument("--json", action="store_true", help="write JSON")
+
     _add_replay(commands.add_parser("replay", help="run a decision log again on the same scheduler code, and compare"))
     _add_sim(commands.add_parser("sim", help="run recorded arrivals through the real engine on a virtual clock"))
     _add_eval(commands.add_parser("eval", help="compare a configuration with the same weights in fp32"))

@@ -22,6 +22,7 @@
     │   └── DeadlineUnreachable
     ├── ModelLoading               503  retryable
     ├── EngineDead                 503
+    ├── EngineBusy                 503  retryable
     ├── StoreUnavailable           503  retryable
     ├── DeadlineExpired            504  retryable
     ├── UpstreamRefused            4xx  a remote server found fault with the request
@@ -181,6 +182,12 @@ class ModelLoading(HeadraceError):
 
     code, http_status, retryable = "model_loading", 503, True
     retry_after_s = 2.0
+
+
+class EngineBusy(HeadraceError):
+    """The engine has not answered a question in time; it is in a long step, or stuck."""
+
+    code, http_status, retryable = "engine_busy", 503, True
 
 
 class EngineDead(HeadraceError):

@@ -11,21 +11,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
 
 from headrace.core.delta import Delta
-from headrace.core.errors import EngineDead, HeadraceError
+from headrace.core.errors import EngineBusy, EngineDead, HeadraceError
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId, SeqId
 from headrace.core.stats import EngineSnapshot, EngineTime, Observer
+from headrace.core.why import ChoiceNote, Explanation, RequestState
 from headrace.econ import AttributionPolicy
 from headrace.engine.admission import check_request
 from headrace.engine.best_of import generate_best
 from headrace.engine.engine import Engine, StepReport
+from headrace.engine.explaining import Memory, explain_choice, in_inbox
 from headrace.engine.health import EngineFacts
 from headrace.engine.meter import StepMeter
 from headrace.engine.spelling import Spelling
@@ -34,6 +36,7 @@ from headrace.sched import sequences_of
 from headrace.text import Tokenizer
 
 _log = logging.getLogger(__name__)
+_ANSWER_S = 5.0  # that the engine gets to say how a request stands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ class AsyncEngine:
         self._streams: dict[SeqId, RequestStream] = {}
         self._by_request: dict[RequestId, list[RequestStream]] = {}
         self._next_id = 0
+        self._memory = Memory(clock)
         self._is_draining = False
         self._warm_s: float | None = None
         self._fatal: str | None = None
@@ -150,6 +154,60 @@ class AsyncEngine:
             stream.fail(seq_id, self._fatal, now)
             stream.wake()
 
+    async def explain(self, request_id: RequestId) -> Explanation | None:
+        """Say where a request is and why; None if it is not live and has not ended lately."""
+        streams = self._by_request.get(request_id)
+        now = self._clock.now()
+        if not streams:
+            remembered = self._memory.find(request_id)
+            if remembered is None:
+                return None
+            arrival_s, explanation = remembered
+            return msgspec.structs.replace(explanation, age_s=now - arrival_s)
+        choices: list[ChoiceNote] = []
+        request = streams[0].request
+        for stream in streams:
+            choices += await self._explain_live(stream, len(choices))
+        # What most speaks for waiting comes first: one choice that waits makes the request wait.
+        first = min(choices, key=lambda choice: list(RequestState).index(choice.state))
+        return Explanation(
+            id=request_id,
+            model=request.model,
+            state=first.state,
+            sentence=first.sentence,
+            age_s=now - request.arrival_s,
+            prompt_tokens=len(request.prompt),
+            choices=choices,
+        )
+
+    async def _explain_live(self, stream: RequestStream, first_index: int) -> list[ChoiceNote]:
+        name, arrival_s = self._namer(stream.request), stream.request.arrival_s
+        live = set(stream.live_ids)
+        try:
+            asked = asyncio.wrap_future(self._engine.situations(live))
+            situations = await asyncio.wait_for(asked, _ANSWER_S)
+        except TimeoutError:
+            raise EngineBusy(f"the engine has been in one step for {_ANSWER_S:g} s; ask again") from None
+        choices: list[ChoiceNote] = []
+        for index, seq_id in enumerate(map(SeqId, stream.seq_ids), first_index):
+            notes = self._memory.preemptions(seq_id, arrival_s, name)
+            if (situation := situations.get(seq_id)) is not None:
+                choices.append(explain_choice(index, situation, notes, name))
+            elif seq_id in live:
+                choices.append(in_inbox(index))
+            else:
+                choices.append(ChoiceNote(index=index, state=RequestState.FINISHED, sentence="It has ended."))
+        return choices
+
+    def _namer(self, request: Request) -> Callable[[SeqId], str | None]:
+        """Return what tells a sequence's request to those of the same tenant."""
+
+        def name(seq_id: SeqId) -> str | None:
+            other = self._streams.get(seq_id)
+            return other.request.request_id if other is not None and other.request.tenant == request.tenant else None
+
+        return name
+
     def snapshot(self) -> EngineSnapshot:
         """Return the engine's counts of this moment."""
         return msgspec.structs.replace(self._engine.snapshot(), time=self.time())
@@ -192,6 +250,7 @@ class AsyncEngine:
             sequences = sequences_of(request, self._next_id)
             self._engine.submit(sequences)
         except HeadraceError as error:
+            self._memory.note_refused(request, error)
             if self._observer is not None:
                 self._observer.on_refused(error)
             raise
@@ -218,8 +277,10 @@ class AsyncEngine:
         if live_ids := stream.live_ids:
             self._engine.abort(live_ids)
             stream.abandon(self._clock.now())
+        stats = stream.stats()
+        self._memory.note_ended(stream.request, stats, map(SeqId, stream.seq_ids), self._namer(stream.request))
         if self._observer is not None:
-            self._observer.on_finished(stream.stats())
+            self._observer.on_finished(stats)
         if not self._streams:
             self._is_empty.set()
 
@@ -248,6 +309,9 @@ class AsyncEngine:
         """Hand a step's events to their streams; the only loop over the batch on the network thread."""
         if report.step is not None:
             self._meter.on_step(report.rows, report.step.began_s, report.now)
+        for decision in report.preempted:
+            if decision.seq_id in self._streams:
+                self._memory.note_preempted(report.now, decision)
         touched: dict[int, RequestStream] = {}
         to_abort: list[SeqId] = []
         to_pause: list[SeqId] = []

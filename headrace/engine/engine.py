@@ -30,6 +30,8 @@ from headrace.econ import StepCosts
 from headrace.engine.inbox import Inbox
 from headrace.kv.tiers import TierHierarchy
 from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, dry_steps
+from headrace.sched.decisions import Decision, Preempted
+from headrace.sched.situation import Situation
 
 _SAVE_S = 5.0  # that the places below the pool get to keep what it has, when the engine ends
 
@@ -41,6 +43,7 @@ class StepReport(NamedTuple):
     events: list[SequenceEvent]
     step: StepStats | None = None
     rows: tuple[Row, ...] = ()  # of the step
+    preempted: tuple[Preempted, ...] = ()
 
 
 class Engine:
@@ -89,6 +92,19 @@ class Engine:
     def resume(self, seq_ids: Iterable[SeqId]) -> None:
         """Ask for paused sequences to go on."""
         self._inbox.set_paused(seq_ids, is_paused=False)
+
+    def situations(self, seq_ids: Iterable[SeqId]) -> Future[dict[SeqId, Situation]]:
+        """Ask how sequences stand; answered between two steps, with those that the scheduler has. Any thread."""
+        wanted, found = list(seq_ids), Future[dict[SeqId, Situation]]()
+
+        def answer() -> None:
+            if found.set_running_or_notify_cancel():
+                now = self._clock.now()
+                known = [(seq_id, self._scheduler.situation(seq_id, now)) for seq_id in wanted]
+                found.set_result({seq_id: situation for seq_id, situation in known if situation is not None})
+
+        self._inbox.ask(answer)
+        return found
 
     def stop(self) -> None:
         """Ask the loop to end after the step in flight; live sequences end as ABORT. Idempotent; see `dead`."""
@@ -168,6 +184,8 @@ class Engine:
         )
         if orders is None:
             return False
+        for question in orders.questions:
+            question()
         for seq_id, is_paused in orders.pauses.items():
             (scheduler.pause if is_paused else scheduler.resume)(seq_id)
         if orders.aborts:
@@ -190,6 +208,7 @@ class Engine:
                 self._wait_below()
             return
         self._phase = "execute"
+        decisions = self._scheduler.decisions
         pending = self._executor.launch(step)
         self._flush()
         result = pending.result()
@@ -197,7 +216,8 @@ class Engine:
         now = self._clock.now()
         events = self._scheduler.commit(step, result, now)
         self._last_step_s, self._step_began_s, self._phase = now, None, "idle"
-        self._held = StepReport(now, events, _stats(step, result, events, self._clock.now() - began, began), step.rows)
+        stats = _stats(step, result, events, self._clock.now() - began, began)
+        self._held = StepReport(now, events, stats, step.rows, _preempted(decisions))
         if not self._scheduler.can_work:
             self._flush()
 
@@ -245,6 +265,10 @@ class Engine:
                 if not self.ready.done():
                     self.ready.set_exception(failure)
                 self.dead.set_exception(failure)
+
+
+def _preempted(decisions: list[Decision]) -> tuple[Preempted, ...]:
+    return tuple(decision for decision in decisions if isinstance(decision, Preempted)) if decisions else ()
 
 
 def _progress(sequence: Sequence) -> LiveSequence:

@@ -19,11 +19,13 @@ from headrace.sched import Sequence
 class Orders(NamedTuple):
     """What the engine thread has to do beside taking sequences.
 
-    pauses  sequence → whether it is to be left out of steps; the last word counts
+    pauses     sequence → whether it is to be left out of steps; the last word counts
+    questions  to be called between steps, which must not take long
     """
 
     aborts: list[SeqId]
     pauses: dict[SeqId, bool]
+    questions: list[Callable[[], None]]
 
 
 class Inbox:
@@ -32,7 +34,7 @@ class Inbox:
     def __init__(self) -> None:
         self._wake = threading.Condition()
         self._submitted: deque[Sequence] = deque()
-        self._orders = Orders([], {})
+        self._orders = Orders([], {}, [])
         self._is_stopping = False
         self._is_woken = False
 
@@ -58,6 +60,14 @@ class Inbox:
         """Ask for sequences to be left out of steps, or not any more."""
         with self._wake:
             self._orders.pauses.update(dict.fromkeys(seq_ids, is_paused))
+            self._wake.notify()
+
+    def ask(self, question: Callable[[], None]) -> None:
+        """Have something called on the engine thread. Raises EngineDead once the engine is ending."""
+        with self._wake:
+            if self._is_stopping:
+                raise EngineDead("the engine has stopped; try again once the server is back")
+            self._orders.questions.append(question)
             self._wake.notify()
 
     def stop(self) -> None:
@@ -95,7 +105,7 @@ class Inbox:
                 self._submitted.popleft()
             orders = self._orders
             if any(orders):
-                self._orders = Orders([], {})
+                self._orders = Orders([], {}, [])
             return orders
 
     def close(self) -> list[Sequence]:

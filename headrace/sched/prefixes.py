@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from headrace.core.request import SeqId
 from headrace.kv import BlockPool, CostOrder, Node, RadixCache, pack_tokens
 from headrace.kv.radix import TOKEN_BYTES
 from headrace.sched.sequence import Sequence
@@ -62,19 +63,25 @@ class PrefixSharing:
 
         Nobody waits for background work, which may stand still, but other background work.
         """
+        if self.filler_of(sequence) is None:
+            return False
+        sequence.num_deferrals += 1
+        return True
+
+    def filler_of(self, sequence: Sequence) -> SeqId | None:
+        """Return who is computing the block that a waiting sequence needs next, if it waits for that; after `find`."""
         node = sequence.node
         if node is None or not self._filling or sequence.num_deferrals >= _MOST_DEFERRALS:
-            return False
+            return None
         depth = node.depth
         fillers = self._filling.get(node if depth else sequence.namespace)
         if not fillers or depth >= self.limit(sequence):
-            return False
+            return None
         key = self.block_key(sequence, depth)
-        is_patient = sequence.is_background
-        if any(self.block_key(filler, depth) == key for filler in fillers if is_patient or not filler.is_background):
-            sequence.num_deferrals += 1
-            return True
-        return False
+        for filler in fillers:
+            if (sequence.is_background or not filler.is_background) and self.block_key(filler, depth) == key:
+                return filler.seq_id
+        return None
 
     def enter(self, sequence: Sequence, shared: list[int]) -> None:
         """Take the shared blocks, the path that `find` led to, for a sequence that is being admitted."""

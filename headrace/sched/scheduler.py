@@ -60,6 +60,7 @@ from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
+from headrace.sched.situation import Situation, situation_of
 from headrace.sched.step_model import StepModel, StepShape
 from headrace.sched.tables import BlockTables
 from headrace.sched.tiering import Tiering
@@ -169,6 +170,22 @@ class Scheduler:
     def live(self) -> list[Sequence]:
         """Return the sequences that have not finished; any thread may look at them, none may write."""
         return list(self._live.values())  # one call into C: nothing comes between
+
+    def situation(self, seq_id: SeqId, now: float) -> Situation | None:
+        """Say how a live sequence stands, None if it is not live. Engine thread, between steps; changes nothing."""
+        if (sequence := self._live.get(seq_id)) is None:
+            return None
+        return situation_of(
+            sequence,
+            now,
+            is_paused=sequence in self._paused,
+            waiting=self._waiting,
+            prefixes=self._prefixes,
+            pool=self._pool,
+            block_size=self.block_size,
+            running=[*self._running, *self._background],
+            limits=self.limits,
+        )
 
     def check_admission(self, sequences: list[Sequence], now: float, *, num_queued: int = 0) -> None:
         """Take the measure of a request that is about to be submitted. Any thread.

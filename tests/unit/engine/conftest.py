@@ -55,6 +55,7 @@ class Valve:
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
         self._is_open = False
+        self.num_begun = 0
 
     def let(self, num_steps: int) -> None:
         self._permits.release(num_steps)
@@ -71,6 +72,7 @@ class Valve:
         self._permits.release()
 
     def __call__(self, step: Step) -> None:
+        self.num_begun += not step.is_dry_run
         if not (step.is_dry_run or self._is_open):
             assert self._permits.acquire(timeout=20)
 
