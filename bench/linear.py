@@ -23,6 +23,7 @@ FORMATS: dict[str, tuple[linear.WeightFormat, int, bool]] = {
     "bf16": (linear.WeightFormat.BF16, 0, False),
     "i8": (linear.WeightFormat.I8, 0, False),
     **{f"i8g{g}{'a' * a}": (linear.WeightFormat.I8G, g, bool(a)) for g in (32, 64, 128) for a in (0, 1)},
+    **{f"i8r{g}": (linear.WeightFormat.I8R, g, False) for g in (64, 128, 192, 256)},
     **{f"i4g{g}{'a' * a}": (linear.WeightFormat.I4G, g, bool(a)) for g in (32, 64, 128) for a in (0, 1)},
 }
 

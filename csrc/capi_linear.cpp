@@ -25,9 +25,13 @@ constexpr int kMaxThreads = 1024;
 
 bool is_valid(const PackedWeight& w) {
   const bool grouped = w.format == WeightFormat::I8G || w.format == WeightFormat::I4G;
-  if (static_cast<int32_t>(w.format) < 0 || static_cast<int32_t>(w.format) > 4) return false;
+  if (static_cast<int32_t>(w.format) < 0 || static_cast<int32_t>(w.format) > 5) return false;
   if (w.n <= 0 || w.k <= 0 || w.n > (int64_t{1} << 31) || w.k > (int64_t{1} << 24)) return false;
-  if (grouped ? w.group != 32 && w.group != 64 && w.group != 128 : w.group != 0 || w.asymmetric != 0) return false;
+  if (w.format == WeightFormat::I8R) {
+    if (w.group < 64 || w.group > kMostRotatedGroup || w.group % 64 != 0 || w.asymmetric) return false;
+  } else if (grouped ? w.group != 32 && w.group != 64 && w.group != 128 : w.group != 0 || w.asymmetric != 0) {
+    return false;
+  }
   return !(w.interleaved && w.n % 2);
 }
 

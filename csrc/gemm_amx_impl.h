@@ -87,16 +87,19 @@ template <bool Int8>
 void finish_tiles(const TileJob& job, int64_t block, const uint8_t* w, int64_t row, int rows, const TileSums& sums) {
   const float* scale = reinterpret_cast<const float*>(w + job.weight.steps * 2048);
   const uint8_t* records = static_cast<const uint8_t*>(job.args->acts) + row * job.acts.row_bytes;
+  alignas(64) float floats[kTileRowGroup * kBlockColumns];
   for (int r = 0; r < rows; ++r) {
-    if constexpr (Int8) {
-      const uint8_t* record = records + r * job.acts.row_bytes;
-      finish<Wide>(*job.args, block, row + r, scaled(sums.row(r, 0), record, job.acts.meta, scale),
-                   scaled(sums.row(r, 1), record, job.acts.meta, scale + 16));
-    } else {
-      finish<Wide>(*job.args, block, row + r, Wide::load(reinterpret_cast<const float*>(sums.row(r, 0))),
-                   Wide::load(reinterpret_cast<const float*>(sums.row(r, 1))));
+    const uint8_t* record = records + r * job.acts.row_bytes;
+    for (int t = 0; t < 2; ++t) {
+      float* to = floats + r * kBlockColumns + t * kTileColumns;
+      if constexpr (Int8) {
+        Wide::store(to, scaled(sums.row(r, t), record, job.acts.meta, scale + t * kTileColumns));
+      } else {
+        __builtin_memcpy(to, sums.row(r, t), 64);
+      }
     }
   }
+  finish<Wide>(*job.args, block, row, rows, floats, kBlockColumns);
 }
 
 template <class Tiles, bool Int8>

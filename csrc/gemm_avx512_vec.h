@@ -12,7 +12,7 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   using W = __m512i;
-  static constexpr int kRowsFloat = 12, kRowsInt = 12, kRowsGroup8 = 6, kRowsGroup4 = 8, kRowsTwoStreams = 6;
+  static constexpr int kRowsFloat = 12, kRowsInt = 12, kRowsGroup8 = 12, kRowsGroup4 = 12, kRowsTwoStreams = 6;
 
   static HR_INLINE __mmask16 first(int64_t count) {
     return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
@@ -57,6 +57,27 @@ struct Avx512 {
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(u, 16), set_int(0x40));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+  }
+
+  // rotate_64, bit for bit: lane i gets x[i ^ h] + x[i], or x[i ^ h] - x[i] where i has bit h; a product by 1 or -1 is exact.
+  static HR_INLINE F signs(int h) {
+    const __mmask16 upper = h == 1 ? 0xAAAA : h == 2 ? 0xCCCC : h == 4 ? 0xF0F0 : 0xFF00;
+    return _mm512_mask_blend_ps(upper, set(1.0f), set(-1.0f));
+  }
+  static HR_INLINE void rotate(const float* from, float* to) {
+    F x[4];
+    unroll<4>([&] HR_EACH(i) {
+      F v = _mm512_loadu_ps(from + i * 16);
+      v = fma(v, signs(1), _mm512_permute_ps(v, 0xB1));
+      v = fma(v, signs(2), _mm512_permute_ps(v, 0x4E));
+      v = fma(v, signs(4), _mm512_shuffle_f32x4(v, v, 0xB1));
+      x[i] = fma(v, signs(8), _mm512_shuffle_f32x4(v, v, 0x4E));
+    });
+    const F a = add(x[0], x[1]), b = sub(x[0], x[1]), c = add(x[2], x[3]), d = sub(x[2], x[3]);
+    _mm512_store_ps(to, add(a, c));
+    _mm512_store_ps(to + 16, add(b, d));
+    _mm512_store_ps(to + 32, sub(a, c));
+    _mm512_store_ps(to + 48, sub(b, d));
   }
 
   static HR_INLINE W load_row(const uint8_t* p) { return _mm512_load_si512(p); }

@@ -4,42 +4,39 @@
 namespace headrace {
 namespace {
 
-// Distances that hide DRAM latency (about 4 KiB per core at full speed per 100 ns) and stay in L1 until used; measured best on
-// Zen 5, flat around it.
-constexpr int64_t kAheadTwoStreams = 3072;
-constexpr int64_t kAheadOneStream = 8192;
-
-// How far ahead of use a tile's weights are fetched, see Operands.
-struct Ahead {
-  int64_t left, right;
-};
-
 struct Job {
   const LinearArgs* args;
   WeightLayout weight;
   ActLayout acts;
 };
 
+// What a walk fetches for a later one, see Operands.
+struct Ahead {
+  const uint8_t* next;
+  int64_t pace;
+};
+
+HR_INLINE const uint8_t* block_at(const Job& job, int64_t block) {
+  return static_cast<const uint8_t*>(job.args->w->base) + block * job.weight.block_bytes;
+}
+
 // R rows from `row` and NB blocks: `block` and, for NB = 2, `other`.
 template <class Vec, class Micro, int R, int NB>
 HR_NOINLINE void tile(const Job& job, int64_t block, int64_t other, int64_t row, Ahead ahead) {
-  const uint8_t* base = static_cast<const uint8_t*>(job.args->w->base);
-  const uint8_t* acts = static_cast<const uint8_t*>(job.args->acts);
-  const Operands o{{base + block * job.weight.block_bytes, base + other * job.weight.block_bytes},
-                   {ahead.left, ahead.right},
-                   acts + row * job.acts.row_bytes,
+  const Operands o{{block_at(job, block), block_at(job, other)},
+                   static_cast<const uint8_t*>(job.args->acts) + row * job.acts.row_bytes,
                    job.acts.row_bytes,
                    job.weight.steps,
                    job.weight.step_bytes,
                    job.weight.data_bytes,
                    job.acts.meta,
-                   job.acts.groups};
-  Sums<Vec, R, 2 * NB> s;
-  Micro::template run<R, NB>(o, s);
-  unroll<R>([&] HR_EACH(r) {
-    finish<Vec>(*job.args, block, row + r, s(r, Int<0>{}), s(r, Int<1>{}));
-    if constexpr (NB == 2) finish<Vec>(*job.args, other, row + r, s(r, Int<2>{}), s(r, Int<3>{}));
-  });
+                   job.acts.groups,
+                   ahead.next,
+                   ahead.pace};
+  alignas(64) float sums[R * NB * kBlockColumns];
+  Micro::template run<R, NB>(o, sums);
+  finish<Vec>(*job.args, block, row, R, sums, NB * kBlockColumns);
+  if constexpr (NB == 2) finish<Vec>(*job.args, other, row, R, sums + kBlockColumns, NB * kBlockColumns);
 }
 
 using TileFn = void (*)(const Job&, int64_t, int64_t, int64_t, Ahead);
@@ -51,6 +48,13 @@ HR_INLINE TileFn tile_for(int rows, std::integer_sequence<int, Rs...>) {
   return table[rows - 1];
 }
 
+// The pace at which `walks` walks fetch one block.
+HR_INLINE int64_t fetch_pace(const WeightLayout& weight, WeightFormat format, int64_t walks) {
+  const int64_t k = weight.steps * weight.step_k;
+  const int64_t rows = (format == WeightFormat::F32 ? k : format == WeightFormat::BF16 ? k / 2 : k / 4) * walks;
+  return (weight.block_bytes + rows - 1) / rows;
+}
+
 // Few rows: the weights stream from memory once, as two streams that run half the share apart.
 template <class Vec, class Micro>
 void drive_few(const Job& job, const Share& share) {
@@ -58,28 +62,32 @@ void drive_few(const Job& job, const Share& share) {
   static_assert(Vec::kRowsTwoStreams <= Micro::kRows);
   const TileFn two = tile_for<Vec, Micro, 2>(rows, std::make_integer_sequence<int, Vec::kRowsTwoStreams>{});
   const TileFn one = tile_for<Vec, Micro, 1>(rows, std::make_integer_sequence<int, Micro::kRows>{});
-  const Ahead both{kAheadTwoStreams, kAheadTwoStreams};
   const int64_t half = (share.block1 - share.block0) / 2;
-  for (int64_t i = 0; i < half; ++i) two(job, share.block0 + i, share.block0 + half + i, share.row0, both);
-  if ((share.block1 - share.block0) % 2) one(job, share.block1 - 1, share.block1 - 1, share.row0, both);
+  for (int64_t i = 0; i < half; ++i) two(job, share.block0 + i, share.block0 + half + i, share.row0, {});
+  if ((share.block1 - share.block0) % 2) {
+    const uint8_t* own = block_at(job, share.block1 - 1) + kAheadTwoStreams;
+    one(job, share.block1 - 1, share.block1 - 1, share.row0, {own, fetch_pace(job.weight, job.args->w->format, 1)});
+  }
 }
 
 // Many rows: a block's weights come from memory once and then from L1 or L2 for the other row groups, which are of nearly
-// equal size so that no group is left with a row or two. While the first two groups are computed, the next block's tiles
-// are fetched, one tile each, so that memory and arithmetic overlap.
+// equal size so that no group is left with a row or two. Each group fetches an equal part of the next block (of the first
+// four groups, if there are more), so that memory and arithmetic overlap.
 template <class Vec, class Micro>
 void drive_many(const Job& job, const Share& share) {
   const int64_t rows = share.row1 - share.row0;
   const int64_t pieces = (rows + Micro::kRows - 1) / Micro::kRows;
+  const int64_t fetchers = pieces < 4 ? pieces : 4;
+  const int64_t pace = fetch_pace(job.weight, job.args->w->format, fetchers);
   for (int64_t block = share.block0; block < share.block1; ++block) {
     int64_t row = share.row0;
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t end = share.row0 + rows * (piece + 1) / pieces;
-      Ahead ahead{0, 0};
+      Ahead ahead{block_at(job, block), 0};  // nothing new
       if (pieces == 1) {
-        ahead = {kAheadOneStream, kAheadOneStream};
-      } else if (block + 1 < share.block1) {
-        ahead = {piece == 0 ? job.weight.block_bytes : 0, piece == 1 ? job.weight.block_bytes : 0};
+        ahead = {block_at(job, block) + kAheadOneStream, pace};
+      } else if (block + 1 < share.block1 && piece < fetchers) {
+        ahead = {block_at(job, block + 1) + job.weight.block_bytes * piece / fetchers, pace};
       }
       const TileFn one = tile_for<Vec, Micro, 1>(static_cast<int>(end - row), std::make_integer_sequence<int, Micro::kRows>{});
       one(job, block, block, row, ahead);
@@ -126,6 +134,8 @@ void linear_share(const LinearArgs& args, const Share& share) {
       return drive_grouped<Vec, MicroI8G>(job, share);
     case WeightFormat::I4G:
       return drive_grouped<Vec, MicroI4G>(job, share);
+    case WeightFormat::I8R:
+      return drive<Vec, MicroI8G<Vec, 0, false>>(job, share);
   }
 }
 

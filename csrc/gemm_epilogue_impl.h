@@ -1,4 +1,4 @@
-// What happens to a finished sum before it leaves the registers: bias, activation, store. Part of gemm_impl.h.
+// What happens to finished sums: bias, activation, store. Part of gemm_impl.h.
 #pragma once
 
 namespace headrace {
@@ -34,50 +34,91 @@ HR_INLINE typename Vec::F sigmoid(typename Vec::F x) {
   return Vec::div(one, Vec::add(one, exp_of<Vec>(Vec::mul(x, Vec::set(-1.0f)))));
 }
 
-template <class Vec>
-typename Vec::F activate(Activation activation, typename Vec::F x) {
-  switch (activation) {
-    case Activation::Silu:
-      return Vec::mul(x, sigmoid<Vec>(x));
-    case Activation::GeluTanh: {  // x (1 + tanh z) / 2 = x sigmoid(2 z), z = sqrt(2/pi) (x + 0.044715 x^3)
-      const auto inner = Vec::fma(Vec::mul(x, x), Vec::set(0.044715f), Vec::set(1.0f));
-      return Vec::mul(x, sigmoid<Vec>(Vec::mul(Vec::mul(x, inner), Vec::set(1.59576912f))));
-    }
-    case Activation::Gelu: {
-      const auto half = Vec::mul(x, Vec::set(0.5f));
-      return Vec::fma(half, erf_of<Vec>(Vec::mul(x, Vec::set(0.70710678f))), half);
-    }
-    case Activation::Relu2: {
-      const auto positive = Vec::max(Vec::zero(), x);  // keeps NaN
-      return Vec::mul(positive, positive);
-    }
+template <class Vec, Activation Kind>
+HR_INLINE typename Vec::F activate(typename Vec::F x) {
+  if constexpr (Kind == Activation::Silu) {
+    return Vec::mul(x, sigmoid<Vec>(x));
+  } else if constexpr (Kind == Activation::GeluTanh) {  // x (1 + tanh z) / 2 = x sigmoid(2 z), z = sqrt(2/pi) (x + 0.044715 x^3)
+    const auto inner = Vec::fma(Vec::mul(x, x), Vec::set(0.044715f), Vec::set(1.0f));
+    return Vec::mul(x, sigmoid<Vec>(Vec::mul(Vec::mul(x, inner), Vec::set(1.59576912f))));
+  } else if constexpr (Kind == Activation::Gelu) {
+    const auto half = Vec::mul(x, Vec::set(0.5f));
+    return Vec::fma(half, erf_of<Vec>(Vec::mul(x, Vec::set(0.70710678f))), half);
+  } else {
+    const auto positive = Vec::max(Vec::zero(), x);  // keeps NaN
+    return Vec::mul(positive, positive);
   }
-  return x;
 }
 
-// Put one row's two tiles of block `block` where they belong. A call, not inlined: it is rare next to a walk over K, and
-// every micro-kernel would carry a copy.
+// Sums of one block for some rows: row i has 16 + 16 columns at sums + i * stride.
+struct BlockSums {
+  int64_t block, row;
+  int rows;
+  float* sums;
+  int64_t stride;
+};
+
+template <class Vec, Activation Kind>
+HR_NOINLINE void finish_gated(const LinearArgs& args, const BlockSums& of) {
+  const int64_t out = of.block * kTileColumns, columns = args.w->n / 2 - out;
+  for (int i = 0; i < of.rows; ++i) {
+    const float* s = of.sums + i * of.stride;
+    const auto gate = activate<Vec, Kind>(Vec::load(s));
+    Vec::store_some(args.y + (of.row + i) * args.ldy + out, Vec::mul(gate, Vec::load(s + kTileColumns)), columns);
+  }
+}
+
+template <class Vec, bool Adds>
+HR_INLINE void finish_plain(const LinearArgs& args, const BlockSums& of) {
+  const int64_t column = of.block * kBlockColumns, columns = args.w->n - column;
+  for (int i = 0; i < of.rows; ++i) {
+    const float* s = of.sums + i * of.stride;
+    float* y = args.y + (of.row + i) * args.ldy + column;
+    auto left = Vec::load(s), right = Vec::load(s + kTileColumns);
+    if constexpr (Adds) {
+      left = Vec::add(left, Vec::load_some(y, columns));
+      right = Vec::add(right, Vec::load_some(y + kTileColumns, columns - kTileColumns));
+    }
+    Vec::store_some(y, left, columns);
+    Vec::store_some(y + kTileColumns, right, columns - kTileColumns);
+  }
+}
+
 template <class Vec>
-HR_NOINLINE void finish(const LinearArgs& args, int64_t block, int64_t row, typename Vec::F left, typename Vec::F right) {
-  const int64_t column = block * kBlockColumns;
-  if (args.bias != nullptr) {
-    const int64_t columns = packed_columns(args.w->n, args.w->interleaved) - column;
-    left = Vec::add(left, Vec::load_some(args.bias + column, columns));
-    right = Vec::add(right, Vec::load_some(args.bias + column + kTileColumns, columns - kTileColumns));
+HR_NOINLINE void add_bias(const LinearArgs& args, const BlockSums& of) {
+  const int64_t column = of.block * kBlockColumns;
+  const int64_t columns = packed_columns(args.w->n, args.w->interleaved) - column;
+  const auto left = Vec::load_some(args.bias + column, columns);
+  const auto right = Vec::load_some(args.bias + column + kTileColumns, columns - kTileColumns);
+  for (int i = 0; i < of.rows; ++i) {
+    float* s = of.sums + i * of.stride;
+    Vec::store(s, Vec::add(Vec::load(s), left));
+    Vec::store(s + kTileColumns, Vec::add(Vec::load(s + kTileColumns), right));
   }
-  float* y = args.y + row * args.ldy;
-  if (args.epilogue == Epilogue::Glu) {
-    const int64_t out = block * kTileColumns;
-    Vec::store_some(y + out, Vec::mul(activate<Vec>(args.activation, left), right), args.w->n / 2 - out);
-    return;
+}
+
+// Put the sums where they belong.
+template <class Vec>
+HR_NOINLINE void finish(const LinearArgs& args, int64_t block, int64_t row, int rows, float* sums, int64_t stride) {
+  const BlockSums of{block, row, rows, sums, stride};
+  if (args.bias != nullptr) add_bias<Vec>(args, of);
+  switch (args.epilogue) {
+    case Epilogue::Store:
+      return finish_plain<Vec, false>(args, of);
+    case Epilogue::Add:
+      return finish_plain<Vec, true>(args, of);
+    case Epilogue::Glu:
+      switch (args.activation) {
+        case Activation::Silu:
+          return finish_gated<Vec, Activation::Silu>(args, of);
+        case Activation::GeluTanh:
+          return finish_gated<Vec, Activation::GeluTanh>(args, of);
+        case Activation::Gelu:
+          return finish_gated<Vec, Activation::Gelu>(args, of);
+        case Activation::Relu2:
+          return finish_gated<Vec, Activation::Relu2>(args, of);
+      }
   }
-  const int64_t columns = args.w->n - column;
-  if (args.epilogue == Epilogue::Add) {
-    left = Vec::add(left, Vec::load_some(y + column, columns));
-    right = Vec::add(right, Vec::load_some(y + column + kTileColumns, columns - kTileColumns));
-  }
-  Vec::store_some(y + column, left, columns);
-  Vec::store_some(y + column + kTileColumns, right, columns - kTileColumns);
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 // Linear layers in plain C++, for any CPU. The only path where fma means a rounded product and a rounded sum.
 #include <math.h>
 
-#define HR_UNROLL_ROWS  // lanes are loops here: leave the rest to the compiler
-
 #include "gemm_impl.h"
 #include "half.h"
 

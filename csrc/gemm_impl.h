@@ -12,9 +12,6 @@
 #include "gemm.h"
 #include "layout.h"
 
-#ifndef HR_UNROLL_ROWS
-#define HR_UNROLL_ROWS _Pragma("GCC unroll 4")
-#endif
 #define HR_INLINE __attribute__((always_inline)) inline
 #define HR_NOINLINE __attribute__((noinline))
 
@@ -38,6 +35,18 @@ HR_INLINE void unroll(Fn&& fn) {
 }
 
 #define HR_EACH(name) (auto name) __attribute__((always_inline))
+#define HR_NO_UNROLL _Pragma("GCC unroll 1")
+
+// fn for 4 tile rows: written out where the compiler has the registers for it.
+template <class Vec, class Fn>
+HR_INLINE void each_row(Fn&& fn) {
+  if constexpr (Vec::kRowsTwoStreams > 1) {
+    unroll<4>(fn);
+  } else {
+HR_NO_UNROLL
+    for (int i = 0; i < 4; ++i) fn(i);
+  }
+}
 
 // R rows of T values meant for registers. Nested members, not an array: GCC keeps a large array in memory beside its registers.
 template <class V, int N>
@@ -51,6 +60,10 @@ struct Chain {
     } else {
       return tail.template at<I - 1>();
     }
+  }
+  template <int I>
+  HR_INLINE const V& at() const {
+    return const_cast<Chain*>(this)->template at<I>();
   }
 };
 template <class V>
@@ -77,168 +90,272 @@ HR_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
 // Operands of a micro-kernel: NB column blocks (one weight stream each), R activation records.
 struct Operands {
   const uint8_t* w[2];
-  int64_t ahead[2];  // by tile: while weights at p are used, fetch those at p + ahead
   const uint8_t* a;
   int64_t row_bytes;
   int64_t steps, step_bytes, data_bytes;
   int64_t meta, groups;  // of the activation record
+  // What a walk of one stream fetches for a later one: at each pair of tile rows the lines at and behind a pointer that
+  // starts at `next` and moves by `pace` bytes, so that memory works as evenly as arithmetic.
+  const uint8_t* next;
+  int64_t pace;
 };
 
-// One fp32 sum of 16 columns per row and tile; two tiles per block.
+// Distances that hide DRAM latency (about 4 KiB per core at full speed per 100 ns) and stay in L1 until used; measured best on
+// Zen 5, flat around it.
+constexpr int64_t kAheadTwoStreams = 3072;
+constexpr int64_t kAheadOneStream = 8192;
+
+// A pointer the compiler knows nothing about: it neither keeps what lies there in registers over a loop, nor trades the
+// pointer for others that it would have to spill.
+template <class T>
+HR_INLINE T* opaque(T* p) {
+  asm volatile("" : "+r"(p));
+  return p;
+}
+
+// Fetches: of two streams, each line some way ahead; of one stream, see Operands.
+template <int NB>
+struct Fetcher {
+  const uint8_t* next;
+  int64_t pace;
+  HR_INLINE explicit Fetcher(const Operands& o) : next(opaque(o.next)), pace(o.pace) {}
+  // For the pair of weight tile rows of one block.
+  HR_INLINE void row() {
+    if constexpr (NB == 1) {
+      prefetch(next);
+      prefetch(next + 64);
+      next += pace;
+    }
+  }
+  // For a line at p.
+  HR_INLINE void line(const uint8_t* p) const {
+    if constexpr (NB == 2) prefetch(p + kAheadTwoStreams);
+  }
+};
+
+// Activation records of R rows, reached from every third one by the record size and twice that: x86 adds those for free.
+template <int R>
+struct Rows {
+  static constexpr int kBases = (R + 2) / 3;
+  const uint8_t* base[kBases];
+  int64_t row_bytes;
+  HR_INLINE Rows(const uint8_t* a, int64_t bytes) : row_bytes(bytes) {
+    unroll<kBases>([&] HR_EACH(i) { base[i] = opaque(a + i * 3 * bytes); });
+  }
+  template <int I>
+  HR_INLINE const uint8_t* at(Int<I>) const {
+    return base[I / 3] + I % 3 * row_bytes;
+  }
+  HR_INLINE void move(int64_t bytes) {
+    unroll<kBases>([&] HR_EACH(i) { base[i] = opaque(base[i] + bytes); });
+  }
+};
+
+// The weights of NB blocks and the activations of R rows at the same k.
+template <int R, int NB>
+struct Walk {
+  Chain<const uint8_t*, NB> w;
+  Rows<R> rows;
+  Fetcher<NB> fetch;
+  HR_INLINE explicit Walk(const Operands& o) : rows(o.a, o.row_bytes), fetch(o) {
+    unroll<NB>([&] HR_EACH(i) { w.template at<i>() = opaque(o.w[i]); });
+  }
+  template <int T>
+  HR_INLINE const uint8_t* block_of(Int<T>) const {  // that tile T is of
+    return w.template at<T / 2>();
+  }
+  HR_INLINE void move(int64_t weight_bytes, int64_t act_bytes) {
+    unroll<NB>([&] HR_EACH(i) { w.template at<i>() = opaque(w.template at<i>() + weight_bytes); });
+    rows.move(act_bytes);
+  }
+};
+
+// Where a micro-kernel leaves its result: fp32 [R][T][16], T = two tiles per block. Formats in groups add to it group by
+// group: it stays in L1, and all registers are free for the integer sums, which are touched far more often.
 template <class Vec, int R, int T>
-using Sums = Grid<typename Vec::F, R, T>;
+HR_INLINE void clear_sums(float* s) {
+  unroll<R * T>([&] HR_EACH(i) { Vec::store(s + i * 16, Vec::zero()); });
+}
+
+template <class Vec, int R, int T>
+HR_INLINE void store_sums(Grid<typename Vec::F, R, T>& sums, float* s) {
+  unroll<R>([&] HR_EACH(r) { unroll<T>([&] HR_EACH(t) { Vec::store(s + (r * T + t) * 16, sums(r, t)); }); });
+}
 
 // ---- fp32 ---------------------------------------------------------------------------------------------------------------
 template <class Vec>
 struct MicroF32 {
   static constexpr int kRows = Vec::kRowsFloat;
   template <int R, int NB>
-  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
+  HR_INLINE static void run(const Operands& o, float* s) {
+    Grid<typename Vec::F, R, 2 * NB> acc;
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = Vec::zero(); }); });
+    Walk<R, NB> walk(o);
     for (int64_t k = 0; k < o.steps; ++k) {
+      walk.fetch.row();
       Grid<typename Vec::F, 1, 2 * NB> w;
       unroll<2 * NB>([&] HR_EACH(t) {
-        const uint8_t* p = o.w[t / 2] + k * 128 + t % 2 * 64;
+        const uint8_t* p = walk.block_of(t) + t % 2 * 64;
         w(Int<0>{}, t) = Vec::load(reinterpret_cast<const float*>(p));
-        prefetch(p + o.ahead[t % 2]);
+        walk.fetch.line(p);
       });
       unroll<R>([&] HR_EACH(r) {
-        const auto a = Vec::set(load_as<float>(o.a + r * o.row_bytes + k * 4));
-        unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::fma(w(Int<0>{}, t), a, s(r, t)); });
+        const auto a = Vec::set(load_as<float>(walk.rows.at(r)));
+        unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = Vec::fma(w(Int<0>{}, t), a, acc(r, t)); });
       });
+      walk.move(128, 4);
     }
+    store_sums<Vec, R, 2 * NB>(acc, s);
   }
 };
 
-// ---- bf16 ---------------------------------------------------------------------------------------------------------------
+// ---- bf16 and int8: tile rows ------------------------------------------------------------------------------------------------
+// acc(t, r) = dot(acc(t, r), tile row of tile t, 4 bytes of activation row r) over `count` tile rows (a multiple of 4).
+template <class Vec, int R, int NB, class Sum, class Load, class Dot>
+HR_INLINE void dot_rows(Walk<R, NB>& walk, int count, Grid<Sum, 2 * NB, R>& acc, Load&& load, Dot&& dot) {
+HR_NO_UNROLL
+  for (int row = 0; row < count; row += 4) {
+    each_row<Vec>([&] HR_EACH(i) {
+      walk.fetch.row();
+      Grid<typename Vec::W, 1, 2 * NB> tile;
+      unroll<2 * NB>([&] HR_EACH(t) {
+        const uint8_t* p = walk.block_of(t) + t % 2 * 1024 + i * 64;
+        tile(Int<0>{}, t) = load(p);
+        walk.fetch.line(p);
+      });
+      unroll<R>([&] HR_EACH(r) {
+        const uint32_t a = load_as<uint32_t>(walk.rows.at(r) + i * 4);
+        unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = dot(acc(t, r), tile(Int<0>{}, t), a); });
+      });
+    });
+    walk.move(256, 16);
+  }
+}
+
 template <class Vec>
 struct MicroBf16 {
   static constexpr int kRows = Vec::kRowsFloat;
   template <int R, int NB>
-  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
+  HR_INLINE static void run(const Operands& o, float* s) {
+    Grid<typename Vec::F, 2 * NB, R> acc;
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = Vec::zero(); }); });
+    Walk<R, NB> walk(o);
     for (int64_t step = 0; step < o.steps; ++step) {
-HR_UNROLL_ROWS
-      for (int row = 0; row < 16; ++row) {
-        Grid<typename Vec::W, 1, 2 * NB> w;
-        unroll<2 * NB>([&] HR_EACH(t) {
-          const uint8_t* p = o.w[t / 2] + step * 2048 + t % 2 * 1024 + row * 64;
-          w(Int<0>{}, t) = Vec::load_row(p);
-          prefetch(p + o.ahead[t % 2]);
-        });
-        unroll<R>([&] HR_EACH(r) {
-          const uint32_t a = load_as<uint32_t>(o.a + r * o.row_bytes + step * 64 + row * 4);
-          unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::dot_bf16(s(r, t), w(Int<0>{}, t), a); });
-        });
-      }
+      dot_rows<Vec>(walk, 16, acc, [](const uint8_t* p) __attribute__((always_inline)) { return Vec::load_row(p); },
+                    [](auto sum, auto w, uint32_t a) __attribute__((always_inline)) { return Vec::dot_bf16(sum, w, a); });
+      walk.move(1024, 0);
     }
+    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { Vec::store(s + (r * 2 * NB + t) * 16, acc(t, r)); }); });
   }
 };
 
-// ---- int8, one scale per column and one per token ---------------------------------------------------------------------------
+// ---- int8 -----------------------------------------------------------------------------------------------------------------
+template <class Vec, int R, int NB>
+HR_INLINE void dot_bytes(Walk<R, NB>& walk, int count, Grid<typename Vec::I, 2 * NB, R>& acc) {
+  dot_rows<Vec>(walk, count, acc, [](const uint8_t* p) __attribute__((always_inline)) { return Vec::load_row_u8(p); },
+                [](auto sum, auto w, uint32_t a) __attribute__((always_inline)) {
+                  return Vec::dot_u8(sum, w, static_cast<int32_t>(a));
+                });
+}
+
+// One scale per column and one per token.
 template <class Vec>
 struct MicroI8 {
   static constexpr int kRows = Vec::kRowsInt;
   template <int R, int NB>
-  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    Grid<typename Vec::I, R, 2 * NB> acc;
+  HR_INLINE static void run(const Operands& o, float* s) {
+    Grid<typename Vec::I, 2 * NB, R> acc;
     unroll<R>([&] HR_EACH(r) {
       const auto start = Vec::template start_u8<false>(load_as<int32_t>(o.a + r * o.row_bytes + o.meta + 4));
-      unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = start; });
+      unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = start; });
     });
+    Walk<R, NB> walk(o);
     for (int64_t step = 0; step < o.steps; ++step) {
-HR_UNROLL_ROWS
-      for (int row = 0; row < 16; ++row) {
-        Grid<typename Vec::W, 1, 2 * NB> w;
-        unroll<2 * NB>([&] HR_EACH(t) {
-          const uint8_t* p = o.w[t / 2] + step * 2048 + t % 2 * 1024 + row * 64;
-          w(Int<0>{}, t) = Vec::load_row_u8(p);
-          prefetch(p + o.ahead[t % 2]);
-        });
-        unroll<R>([&] HR_EACH(r) {
-          const int32_t a = load_as<int32_t>(o.a + r * o.row_bytes + step * 64 + row * 4);
-          unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = Vec::dot_u8(acc(r, t), w(Int<0>{}, t), a); });
-        });
-      }
+      dot_bytes<Vec>(walk, 16, acc);
+      walk.move(1024, 0);
     }
     unroll<2 * NB>([&] HR_EACH(t) {
-      const auto scale = Vec::load(reinterpret_cast<const float*>(o.w[t / 2] + o.steps * 2048) + t % 2 * 16);
+      const auto scale = Vec::load(reinterpret_cast<const float*>(walk.block_of(t)) + t % 2 * 16);
       unroll<R>([&] HR_EACH(r) {
         const auto both = Vec::mul(scale, Vec::set(load_as<float>(o.a + r * o.row_bytes + o.meta)));
-        s(r, t) = Vec::mul(Vec::from_int(acc(r, t)), both);
+        Vec::store(s + (r * 2 * NB + t) * 16, Vec::mul(Vec::from_int(acc(t, r)), both));
       });
     });
   }
 };
 
-// Add one group's integer sums, scaled, to the float sums of tile t. The one order of float operations of grouped formats.
-template <class Vec, bool Asym, int R, int T, int I, int J, int K>
-HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t groups_per_step, int group_in_step, int64_t group,
-                         Int<J> t, Grid<typename Vec::I, I, R>& acc, Int<K> place, Sums<Vec, R, T>& s) {
-  const uint8_t* p = scales + group_in_step * 64 + t % 2 * 32;
-  const auto scale = Vec::load_half(p);
-  const uint8_t* meta = o.a + o.meta + group * 4;
+// ---- groups -----------------------------------------------------------------------------------------------------------------
+// `meta` points at the activation scales of the group that is computed, in every record.
+
+// Where a group's integer sums start.
+template <class Vec, bool Asym, int T, int R>
+HR_INLINE void start_group(const Operands& o, const Rows<R>& meta, Grid<typename Vec::I, T, R>& acc) {
   unroll<R>([&] HR_EACH(r) {
-    const auto both = Vec::mul(scale, Vec::set(load_as<float>(meta + r * o.row_bytes)));
-    s(r, t) = Vec::fma(Vec::from_int(acc(place, r)), both, s(r, t));
+    const auto start = Vec::template start_u8<Asym>(Asym ? 0 : load_as<int32_t>(meta.at(r) + o.groups * 4));
+    unroll<T>([&] HR_EACH(t) { acc(t, r) = start; });
   });
-  if constexpr (Asym) {
-    const auto bias = Vec::load_half(p + groups_per_step * 64);
-    unroll<R>([&] HR_EACH(r) {
-      const auto sum = Vec::set(load_as<float>(meta + r * o.row_bytes + o.groups * 8));
-      s(r, t) = Vec::fma(bias, sum, s(r, t));
-    });
-  }
 }
 
-// ---- int8 in groups -------------------------------------------------------------------------------------------------------
+// Add a group's integer sums of tile t, scaled, to the float sums. The one order of float operations of grouped formats.
+template <class Vec, bool Asym, int T, int R, int I, int J, int K>
+HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t bias_at, const Rows<R>& meta, Int<J> t,
+                         Grid<typename Vec::I, I, R>& acc, Int<K> place, float* s) {
+  const uint8_t* p = scales + t % 2 * 32;
+  const auto scale = Vec::load_half(p);
+  const auto bias = Asym ? Vec::load_half(p + bias_at) : Vec::zero();
+  s = opaque(s);
+  unroll<R>([&] HR_EACH(r) {
+    float* at = s + (r * T + t) * 16;
+    const auto both = Vec::mul(scale, Vec::set(load_as<float>(meta.at(r))));
+    auto sum = Vec::fma(Vec::from_int(acc(place, r)), both, Vec::load(at));
+    if constexpr (Asym) sum = Vec::fma(bias, Vec::set(load_as<float>(meta.at(r) + o.groups * 8)), sum);
+    Vec::store(at, sum);
+  });
+}
+
+// int8. G = 0: a step is one group of any number of 64-k parts.
 template <class Vec, int G, bool Asym>
 struct MicroI8G {
   static constexpr int kRows = Vec::kRowsGroup8;
-  static constexpr int kParts = G > 64 ? G / 64 : 1;       // data parts of 64 k in a step
-  static constexpr int kGroups = G > 64 ? 1 : 64 / G;      // groups in a step
-  static constexpr int kTileRows = G >= 64 ? 16 : G / 4;   // of one part that belong to one group
   template <int R, int NB>
-  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
+  HR_INLINE static void run(const Operands& o, float* s) {
+    clear_sums<Vec, R, 2 * NB>(s);
+    Walk<R, NB> walk(o);
+    Rows<R> meta(o.a + o.meta, o.row_bytes);
+    const int64_t parts = o.data_bytes / 2048, scale_bytes = o.step_bytes - o.data_bytes;
+    Grid<typename Vec::I, 2 * NB, R> acc;
+    // Scales of the group done: `at` bytes on from the walk's place.
+    const auto end_group = [&](int64_t at) __attribute__((always_inline)) {
+      unroll<2 * NB>([&] HR_EACH(t) {
+        add_group<Vec, Asym, 2 * NB>(o, walk.block_of(t) + at, G == 32 ? 128 : 64, meta, t, acc, t, s);
+      });
+      meta.move(4);
+    };
     for (int64_t step = 0; step < o.steps; ++step) {
-      for (int g = 0; g < kGroups; ++g) {
-        const int64_t group = step * kGroups + g;
-        Grid<typename Vec::I, 2 * NB, R> acc;
-        unroll<R>([&] HR_EACH(r) {
-          const int32_t offset = load_as<int32_t>(o.a + o.meta + r * o.row_bytes + (o.groups + group) * 4);
-          const auto start = Vec::template start_u8<Asym>(offset);
-          unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = start; });
-        });
-        for (int part = 0; part < kParts; ++part) {
-HR_UNROLL_ROWS
-          for (int row = 0; row < kTileRows; ++row) {
-            const int place = g * kTileRows + row;
-            Grid<typename Vec::W, 1, 2 * NB> w;
-            unroll<2 * NB>([&] HR_EACH(t) {
-              const uint8_t* p = o.w[t / 2] + step * o.step_bytes + part * 2048 + t % 2 * 1024 + place * 64;
-              w(Int<0>{}, t) = Vec::load_row_u8(p);
-              prefetch(p + o.ahead[t % 2]);
-            });
-            unroll<R>([&] HR_EACH(r) {
-              const int32_t a = load_as<int32_t>(o.a + r * o.row_bytes + (step * kParts + part) * 64 + place * 4);
-              unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = Vec::dot_u8(acc(t, r), w(Int<0>{}, t), a); });
-            });
-          }
+      start_group<Vec, Asym, 2 * NB>(o, meta, acc);
+      if constexpr (G == 32) {
+        dot_bytes<Vec>(walk, 8, acc);
+        end_group(1536);
+        start_group<Vec, Asym, 2 * NB>(o, meta, acc);
+        dot_bytes<Vec>(walk, 8, acc);
+        walk.move(1024, 0);
+        end_group(64);
+      } else {
+        for (int64_t part = 0; part < parts; ++part) {
+          dot_bytes<Vec>(walk, 16, acc);
+          walk.move(1024, 0);
         }
-        unroll<2 * NB>([&] HR_EACH(t) {
-          const uint8_t* scales = o.w[t / 2] + step * o.step_bytes + o.data_bytes;
-          add_group<Vec, Asym>(o, scales, kGroups, g, group, t, acc, t, s);
-        });
+        end_group(0);
       }
+      walk.move(scale_bytes, 0);
     }
   }
 };
 
-// ---- int4 in groups -------------------------------------------------------------------------------------------------------
-// A row of 64 bytes gives two operands: low nibbles (k 0..31 of the part) and high nibbles (k 32..63). Few rows take both
-// tiles of a step before the next one: one sequential stream. Many rows finish one tile first, over all K, because twice
-// the rows then fit the registers; the weights are in L1 or L2 by then. The sums are the same either way.
+// int4. A row of 64 bytes gives two operands: low nibbles (k 0..31 of the part) and high nibbles (k 32..63). Few rows read
+// each line of weights once, from memory, and take both operands. Many rows take the low nibbles of both tiles and then the
+// high ones: the lines are in L1 by then, an activation serves two products, and twice the rows fit the registers. The
+// sums are the same either way.
 template <class Vec, int G, bool Asym>
 struct MicroI4G {
   static constexpr int kRows = Vec::kRowsGroup4;
@@ -246,57 +363,85 @@ struct MicroI4G {
   static constexpr int kGroups = G > 64 ? 1 : 64 / G;
 
   template <int R, int NB>
-  HR_INLINE static void run(const Operands& o, Sums<Vec, R, 2 * NB>& s) {
-    unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { s(r, t) = Vec::zero(); }); });
-    if constexpr (NB == 1 && R > Vec::kRowsTwoStreams) {
-      unroll<2>([&] HR_EACH(t) {
-        for (int64_t step = 0; step < o.steps; ++step) add_step<R, 2, true>(o, step, t, s);
-      });
-    } else {
-      for (int64_t step = 0; step < o.steps; ++step) {
-        unroll<2 * NB>([&] HR_EACH(t) { add_step<R, 2 * NB, false>(o, step, t, s); });
+  HR_INLINE static void run(const Operands& o, float* s) {
+    clear_sums<Vec, R, 2 * NB>(s);
+    Walk<R, NB> walk(o);
+    Rows<R> meta(o.a + o.meta, o.row_bytes);
+    for (int64_t step = 0; step < o.steps; ++step) {
+      if constexpr (NB == 1 && R > Vec::kRowsTwoStreams) {
+        add_step_by_nibble<R>(o, walk, meta, s);
+      } else {
+        unroll<2 * NB>([&] HR_EACH(t) { add_step_of_tile<R, NB>(o, walk, meta, t, s); });
       }
+      walk.move(o.step_bytes, kParts * 64);
+      meta.move(kGroups * 4);
     }
   }
 
-  // One step of tile T. TileFirst: tile 0 fetches ahead for both.
-  template <int R, int Tiles, bool TileFirst, int T>
-  HR_INLINE static void add_step(const Operands& o, int64_t step, Int<T> t, Sums<Vec, R, Tiles>& s) {
-    const uint8_t* start = o.w[T / 2] + step * o.step_bytes;
-    const uint8_t* data = start + T % 2 * 512;
+  template <int R>
+  HR_INLINE static void add_step_by_nibble(const Operands& o, Walk<R, 1>& walk, Rows<R> meta, float* s) {
+    Grid<typename Vec::I, 2, R> acc;  // of both tiles
+    constexpr Int<0> left;
+    constexpr Int<1> right;
+    unroll<2>([&] HR_EACH(high) {
+      if constexpr (high == 0 || kGroups == 2) start_group<Vec, Asym, 2>(o, meta, acc);
+      unroll<kParts * 2>([&] HR_EACH(quad) {
+        each_row<Vec>([&] HR_EACH(i) {
+          walk.fetch.row();
+          const int row = quad % 2 * 4 + i, part = quad / 2;
+          const uint8_t* p = walk.w.head + part * 1024 + row * 64;
+          const auto both0 = Vec::load_row(p), both1 = Vec::load_row(p + 512);
+          const auto w0 = high ? Vec::high_nibbles(both0) : Vec::low_nibbles(both0);
+          const auto w1 = high ? Vec::high_nibbles(both1) : Vec::low_nibbles(both1);
+          unroll<R>([&] HR_EACH(r) {
+            const int32_t a = load_as<int32_t>(walk.rows.at(r) + part * 64 + high * 32 + row * 4);
+            acc(left, r) = Vec::dot_u4(acc(left, r), w0, a);
+            acc(right, r) = Vec::dot_u4(acc(right, r), w1, a);
+          });
+        });
+      });
+      walk.move(0, 0);
+      if constexpr (high == 1 || kGroups == 2) {
+        const uint8_t* scales = walk.w.head + kParts * 1024 + (kGroups == 2 ? high * 64 : 0);
+        add_group<Vec, Asym, 2>(o, scales, kGroups * 64, meta, left, acc, left, s);
+        add_group<Vec, Asym, 2>(o, scales, kGroups * 64, meta, right, acc, right, s);
+        meta.move(4);
+      }
+    });
+  }
+
+  // One step of tile T.
+  template <int R, int NB, int T>
+  HR_INLINE static void add_step_of_tile(const Operands& o, Walk<R, NB>& walk, Rows<R> meta, Int<T> t, float* s) {
     Grid<typename Vec::I, 2, R> acc;  // of low nibbles, of high nibbles
     constexpr Int<0> low;
     constexpr Int<1> high;
     unroll<R>([&] HR_EACH(r) {
-      const uint8_t* offsets = o.a + o.meta + r * o.row_bytes + (o.groups + step * kGroups) * 4;
-      acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets));
-      acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offsets + 4));
+      const uint8_t* offset = meta.at(r) + o.groups * 4;
+      acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset));
+      acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset + 4));
     });
-    for (int part = 0; part < kParts; ++part) {
-      HR_UNROLL_ROWS
-      for (int row = 0; row < 8; ++row) {
-        const uint8_t* p = data + part * 1024 + row * 64;
+    unroll<kParts * 2>([&] HR_EACH(quad) {
+      each_row<Vec>([&] HR_EACH(i) {
+        walk.fetch.row();
+        const int row = quad % 2 * 4 + i, part = quad / 2;
+        const uint8_t* p = walk.block_of(t) + T % 2 * 512 + part * 1024 + row * 64;
         const auto both = Vec::load_row(p);
-        if constexpr (!TileFirst) prefetch(p + o.ahead[T % 2]);
-        if constexpr (TileFirst && T == 0) {
-          prefetch(p + o.ahead[0]);
-          prefetch(p + 512 + o.ahead[1]);
-        }
+        walk.fetch.line(p);
         const auto w0 = Vec::low_nibbles(both), w1 = Vec::high_nibbles(both);
         unroll<R>([&] HR_EACH(r) {
-          const uint8_t* a = o.a + r * o.row_bytes + (step * kParts + part) * 64 + row * 4;
+          const uint8_t* a = walk.rows.at(r) + part * 64 + row * 4;
           acc(low, r) = Vec::dot_u4(acc(low, r), w0, load_as<int32_t>(a));
           acc(high, r) = Vec::dot_u4(acc(high, r), w1, load_as<int32_t>(a + 32));
         });
-      }
-    }
-    const uint8_t* scales = start + o.data_bytes;
+      });
+    });
+    const uint8_t* scales = walk.block_of(t) + kParts * 1024;
+    if constexpr (kGroups == 1) unroll<R>([&] HR_EACH(r) { acc(low, r) = Vec::add_int(acc(low, r), acc(high, r)); });
+    add_group<Vec, Asym, 2 * NB>(o, scales, kGroups * 64, meta, t, acc, low, s);
     if constexpr (kGroups == 2) {
-      add_group<Vec, Asym>(o, scales, 2, 0, step * 2, t, acc, low, s);
-      add_group<Vec, Asym>(o, scales, 2, 1, step * 2 + 1, t, acc, high, s);
-    } else {
-      unroll<R>([&] HR_EACH(r) { acc(low, r) = Vec::add_int(acc(low, r), acc(high, r)); });
-      add_group<Vec, Asym>(o, scales, 1, 0, step, t, acc, low, s);
+      meta.move(4);
+      add_group<Vec, Asym, 2 * NB>(o, scales + 64, kGroups * 64, meta, t, acc, high, s);
     }
   }
 };

@@ -48,6 +48,33 @@ void prepare_grouped(int64_t k, int32_t group, int32_t zero, const float* x, con
   }
 }
 
+// to[0..64) = H x[0..count), zeros behind. The order of additions is the same for every ISA, see layout.h.
+template <class Vec>
+HR_INLINE void rotate(const float* x, int64_t count, float* to) {
+  if constexpr (requires { Vec::rotate(x, to); }) {
+    if (count >= kRotation) return Vec::rotate(x, to);
+  }
+  for (int64_t i = 0; i < kRotation; i += 16) Vec::store(to + i, Vec::load_some(x + i, count - i));
+  rotate_64(to);
+}
+
+// As groups of int8, but each 64 k are rotated first. The codes are those of the rotated numbers; 1/8 goes to the scale.
+template <class Vec>
+void prepare_rotated(int64_t k, int32_t group, const float* x, const ActLayout& layout, uint8_t* record) {
+  float* scale = reinterpret_cast<float*>(record + layout.meta);
+  int32_t* offset = reinterpret_cast<int32_t*>(scale + layout.groups);
+  alignas(64) float turned[kMostRotatedGroup];
+  for (int64_t g = 0; g < layout.groups; ++g) {
+    for (int64_t i = 0; i < group; i += kRotation) {
+      const int64_t at = g * group + i;
+      rotate<Vec>(x + at, k - at, turned + i);
+    }
+    int32_t sum = 0;
+    scale[g] = quantize<Vec>(turned, group, group, reinterpret_cast<int8_t*>(record) + g * group, &sum) * kRotationScale;
+    offset[g] = -128 * sum;
+  }
+}
+
 template <class Vec>
 void prepare_share(WeightFormat format, int64_t k, int32_t group, const float* x, int64_t ldx, int64_t m0, int64_t m1,
                    void* acts) {
@@ -77,6 +104,9 @@ void prepare_share(WeightFormat format, int64_t k, int32_t group, const float* x
         break;
       case WeightFormat::I4G:
         prepare_grouped<Vec>(k, group, 8, source, layout, record);
+        break;
+      case WeightFormat::I8R:
+        prepare_rotated<Vec>(k, group, source, layout, record);
         break;
     }
   }

@@ -9,6 +9,7 @@
 //   I8G   step = 64 k   [2][16][16][4] u8, then f16 scale[groups][32], f16 bias[groups][32] if asymmetric
 //   I4G   step = 64 k   [2][8][16][4], low nibble k = 4 row + b, high nibble k = 32 + 4 row + b, then scales and biases
 //         (group 128: a step is 128 k: two such data parts, then one group of scales)
+//   I8R   step = one group of 64, 128, 192 or 256 k: as many I8G parts of the rotated weights, then f16 scale[32]
 //
 // A tile row is 64 bytes: one operand of vpdpbusd / vdpbf16ps for 16 columns, or one row of an AMX B tile.
 // Symmetric: w = scale * (u - zero), zero = 128 or 8. Asymmetric: w = scale * u + bias.
@@ -16,7 +17,11 @@
 //
 // Prepared activations: one record per row, record size an odd multiple of 64 bytes so that the same k of successive rows
 // falls into different cache sets. Quantized: s8 q[k padded]; then I8: {f32 scale, i32 -128*sum(q)};
-// I8G, I4G: f32 scale[groups], i32 -zero*sum(q)[groups], f32 scale*sum(q)[groups].
+// I8G, I4G: f32 scale[groups], i32 -zero*sum(q)[groups], f32 scale*sum(q)[groups]; I8R: the first two.
+//
+// Rotation: each 64 k of a weight row and of an activation row (padded with zeros) are multiplied by the same orthogonal
+// matrix H/8, H the Walsh-Hadamard matrix of order 64. Products stay what they were, and numbers that stick out are
+// spread over 64, so that one scale can serve many more of them. H is its own inverse but for the factor.
 #pragma once
 #include "linear.h"
 
@@ -24,6 +29,22 @@ namespace headrace {
 
 constexpr int kBlockColumns = 32;
 constexpr int kTileColumns = 16;
+constexpr int kRotation = 64;
+constexpr float kRotationScale = 0.125f;  // H/8 is orthogonal
+constexpr int64_t kMostRotatedGroup = 256;
+
+// x = H x. Each addition is rounded once and the order is fixed: every ISA gets the same bits.
+static inline void rotate_64(float* x) {
+  for (int h = 1; h < kRotation; h *= 2) {
+    for (int i = 0; i < kRotation; i += 2 * h) {
+      for (int j = i; j < i + h; ++j) {
+        const float a = x[j], b = x[j + h];
+        x[j] = a + b;
+        x[j + h] = a - b;
+      }
+    }
+  }
+}
 
 struct WeightLayout {
   int64_t blocks;       // N / 32, rounded up (interleaved: gate columns / 16)
@@ -59,6 +80,11 @@ static inline WeightLayout weight_layout(WeightFormat format, int64_t n, int64_t
       l.step_k = group > 64 ? group : 64;
       l.data_bytes = l.step_k * (format == WeightFormat::I8G ? 32 : 16);
       l.groups = l.step_k / group;
+      break;
+    case WeightFormat::I8R:
+      l.step_k = group;
+      l.data_bytes = l.step_k * 32;
+      l.groups = 1;
       break;
   }
   l.step_bytes = l.data_bytes + l.groups * 64 * (asymmetric ? 2 : 1);
@@ -107,6 +133,12 @@ static inline ActLayout act_layout(WeightFormat format, int64_t k, int32_t group
       l.groups = l.k_padded / group;
       l.meta = l.k_padded;
       bytes = l.meta + l.groups * 12;
+      break;
+    case WeightFormat::I8R:
+      l.k_padded = round_up(k, group);
+      l.groups = l.k_padded / group;
+      l.meta = l.k_padded;
+      bytes = l.meta + l.groups * 8;
       break;
   }
   l.row_bytes = round_up(bytes, 64);

@@ -23,6 +23,7 @@ enum class WeightFormat : int32_t {
   I8 = 2,     // int8, one scale per output channel; activations int8 with one scale per token
   I8G = 3,    // int8 in groups of `group` along K, scale per group (+ bias when asymmetric); activations int8 per group
   I4G = 4,    // uint4 in groups of 32/64/128, scale and bias per group; activations int8 per group
+  I8R = 5,    // int8 in groups of 64/128/192/256, both sides rotated first (layout.h): few rescalings, small error
 };
 
 enum class Epilogue : int32_t {

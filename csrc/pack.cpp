@@ -10,11 +10,11 @@ namespace headrace {
 namespace {
 
 constexpr float kLargestHalf = 65504.0f;
-constexpr int64_t kMaxPartK = 128;  // k per step at most
+constexpr int64_t kMaxStepK = kMostRotatedGroup;  // k per step at most
 
 // One column's step: codes for step_k weights and, when grouped, fp16 scale and bias of each of its groups.
 struct ColumnStep {
-  uint8_t codes[kMaxPartK];
+  uint8_t codes[kMaxStepK];
   uint16_t scale[2], bias[2];
 };
 
@@ -37,7 +37,7 @@ void round_group(const float* x, int64_t count, int64_t group, int bits, bool as
     low = x[k] < low || k == 0 ? x[k] : low;
     high = x[k] > high || k == 0 ? x[k] : high;
   }
-  memset(codes, asymmetric ? 0 : zero, static_cast<size_t>(group));
+  for (int64_t k = count; k < group; ++k) codes[k] = static_cast<uint8_t>(asymmetric ? 0 : zero);
   *bias = 0;
   float step = 0.0f, origin = 0.0f;
   if (asymmetric) {
@@ -254,7 +254,7 @@ void make_step(const PackedWeight& w, const WeightLayout& l, SourceFormat source
                ColumnStep* out) {
   memset(out, 0, sizeof *out);
   if (row == nullptr) return;
-  float buffer[kMaxPartK];
+  float buffer[kMaxStepK];
   for (int64_t g = 0; g < l.groups; ++g) {
     const int64_t k0 = step * l.step_k + g * w.group;
     if (k0 >= w.k) return;
@@ -290,6 +290,27 @@ void pack_block_grouped(const PackedWeight& w, const WeightLayout& l, SourceForm
   }
 }
 
+// One group a step: each 64 k rotated, then rounded as int8.
+void pack_block_rotated(const PackedWeight& w, const WeightLayout& l, SourceFormat source, const Columns& columns,
+                        int64_t block, uint8_t* out) {
+  alignas(64) float buffer[kMaxStepK];
+  uint8_t codes[kMaxStepK];
+  for (int64_t j = 0; j < kBlockColumns; ++j) {
+    const uint8_t* row = columns.at(block, j);
+    for (int64_t step = 0; step < l.steps; ++step) {
+      memset(buffer, 0, sizeof buffer);
+      if (row != nullptr) read_plain(source, row, step * l.step_k, at_most(l.step_k, w.k - step * l.step_k), buffer);
+      for (int64_t k = 0; k < l.step_k; k += kRotation) rotate_64(buffer + k);
+      for (int64_t k = 0; k < l.step_k; ++k) buffer[k] *= kRotationScale;
+      uint16_t scale = 0, bias = 0;
+      round_group(buffer, l.step_k, l.step_k, 8, false, codes, &scale, &bias);
+      uint8_t* place = out + step * l.step_bytes;
+      for (int64_t part = 0; part < l.step_k / 64; ++part) place_codes(codes + part * 64, j, 8, place + part * 2048);
+      memcpy(place + l.data_bytes + j * 2, &scale, 2);
+    }
+  }
+}
+
 // ---- back to fp32 -----------------------------------------------------------------------------------------------------------------
 
 uint8_t code_at(const uint8_t* part, int64_t j, int bits, int64_t k) {
@@ -308,6 +329,18 @@ void unpack_grouped(const PackedWeight& w, const WeightLayout& l, const uint8_t*
     const int code = code_at(step + inside / 64 * 256 * bits, j, bits, inside % 64) - zero;
     const float bias = w.asymmetric ? half_to_float(read_half(scales + l.groups * 64)) : 0.0f;
     out[k] = half_to_float(read_half(scales)) * static_cast<float>(code) + bias;
+  }
+}
+
+void unpack_rotated(const PackedWeight& w, const WeightLayout& l, const uint8_t* block, int64_t j, float* out) {
+  for (int64_t k0 = 0; k0 < w.k; k0 += kRotation) {
+    const uint8_t* step = block + k0 / l.step_k * l.step_bytes;
+    const float scale = half_to_float(read_half(step + l.data_bytes + j * 2)) * kRotationScale;
+    alignas(64) float buffer[kRotation];
+    const uint8_t* part = step + k0 % l.step_k / 64 * 2048;
+    for (int k = 0; k < kRotation; ++k) buffer[k] = static_cast<float>(code_at(part, j, 8, k) - 128);
+    rotate_64(buffer);
+    for (int64_t k = 0; k < at_most(kRotation, w.k - k0); ++k) out[k0 + k] = buffer[k] * scale;
   }
 }
 
@@ -361,6 +394,9 @@ void pack_blocks(const PackedWeight& w, SourceFormat source, const void* rows, c
       case WeightFormat::I4G:
         pack_block_grouped(w, l, source, columns, block, out);
         break;
+      case WeightFormat::I8R:
+        pack_block_rotated(w, l, source, columns, block, out);
+        break;
     }
   }
 }
@@ -392,6 +428,9 @@ void unpack_row(const PackedWeight& w, int64_t n, float* out) {
     case WeightFormat::I8G:
     case WeightFormat::I4G:
       unpack_grouped(w, l, block, j, out);
+      break;
+    case WeightFormat::I8R:
+      unpack_rotated(w, l, block, j, out);
       break;
   }
 }

@@ -111,7 +111,7 @@ def weight_shapes(program: Program, checkpoint: Checkpoint, quantization: Quanti
             continue
         parts = [checkpoint.tensor(part) for part in spec.parts]
         _check_shape(spec, parts)
-        chosen = choose([part.format for part in parts], quantization)
+        chosen = choose([part.format for part in parts], quantization, spec.shape[1])
         shapes[spec.name] = WeightShape(
             format=WeightFormat[chosen.name],
             n=spec.shape[0],

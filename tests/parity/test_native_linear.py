@@ -9,7 +9,17 @@ from math import erf
 import numpy as np
 import pytest
 
-from tests.parity.linear_cases import FORMATS, ROW_COUNTS, SIZES, guarded, quantized, seen_by_kernel, shape_of
+from tests.parity.linear_cases import (
+    FORMATS,
+    ROW_COUNTS,
+    SIZES,
+    exact_product,
+    guarded,
+    quantized,
+    rotated,
+    seen_by_kernel,
+    shape_of,
+)
 from tests.parity.native_drive import ISAS, forced, needs_native
 
 pytestmark = needs_native
@@ -36,12 +46,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_output_is_the_product_of_what_was_packed_and_prepared(isa: str, pools: list, case: tuple) -> None:
     random = np.random.default_rng(1)
     for n, k in SIZES:
+        source, x = random.standard_normal((n, k), np.float32), random.standard_normal((19, k), np.float32)
         shape = shape_of(case, n, k)
-        weight = PackedMatrix.from_float(pools[1], shape, random.standard_normal((n, k), np.float32))
-        x = random.standard_normal((19, k), np.float32)
-        exact = seen_by_kernel(shape, x) @ weight.to_float().astype(np.float64).T
-        size = np.abs(seen_by_kernel(shape, x)) @ np.abs(weight.to_float().astype(np.float64)).T
-        error = np.abs(linear.linear(pools[1], weight, x) - exact)
+        exact, size = exact_product(pools[1], shape, source, x)
+        error = np.abs(linear.linear(pools[1], PackedMatrix.from_float(pools[1], shape, source), x) - exact)
         assert (error <= 2e-6 * size + 1e-30).all(), (n, k, float((error / size).max()))
 
 
@@ -106,6 +114,35 @@ def test_activations_are_quantized_by_the_stated_rule(isa: str, group: int) -> N
         meta = -(-k // max(group, 64)) * max(group, 64)
         found = records[:, meta : meta + 4 * scales.shape[1]].copy().view(np.float32)
         assert np.array_equal(found, scales)
+
+
+@pytest.mark.parametrize("group", [64, 192, 256])
+def test_rotated_activations_are_the_same_bits_on_every_isa(isa: str, group: int) -> None:
+    random = np.random.default_rng(10)
+    for k in (1, 63, 64, 300, 576):
+        shape = shape_of((WeightFormat.I8R, group, False), 32, k)
+        x = random.standard_normal((5, k), np.float32)
+        x[1], x[2, 0] = 0, 1e30
+        codes, scales = quantized(rotated(x, group), group)
+        records = linear.prepare(shape, x).reshape(5, -1)
+        meta = codes.shape[1]
+        assert np.array_equal(records[:, :meta].view(np.int8), codes)
+        found = records[:, meta : meta + 4 * scales.shape[1]].copy().view(np.float32)
+        assert np.array_equal(found, scales / np.float32(8))
+
+
+def test_rotation_spreads_what_sticks_out(pools: list) -> None:
+    """One channel a hundred times the others: a scale for 256 numbers keeps what a scale for 32 loses."""
+    random = np.random.default_rng(11)
+    weight = random.standard_normal((64, 512), np.float32)
+    x = random.standard_normal((8, 512), np.float32)
+    x[:, 7] *= 100
+    exact = x.astype(np.float64) @ weight.T
+    errors = []
+    for case in ((WeightFormat.I8R, 256, False), (WeightFormat.I8G, 32, False), (WeightFormat.I8, 0, False)):
+        packed = PackedMatrix.from_float(pools[1], shape_of(case, 64, 512), weight)
+        errors.append(float(np.square(linear.linear(pools[1], packed, x) - exact).mean()))
+    assert errors[0] < errors[1] < errors[2]
 
 
 def _activation(name: str, x: np.ndarray) -> np.ndarray:
@@ -209,11 +246,10 @@ def test_random_shapes_agree_with_numpy(isa: str, pools: list) -> None:
         case = FORMATS[random.integers(len(FORMATS))]
         n, k, rows = (int(random.integers(1, high)) for high in (150, 400, 40))
         shape = shape_of(case, n, k)
-        weight = PackedMatrix.from_float(pools[1], shape, random.standard_normal((n, k), np.float32))
+        source = random.standard_normal((n, k), np.float32)
         x = (random.standard_normal((rows, k)) * 10.0 ** random.integers(-6, 6)).astype(np.float32)
-        seen = seen_by_kernel(shape, x)
-        exact = seen @ weight.to_float().astype(np.float64).T
-        size = np.abs(seen) @ np.abs(weight.to_float().astype(np.float64)).T
+        exact, size = exact_product(pools[1], shape, source, x)
+        weight = PackedMatrix.from_float(pools[1], shape, source)
         error = np.abs(linear.linear(pools[int(random.integers(2))], weight, x) - exact)
         assert (error <= 2e-6 * size).all(), (case, n, k, rows)
 

@@ -29,13 +29,14 @@ TILE_COLUMNS = 16
 
 
 class WeightFormat(IntEnum):
-    """How weights are stored. I8: per channel; I8G, I4G: in groups along K, with fp16 scales."""
+    """How weights are stored. I8: per channel; I8G, I4G: in groups along K; I8R: rotated, in long groups."""
 
     F32 = 0
     BF16 = 1
     I8 = 2
     I8G = 3
     I4G = 4
+    I8R = 5
 
 
 class Source(IntEnum):
@@ -57,7 +58,7 @@ class Source(IntEnum):
 class WeightShape:
     """Format and logical shape [n, k] of a packed weight.
 
-    group        32, 64 or 128 for I8G and I4G, else 0
+    group        32, 64 or 128 for I8G and I4G; a multiple of 64 up to 256 for I8R; else 0
     asymmetric   a bias per group beside the scale
     interleaved  a gate+up weight for the `glu` epilogue: n/2 gate rows, then n/2 up rows
     """

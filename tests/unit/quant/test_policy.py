@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.quant.formats import Format
-from headrace.quant.policy import BF16, INT4, INT8, PackedFormat, choose
+from headrace.quant.policy import BF16, INT4, PackedFormat, choose
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,19 @@ from headrace.quant.policy import BF16, INT4, INT8, PackedFormat, choose
     ],
 )
 def test_auto_keeps_what_the_file_holds(stored: list[Format], expected: PackedFormat) -> None:
-    assert choose(stored, "auto") == expected
+    assert choose(stored, "auto", 576) == expected
 
 
 def test_every_stored_format_has_a_packed_one() -> None:
     for stored in Format:
-        assert choose([stored], "auto").name in ("BF16", "I8G", "I4G")
+        assert choose([stored], "auto", 256).name in ("BF16", "I8G", "I4G")
 
 
 def test_a_format_that_was_asked_for_goes_before_what_is_stored() -> None:
-    assert [choose([Format.Q4_0], asked) for asked in ("bf16", "int8", "int4")] == [BF16, INT8, INT4]
+    asked = [choose([Format.Q4_0], name, 576) for name in ("bf16", "int8", "int4")]
+    assert asked == [BF16, PackedFormat("I8R", 192), INT4]
+
+
+@pytest.mark.parametrize(("k", "group"), [(2048, 256), (576, 192), (640, 128), (320, 64), (31, 64), (100, 128)])
+def test_rotated_groups_are_the_longest_that_need_no_padding_of_their_own(k: int, group: int) -> None:
+    assert choose([Format.BF16], "int8", k) == PackedFormat("I8R", group)
