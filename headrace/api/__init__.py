@@ -1,6 +1,8 @@
 """The OpenAI and Anthropic wires: bodies in, core requests down, deltas up, JSON or server-sent events out."""
 
 from headrace.api.app import build_app
+from headrace.api.openai_types import PrefixBody
+from headrace.api.prefixes import pin_prefix
 from headrace.api.recording import RecordingLimits
 from headrace.api.recordings import Recordings
 from headrace.api.served import Models, RemoteModel, ServedModel
@@ -10,10 +12,12 @@ from headrace.api.state import ApiState
 __all__ = [
     "ApiState",
     "Models",
+    "PrefixBody",
     "RecordingLimits",
     "Recordings",
     "RemoteModel",
     "ServedModel",
     "SharedKey",
     "build_app",
+    "pin_prefix",
 ]

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, exchange, health, messages, requests, tokenize, why
+from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, tokenize, why
 from headrace.api.access import Access
 from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
@@ -35,6 +35,7 @@ _ROUTES = [
     Route("/v1/requests/{request_id}/why", why.explain, methods=["GET"]),
     Route("/v1/requests/{request_id}/cancel", requests.cancel, methods=["POST"]),
     Route("/v1/requests/{request_id}/events", exchange.resume, methods=["GET"]),
+    Route("/v1/prefixes", prefixes.create_prefix, methods=["POST"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),
     Route("/detokenize", tokenize.detokenize, methods=["POST"]),
     Route("/health", health.ready, methods=["GET"]),

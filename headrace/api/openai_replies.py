@@ -230,6 +230,16 @@ class TokenizeReply(msgspec.Struct):
     token_strs: list[str] | None = None
 
 
+class PrefixReply(msgspec.Struct):
+    """A kept prefix. `ttl_s` None: for as long as the server runs."""
+
+    model: str
+    prompt_tokens: int
+    cached_tokens: int  # that were there before
+    ttl_s: float | None
+    object: str = "prefix"
+
+
 class DetokenizeReply(msgspec.Struct):
     """Text of token ids."""
 

@@ -163,6 +163,16 @@ class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_token_strs: bool | None = None
 
 
+class PrefixBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/prefixes: a text, token ids, or messages, to be computed and kept for `ttl_s` seconds."""
+
+    model: str | None = None
+    prompt: str | list[int] | None = None
+    messages: list[Message] | None = None
+    ttl_s: float | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /detokenize."""
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import uvloop
@@ -26,6 +27,7 @@ import headrace
 from headrace.api import (
     ApiState,
     Models,
+    PrefixBody,
     RecordingLimits,
     Recordings,
     RemoteModel,
@@ -39,6 +41,7 @@ from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
 from headrace.app.remote import RemoteSide
 from headrace.app.status import ServerStatus
+from headrace.app.warming import read_warm_file, warm_model
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
 from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, EngineDead
@@ -147,6 +150,7 @@ class _Server:
         """Load and warm all models, each served as soon as it can answer."""
         for remote in self._remote.models(int(time.time())):
             self._models.publish(remote)
+        wanted = read_warm_file(Path(path).expanduser()) if (path := self._settings.server.warm) is not None else []
         opened = await _in_thread(self._open)
         for model in opened:
             self._status.enter("load", model.name)
@@ -158,6 +162,7 @@ class _Server:
             self._status.enter("warm", model.name)
             with self._timeline.phase("warm"):
                 await loaded.engine.start()
+            await self._keep_prefixes(loaded, wanted, is_first=model is opened[0])
             self._publish(loaded, observer)
         while not http.started:
             await asyncio.sleep(0.001)
@@ -167,6 +172,14 @@ class _Server:
         wants_key = self._settings.server.api_key is not None or (self._gateway is not None and self._gateway.has_keys)
         url = url_of(self._sock, has_tls=self._settings.server.tls_cert is not None)
         print(_invitation(url, next(iter(self._models)), wants_key), flush=True)
+
+    async def _keep_prefixes(self, loaded: LoadedModel, wanted: list[PrefixBody], *, is_first: bool) -> None:
+        """Compute what the warm file wants of a model, before anybody can ask for it."""
+        if wanted:
+            with self._timeline.phase("prefixes"):
+                served = served_model(loaded, int(time.time()))
+                count = await warm_model(served, wanted, self._clock, is_first=is_first)
+            _log.info("model '%s': %d prefixes are kept", loaded.name, count)
 
     def _open(self) -> list[OpenedModel]:
         """Find, map and plan all models, in the order of the settings, before any weight is read."""

@@ -51,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
     _add_settings(serve, (None, "server", "health", "stream", "resume", "engine", "scheduling", "failover"))
 
+    warm = commands.add_parser("warm", help="have a running server compute prompts and keep them")
+    warm.add_argument("file", type=Path, metavar="FILE", help="JSON lines, each with 'prompt' or 'messages'")
+    warm.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
+    warm.add_argument("--api-key", metavar="KEY", help="key for the server")
+    warm.add_argument("--ttl-s", type=float, help="seconds to keep them (default: what the file says, or an hour)")
+
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     _add_settings(pull, (None,))

@@ -71,6 +71,8 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted request: `n` sequences continue the same prompt.
 
+    namespace      whose cached prefixes it may share, its tenant's if empty; set by the server, never by the caller
+    pin_s          seconds for which the prompt's KV is kept after it, whoever needs room
     tenant         whose share of the engine it uses; set by the server, never by the caller
     priority       class, PRIORITIES; lower is served first
     is_background  takes only what the others leave
@@ -90,7 +92,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None  # score the prompt too (OpenAI `echo` + `logprobs`)
     skip_special_tokens: bool = True
     arrival_s: float = 0.0  # Clock.now() at the edge
-    namespace: str = ""  # whose cached prefixes it may share; set by the server, never by the caller
+    namespace: str = ""
+    pin_s: float = 0.0
     tenant: str = ""
     priority: int = 0
     is_background: bool = False

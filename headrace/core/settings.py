@@ -55,6 +55,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_connections  connections at a time; further ones are answered with 503
     tls_cert        PEM file with the certificate chain; with tls_key, HTTPS is spoken
     tls_key         PEM file with its private key
+    warm            file of prompts (JSON lines, as for `headrace warm`) to compute and keep before serving; None: none
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +69,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_connections: Positive | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    warm: str | None = None
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

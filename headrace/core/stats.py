@@ -106,6 +106,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_blocks: int = 0  # of the free ones: those that still hold a prefix
     prefix_queries: int = 0  # prompt tokens that were looked up in the prefix cache
     prefix_hits: int = 0  # and found there
+    num_pinned_blocks: int = 0
     num_swaps: int = 0  # preemptions that kept their blocks in host memory
     tiers: tuple[TierStats, ...] = ()  # places for blocks below the pool, nearest first
     step_began_s: float | None = None  # when the step in flight was begun

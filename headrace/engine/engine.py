@@ -79,6 +79,8 @@ class Engine:
         now = self._clock.now()
         if sequences[0].beams is not None:
             self._scheduler.check_search(sequences[0])
+        if sequences[0].pin_s:
+            self._scheduler.check_pin(sequences[0].prompt_len)
         self._inbox.submit(sequences, lambda queued: self._scheduler.check_admission(sequences, now, num_queued=queued))
 
     def abort(self, seq_ids: Iterable[SeqId]) -> None:
@@ -123,6 +125,7 @@ class Engine:
             num_steps=scheduler.num_steps,
             num_preemptions=totals.num_preemptions,
             num_swaps=totals.num_swaps,
+            num_pinned_blocks=scheduler.num_pinned_blocks,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,
             recomputed_tokens=totals.recomputed_tokens,

@@ -125,17 +125,6 @@ class RadixCache:
             self._cut(each)
             self._pool.forget(block)
 
-    def pin(self, namespace: str, tokens: Sequence[int]) -> list[int]:
-        """Hold the cached blocks of a prefix against eviction; give them back with `unpin`. Returns the blocks."""
-        key = pack_tokens(tokens)
-        blocks = self.match(self.root(namespace), key, len(key) // self._key_bytes).path()
-        self._pool.share(blocks)
-        return blocks
-
-    def unpin(self, blocks: Sequence[int]) -> None:
-        """End a pin."""
-        self._pool.free(blocks)
-
     def _evict(self, block: int) -> None:
         """Forget the node of a block that the pool gives up: always a leaf."""
         node = self._nodes[block]

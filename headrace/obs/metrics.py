@@ -170,6 +170,7 @@ def _gauges(engines: _Engines) -> Iterator[Metric]:
         ),
         ("headrace_paused_sequences", "Sequences that wait for a slow reader", lambda s: s.num_paused),
         ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", lambda s: s.kv_usage),
+        ("headrace_pinned_blocks", "KV blocks that pinned prefixes hold", lambda s: s.num_pinned_blocks),
         ("headrace_engine_up", "1 while the engine lives", lambda s: 0.0 if s.is_dead else 1.0),
     )
     for name, text, read in table:

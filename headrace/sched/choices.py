@@ -32,7 +32,8 @@ def sequences_of(request: Request, first_id: int) -> list[Sequence]:
             max_tokens=request.stop.max_tokens,
             stop_token_ids=request.stop.stop_token_ids,
             prompt_logprobs=request.prompt_logprobs if index == 0 else None,
-            namespace=request.namespace,
+            namespace=request.namespace or request.tenant,
+            pin_s=request.pin_s if index == 0 else 0.0,
             urgency=urgency,
         )
         for index in range(request.n if beam is None else beam.width)

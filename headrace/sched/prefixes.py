@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 
 from headrace.core.request import SeqId
-from headrace.kv import BlockPool, CostOrder, Node, RadixCache, pack_tokens
+from headrace.kv import BlockPool, CostOrder, Node, Pins, RadixCache, pack_tokens
 from headrace.kv.radix import TOKEN_BYTES
 from headrace.sched.sequence import Sequence
 
@@ -38,6 +38,7 @@ class PrefixSharing:
         order: CostOrder | None = None,
     ) -> None:
         self.cache = RadixCache(pool, block_size, order)
+        self.pins = Pins(pool)
         self._pool = pool
         self._size = block_size
         self._retire = retire
@@ -147,6 +148,13 @@ class PrefixSharing:
         """Let nobody wait for a sequence that does not get on."""
         self._silence(sequence)
 
+    def pin(self, sequence: Sequence) -> Node | None:
+        """Hold the prompt of a sequence that ends, for as long as it asked; return its last node, None if it cannot."""
+        node, most = sequence.node, sequence.prompt_len // self._size
+        while node is not None and node.depth > most:
+            node = node.parent
+        return node if node is not None and self.pins.pin(node, sequence.pin_s) else None
+
     def withdraw(self, sequence: Sequence) -> None:
         """Take back all that a failed sequence has published itself; its numbers were wrong from somewhere on."""
         node, above = sequence.node, sequence.num_shared
@@ -187,6 +195,7 @@ class PrefixSharing:
     def check(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless the tree and the running sequences agree."""
         self.cache.check()
+        self.pins.check()
         for sequence in running:
             node = sequence.node
             assert node is not None, "a running sequence has no place in the tree"

@@ -224,6 +224,17 @@ class Scheduler:
                 param="max_tokens",
             )
 
+    def check_pin(self, prompt_len: int) -> None:
+        """Raise InvalidRequest if so long a prompt can never be pinned. Any thread."""
+        if self._prefixes is None:
+            raise InvalidRequest("engine.prefix_cache is off: prefixes cannot be kept", param="ttl_s")
+        self._prefixes.pins.check_room(prompt_len // self.block_size)
+
+    @property
+    def num_pinned_blocks(self) -> int:
+        """Count the blocks that pins hold."""
+        return 0 if self._prefixes is None else self._prefixes.pins.num_blocks
+
     # --- commands ------------------------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence, now: float = 0.0) -> None:
@@ -294,6 +305,8 @@ class Scheduler:
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
             return None
         self.decisions = []
+        if self._prefixes is not None:
+            self._prefixes.pins.expire(now)
         if self._tiering is not None:
             self._tiering.begin(now)
         for sequence in self._paused.returning():
@@ -466,6 +479,8 @@ class Scheduler:
             newer = reversed(running[index:])
             below = () if sequence.is_background else reversed(self._background)
             if not self._give_way(chain(below, newer), sequence, PreemptReason.GROWTH):
+                if self._prefixes is not None and self._prefixes.pins.give_up():
+                    continue
                 return False  # it keeps what it has and waits for an older one to finish
         self._tables.assign(sequence, blocks)
         return True
@@ -584,6 +599,9 @@ class Scheduler:
             num_needed += self._forecast.num_blocks_to_come((sequence, *others), self.block_size)
         while num_needed > pool.num_free and self._evict_paused(sequence, PreemptReason.PLACE):
             num_needed = max(num_needed, num_new + pool.count_unheld(shared))
+        if self._prefixes is not None and not self.num_running:  # pins give way to what would else never run
+            while num_needed > pool.num_free and self._prefixes.pins.give_up():
+                num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         num_to_be_had = pool.num_free
         if not sequence.is_background:
             num_to_be_had += sum(pool.count_sole(other.blocks) for other in self._background)
@@ -697,6 +715,8 @@ class Scheduler:
         del self._live[sequence.seq_id]
         self._paused.remove(sequence)
         if self._prefixes is not None:
+            if sequence.pin_s and error is None and finish is not FinishReason.ABORT:
+                self._pin(self._prefixes, sequence)
             self._prefixes.leave(sequence)
         if self._tiering is not None:
             self._tiering.leave(sequence)
@@ -720,6 +740,12 @@ class Scheduler:
             if sequence.is_paused:
                 self._prefixes.fall_silent(sequence)
 
+    def _pin(self, prefixes: PrefixSharing, sequence: Sequence) -> None:
+        """Keep the prompt of a sequence that asked for it, below the pool too."""
+        node = prefixes.pin(sequence)
+        if node is not None and self._tiering is not None:
+            self._tiering.keep(node)
+
     def _withdraw(self, sequence: Sequence) -> None:
         if self._prefixes is not None:
             self._prefixes.withdraw(sequence)
@@ -731,7 +757,10 @@ class Scheduler:
         running = [*self._running, *self._background]
         holders = [*running, *self._paused.holders()]
         groups = {id(s.beams): s.beams for s in running if s.beams is not None}
-        self._tables.check([*holders, *fenced], [block for group in groups.values() for block in group.reserve])
+        reserved = [block for group in groups.values() for block in group.reserve]
+        if self._prefixes is not None:
+            reserved += self._prefixes.pins.blocks()
+        self._tables.check([*holders, *fenced], reserved)
         self._beam_blocks.check(groups.values())
         self._paused.check()
         self._waiting.check()

@@ -104,6 +104,7 @@ class Sequence:
         "num_scored",
         "num_shared",
         "peak_computed",
+        "pin_s",
         "predicted_s",
         "priority",
         "prompt_key",
@@ -130,12 +131,14 @@ class Sequence:
         stop_token_ids: frozenset[int] = frozenset(),
         prompt_logprobs: int | None = None,
         namespace: str = "",
+        pin_s: float = 0.0,
         urgency: Urgency = _ORDINARY,
     ) -> None:
         self.seq_id = seq_id
         self.tokens: list[int] = list(prompt)
         self.prompt_key = pack_tokens(self.tokens)
         self.namespace = namespace
+        self.pin_s = pin_s  # how long the prompt is kept in the prefix cache after it; 0: no longer than others
         self.tenant = urgency.tenant
         self.priority = urgency.priority
         self.is_background = urgency.is_background

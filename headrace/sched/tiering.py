@@ -160,6 +160,10 @@ class Tiering:
         """Return the seconds that computing `count` blocks behind the first `depth` takes."""
         return self.tiers.cost.recompute_s(depth * self._size, count * self._size)
 
+    def keep(self, node: Node) -> None:
+        """Save a prefix that is pinned: it is wanted again for certain."""
+        self._share_below(node)
+
     def _share_below(self, node: Node) -> None:
         """Save blocks that are used a second time, so that they survive this process."""
         if not self.tiers.has_places_below:

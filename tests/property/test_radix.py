@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.kv import BlockPool, RadixCache, pack_tokens
+from headrace.kv import BlockPool, Pins, RadixCache, pack_tokens
 
 NUM_BLOCKS, BLOCK = 10, 2
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=9)
@@ -19,6 +19,8 @@ class RadixMachine(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS)
         self.cache = RadixCache(self.pool, BLOCK)
+        self.pins = Pins(self.pool)
+        self.now_s = 0.0
         self.holders: list[list[int]] = []
         self.stored: dict[int, tuple[str, tuple[int, ...]]] = {}
 
@@ -52,15 +54,28 @@ class RadixMachine(RuleBasedStateMachine):
         node = self.cache.match(self.cache.root(namespace), pack_tokens(tokens), len(tokens))
         self.cache.withdraw(node)
 
-    @rule(tokens=prompts, namespace=st.sampled_from(["a", "b"]))
-    def pin(self, tokens: list[int], namespace: str) -> None:
-        self.holders.append(self.cache.pin(namespace, tokens))
+    @rule(tokens=prompts, namespace=st.sampled_from(["a", "b"]), for_s=st.integers(1, 9))
+    def pin(self, tokens: list[int], namespace: str, for_s: int) -> None:
+        node = self.cache.match(self.cache.root(namespace), pack_tokens(tokens), len(tokens))
+        if self.pins.pin(node, float(for_s)):
+            assert set(node.path()) <= set(self.pins.blocks())
+
+    @rule(passed_s=st.integers(0, 9))
+    def let_time_pass(self, passed_s: int) -> None:
+        self.now_s += passed_s
+        self.pins.expire(self.now_s)
+
+    @rule()
+    def give_up(self) -> None:
+        num_before = self.pins.num_blocks
+        assert self.pins.give_up() == (num_before > 0)
 
     @invariant()
     def nothing_is_lost(self) -> None:
         self.pool.check()
         self.cache.check()
-        held = {block for blocks in self.holders for block in blocks}
+        self.pins.check()
+        held = {block for blocks in self.holders for block in blocks} | set(self.pins.blocks())
         assert self.pool.num_free == NUM_BLOCKS - len(held)
 
 

@@ -31,6 +31,7 @@ class Shape(NamedTuple):
     prompt_logprobs: int | None
     namespace: str = ""
     urgency: Urgency = Urgency()
+    pin_s: float = 0.0
 
     def make(self, seq_id: int, now: float = 0.0) -> Sequence:
         sampling = SamplingParams(seed=self.seed, min_tokens=self.min_tokens)
@@ -42,6 +43,7 @@ class Shape(NamedTuple):
             stop_token_ids=self.stop,
             prompt_logprobs=self.prompt_logprobs,
             namespace=self.namespace,
+            pin_s=self.pin_s,
             urgency=msgspec.structs.replace(
                 self.urgency, deadline_s=None if self.urgency.deadline_s is None else now + self.urgency.deadline_s
             ),
@@ -153,6 +155,7 @@ def shapes(draw: st.DrawFn, longest: int) -> Shape:
         draw(st.sampled_from([None, None, 2])),
         draw(st.sampled_from(["", "", "other"])),
         draw(urgencies()),
+        draw(st.sampled_from([0.0, 0.0, 0.0, 0.05, 100.0])),
     )
 
 
@@ -234,7 +237,7 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
     else:
         raise AssertionError("work is left after 4000 steps")
     assert not world.scheduler.has_work
-    assert world.pool.num_free == world.pool.num_blocks
+    assert world.pool.num_free + world.scheduler.num_pinned_blocks == world.pool.num_blocks
     for seq_id, shape in enumerate(coming):
         events = world.events[seq_id]
         output = [event.sample.token_id for event in events if event.sample is not None]

@@ -90,3 +90,27 @@ def test_this_machine_can_be_looked_at() -> None:
     assert here.cores >= 1
     assert 0 < here.memory_available <= here.memory_total
     assert here.without(here.memory_total).memory_available == 0
+
+
+def test_host_memory_below_the_pool_is_there_when_disk_or_redis_need_it() -> None:
+    assert resolve(engine(), machine(), FACTS, BACKEND).kv_ram_bytes.value == 0
+    for changes in ({"kv_disk_dir": "/d"}, {"kv_redis_url": "redis://h"}):
+        ram = resolve(engine(**changes), machine(), FACTS, BACKEND).kv_ram_bytes
+        assert ram.value == 900 * MIB // 16
+        assert "disk and Redis" in ram.reason
+    assert resolve(engine(kv_disk_dir="/d"), machine(100_000), FACTS, BACKEND).kv_ram_bytes.value == 256 * MIB
+    assert resolve(engine(kv_ram_bytes=5 * MIB), machine(), FACTS, BACKEND).kv_ram_bytes.value == 5 * MIB
+
+
+def test_the_pool_leaves_room_for_host_memory_below_it() -> None:
+    plan = resolve(engine(max_num_seqs=1000, kv_ram_bytes=200 * MIB), machine(500), FACTS, BACKEND)
+    assert plan.kv_bytes.value == 50 * MIB
+    with pytest.raises(OutOfMemory):
+        resolve(engine(kv_ram_bytes=500 * MIB), machine(500), FACTS, BACKEND)
+
+
+def test_tiers_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.prefix_cache is off"):
+        resolve(engine(kv_disk_dir="/d", prefix_cache=False), machine(), FACTS, BACKEND)
+    with pytest.raises(ConfigError, match="room for at least 8 of them: 262,144"):
+        resolve(engine(kv_disk_dir="/d", kv_ram_bytes=1000), machine(), FACTS, BACKEND)

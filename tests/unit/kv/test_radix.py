@@ -73,20 +73,6 @@ def test_what_is_withdrawn_is_gone_with_all_that_continues_it() -> None:
     pool.check()
 
 
-def test_a_pinned_prefix_outlives_a_full_pool() -> None:
-    pool = BlockPool(4)
-    cache = RadixCache(pool, BLOCK)
-    plant(pool, cache, [1, 2, 3, 4])
-    plant(pool, cache, [5, 6, 7, 8])
-    pinned = cache.pin("", [1, 2, 3, 4, 9])
-    assert pool.allocate(3) is None
-    assert pool.allocate(2) is not None
-    assert find(cache, [1, 2, 3, 4]).path() == pinned
-    assert find(cache, [5, 6]).depth == 0
-    cache.unpin(pinned)
-    assert pool.num_free == 2
-
-
 def test_a_block_has_one_node_and_a_pool_one_cache() -> None:
     pool = BlockPool(4)
     cache = RadixCache(pool, BLOCK)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace.core.delta import FinishReason
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.errors import InvalidRequest
+from headrace.core.request import Request, RequestId, SamplingParams, SeqId, StopRules
 from headrace.core.settings import SchedulingSettings
 from headrace.core.step import Row, Step
 from headrace.kv import BlockPool
-from headrace.sched import Scheduler, SchedulerLimits, Sequence
+from headrace.sched import Scheduler, SchedulerLimits, Sequence, sequences_of
 from headrace.testing import UniformModel, next_token
 
 BLOCK, VOCAB = 4, 50
@@ -290,3 +292,58 @@ def test_sequences_that_share_all_their_blocks_give_way_too() -> None:
     assert world.outputs[0] == answer([40] * 4, 16)
     assert all(world.outputs[seq_id] == answer([9] * 8, 8) for seq_id in (1, 2, 3))
     assert world.pool.num_free == 6
+
+
+def test_a_pinned_prompt_outlives_a_full_pool_until_its_time_is_up() -> None:
+    world = World(num_blocks=16)
+    world.submit(0, SYSTEM, max_tokens=0, pin_s=10.0)
+    world.run()
+    assert world.scheduler.num_pinned_blocks == 5
+    for seq_id in range(1, 6):
+        world.submit(seq_id, [seq_id] * 30)
+        world.run()
+    world.submit(6, [*SYSTEM, 7])
+    world.run()
+    assert world.cached[6] == len(SYSTEM)
+    world.now = 10.0
+    world.submit(7, [7] * 40)
+    world.run()
+    assert world.scheduler.num_pinned_blocks == 0
+
+
+def test_a_pin_gives_way_to_a_sequence_that_would_else_never_run() -> None:
+    world = World(num_blocks=10)
+    world.submit(0, SYSTEM, max_tokens=0, pin_s=1e9)
+    world.run()
+    assert world.scheduler.num_pinned_blocks == 5
+    world.submit(1, [9] * 30, max_tokens=9)
+    world.run()
+    assert world.ends[1] is FinishReason.LENGTH
+    assert world.scheduler.num_pinned_blocks == 0
+
+
+def test_a_pin_of_an_answered_request_holds_its_prompt_only() -> None:
+    world = World()
+    world.submit(0, SYSTEM, max_tokens=9, pin_s=10.0)
+    world.run()
+    assert world.scheduler.num_pinned_blocks == 5
+
+
+def test_too_long_a_prompt_is_refused_a_pin_before_it_is_computed() -> None:
+    scheduler = World(num_blocks=10).scheduler
+    scheduler.check_pin(5 * BLOCK)
+    with pytest.raises(InvalidRequest, match="takes 6 blocks; at most 5 of this server's 10 may be pinned"):
+        scheduler.check_pin(6 * BLOCK)
+    with pytest.raises(InvalidRequest, match="prefix_cache is off"):
+        World(prefix_cache=False).scheduler.check_pin(1)
+
+
+def test_tenants_do_not_share_prefixes_unless_the_server_says_so() -> None:
+    request = Request(
+        request_id=RequestId("r"), model="m", prompt=(1,), sampling=SamplingParams(), stop=StopRules(max_tokens=1)
+    )
+    replace = msgspec.structs.replace
+    (theirs,) = sequences_of(replace(request, tenant="acme"), 0)
+    (common,) = sequences_of(replace(request, tenant="acme", namespace="public"), 0)
+    (alone,) = sequences_of(request, 0)
+    assert (theirs.namespace, common.namespace, alone.namespace) == ("acme", "public", "")

@@ -1,0 +1,116 @@
+"""KV blocks that outlive a process, places that fail while it serves, and prompts kept before they are asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.redis_server import has_redis, running_redis
+
+SMALL = ["--backend", "reference", "--kv-memory-mib", "8", "--max-num-seqs", "16", "--max-step-tokens", "64"]
+PROMPT = "A headrace carries water from a stream to the wheel of a mill, and a tailrace carries it away again. " * 3
+
+
+def answer(server: Any, prompt: str = PROMPT) -> tuple[str, int]:
+    """The text and how many tokens of the prompt were not computed."""
+    reply = server.post("/v1/completions", prompt=prompt, max_tokens=12, temperature=0).json()
+    return reply["choices"][0]["text"], reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def tier(server: Any, name: str, metric: str) -> float:
+    text = server.get("/metrics").text
+    found = re.search(rf'^headrace_kv_tier_{metric}\{{model_name="[^"]*",tier="{name}"\}} (\S+)$', text, re.M)
+    assert found, text
+    return float(found.group(1))
+
+
+def test_a_restarted_server_finds_on_disk_what_the_last_one_computed(
+    tiny_path: Path, start_server: Any, tmp_path: Path
+) -> None:
+    arguments = [f"file:{tiny_path}", *SMALL, "--kv-disk-dir", str(tmp_path / "kv"), "--cache-dir", str(tmp_path / "c")]
+    with start_server(*arguments) as server:
+        cold, num_cached = answer(server)
+        assert num_cached == 0
+        assert server.stop() == 0, server.log
+    assert list((tmp_path / "kv").rglob("*.kv"))
+    with start_server(*arguments) as server:
+        assert answer(server) == (cold, len(PROMPT) // 32 * 32)
+        assert tier(server, "disk", "hits_total") == len(PROMPT) // 32
+        assert server.stop() == 0, server.log
+    secret = tmp_path / "c" / "kv_secret"
+    assert secret.stat().st_mode & 0o077 == 0
+    assert secret.read_text().strip() not in server.log
+
+
+def test_a_directory_that_cannot_be_written_is_told_once_and_serving_goes_on(
+    tiny_path: Path, start_server: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "kv").write_text("a file")
+    with start_server(f"file:{tiny_path}", *SMALL, "--kv-disk-dir", str(tmp_path / "kv")) as server:
+        assert answer(server)[0] == answer(server)[0]
+        assert tier(server, "disk", "up") == 0
+        assert server.stop() == 0
+    assert server.log.count("KV tier 'disk' fails (File exists); serving goes on without it, retrying") == 1
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(not has_redis(), reason="no redis-server here; on Debian: apt-get install redis-server")
+def test_redis_that_is_down_or_killed_costs_time_and_never_an_answer(
+    tiny_path: Path, start_server: Any, tmp_path: Path
+) -> None:
+    with running_redis() as redis:
+        arguments = [f"file:{tiny_path}", *SMALL, "--kv-redis-url", redis.url, "--cache-dir", str(tmp_path)]
+        with start_server(*arguments) as server:
+            cold, _ = answer(server)
+            assert server.stop() == 0, server.log
+        with start_server(*arguments) as server:
+            assert answer(server) == (cold, len(PROMPT) // 32 * 32)
+            assert tier(server, "redis", "hits_total") == len(PROMPT) // 32
+            redis.kill()
+            assert answer(server, "x" + PROMPT)[1] == 0
+            assert tier(server, "redis", "up") == 0
+            assert answer(server)[0] == cold
+            assert server.stop() == 0, server.log
+        with start_server(*arguments) as server:
+            assert answer(server) == (cold, 0)
+            assert tier(server, "redis", "errors_total") > 0
+            assert server.stop() == 0, server.log
+        assert "Traceback" not in server.log
+
+
+def write(file: Path, body: dict[str, Any]) -> None:
+    file.write_text(json.dumps(body) + "\n")
+
+
+def test_prompts_are_kept_before_they_are_asked_for(tiny_path: Path, start_server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "warm.jsonl"
+    write(file, {"messages": [{"role": "system", "content": PROMPT}]})
+    messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": "hello"}]
+    with start_server(f"file:{tiny_path}", *SMALL, "--warm", str(file)) as server:
+        assert server.metric("headrace_pinned_blocks") >= len(PROMPT) // 32
+        usage = server.post("/v1/chat/completions", messages=messages, max_tokens=2).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] >= len(PROMPT) // 32 * 32
+        write(file, {"prompt": "y" * 100})
+        command = [sys.executable, "-m", "headrace", "warm", str(file), "--url", server.url, "--ttl-s", "60"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "kept 101 tokens, 0 of them were there" in done.stdout
+        assert answer(server, "y" * 100 + "z")[1] == 96
+        write(file, {"prompt": "y" * 9000})
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 1
+        assert "shorten it" in refused.stderr
+
+
+def test_a_url_that_is_none_ends_the_start_with_2_and_is_not_shown(tiny_path: Path) -> None:
+    command = [sys.executable, "-m", "headrace", "serve", f"file:{tiny_path}", "--port", "0", *SMALL]
+    command += ["--kv-redis-url", "http://u:hunter2@h"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "not a Redis URL" in done.stderr
+    assert "hunter2" not in done.stderr
