@@ -5,7 +5,8 @@
 Prints one JSON object. Each engine is a new one in this process, so a block comes from where the row says and from
 nowhere else: `cold` has no cache, `pool` finds the prompt in its own pool, `ram` in host memory after the pool was
 filled with other prompts, `disk` and `redis` in what an earlier engine has left behind. One token is generated; prompts
-are random token ids, the last 10 of each are its own. The median of `--rounds`. Without `--redis` that row is left out.
+are `--tokens` random token ids that all share and 10 of their own. The median of `--rounds`. Without `--redis` that row
+is left out.
 """
 
 from __future__ import annotations
@@ -72,10 +73,12 @@ class Prompts:
         self.system = self.fresh()
 
     def fresh(self) -> list[int]:
+        """A prompt that nobody shares."""
         return [self._random.randrange(100, self._vocab_size) for _ in range(self._num_tokens)]
 
     def shared(self) -> list[int]:
-        return self.system[:-_TAIL] + [self._random.randrange(100, self._vocab_size) for _ in range(_TAIL)]
+        """The system prompt and a tail of its own."""
+        return self.system + [self._random.randrange(100, self._vocab_size) for _ in range(_TAIL)]
 
 
 def tier_hits(loaded: LoadedModel) -> dict[str, int]:
@@ -92,7 +95,7 @@ async def by_place(settings: Settings, args: argparse.Namespace, folder: Path) -
             prompts = Prompts(loaded.vocab_size, args.tokens)
             await ttft_s(loaded, prompts.fresh())
             times.setdefault("cold", []).append(await ttft_s(loaded, prompts.shared()))
-        async with engine(settings, kv_memory_mib=pool_mib, kv_ram_bytes=1 << 30) as loaded:
+        async with engine(settings, kv_memory_mib=pool_mib, kv_ram_bytes=256 << 20) as loaded:
             prompts = Prompts(loaded.vocab_size, args.tokens)
             await ttft_s(loaded, prompts.shared())
             times.setdefault("pool", []).append(await ttft_s(loaded, prompts.shared()))

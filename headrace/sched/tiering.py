@@ -130,8 +130,10 @@ class Tiering:
         """Save what the tree has and nobody has saved, prefixes first, as long as there is room: the engine ends."""
         self._now = now
         for node in self._prefixes.cache.walk():
-            if node.depth and not node.is_saved and not self._save(node, num_uses=1):
-                return
+            if node.depth and not node.is_saved:
+                if not self._save(node, num_uses=1):
+                    return
+                self.tiers.hold(self.tiers.chain.of(node))  # a prefix is worth nothing without its beginning
 
     def _search(self, sequence: Sequence) -> Search | None:
         """Ask below for what neither pool nor host memory has of a new sequence."""

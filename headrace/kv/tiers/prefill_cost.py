@@ -12,6 +12,7 @@ from headrace.core.step import Step
 
 _DECAY = 0.98
 _LEAST_STEPS = 2
+_GUESS_S = 1e-4  # per token, until steps have been seen
 
 
 class PrefillCost:
@@ -50,7 +51,9 @@ class PrefillCost:
         self._is_stale = True
 
     def recompute_s(self, start: int, count: int) -> float:
-        """Return the seconds that `count` tokens from position `start` take; 0 while nothing is known."""
+        """Return the seconds that `count` tokens from position `start` take; a guess while nothing is known."""
+        if not self._num_steps:
+            return _GUESS_S * count
         if self._is_stale:
             self._fit()
         return self._per_token * count + self._per_pair * count * (start + 0.5 * count)

@@ -22,6 +22,7 @@ from headrace.kv.transfer.frames import KEY_BYTES
 from headrace.kv.worth import Shelf, Worth
 
 _SUFFIX = ".kv"
+_GUESS_S = 3e-3  # that a block saves, of which only the file is known
 _STALE_S = 600.0  # a partial file that old has lost its writer
 
 
@@ -107,7 +108,7 @@ class DiskTransport:
                 key = bytes.fromhex(path.stem)
                 if len(key) == KEY_BYTES:
                     age_s = max(wall - stat.st_mtime, 0.0)
-                    self._files.put(key, _File(saves_s=0.0, used_s=now - age_s, num_bytes=stat.st_size))
+                    self._files.put(key, _File(saves_s=_GUESS_S, used_s=now - age_s, num_bytes=stat.st_size))
                     self.num_bytes += stat.st_size
         while self.num_bytes > self._max_bytes:
             self.drop(next(iter(self._files)))
@@ -131,7 +132,7 @@ class DiskTransport:
             size = self._path(key).stat().st_size
         except FileNotFoundError:
             return False
-        self._files.put(key, _File(saves_s=0.0, used_s=self._clock.now(), num_bytes=size))
+        self._files.put(key, _File(saves_s=_GUESS_S, used_s=self._clock.now(), num_bytes=size))
         self.num_bytes += size
         return True
 

@@ -8,6 +8,7 @@ Implements `core.protocols.HostMemory`.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 
@@ -28,13 +29,16 @@ class HostPool:
         self.block_bytes = block_bytes
         self._stride = -(-(HEADER_BYTES + block_bytes) // _ALIGN) * _ALIGN
         try:
-            self._memory = memoryview(mmap.mmap(-1, num_slots * self._stride))
+            memory = mmap.mmap(-1, num_slots * self._stride)
         except (OSError, OverflowError) as error:
             raise OutOfMemory(
                 f"{num_slots:,} host slots of {block_bytes:,} bytes for KV blocks are more than the system gives; "
                 "lower engine.kv_ram_bytes",
                 param="engine.kv_ram_bytes",
             ) from error
+        with contextlib.suppress(OSError, AttributeError, ValueError):  # not every system has them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = memoryview(memory)
 
     def slot(self, index: int) -> memoryview:
         """Return the bytes of a slot's block."""

@@ -14,7 +14,7 @@ def step(*rows: tuple[int, int]) -> Step:
 def test_cost_of_tokens_and_of_their_context_is_learned_from_steps() -> None:
     cost = PrefillCost()
     assert not cost.is_known
-    assert cost.recompute_s(0, 100) == 0.0
+    assert cost.recompute_s(0, 100) == 100 * cost.recompute_s(0, 1) > 0.0
     for start, count in [(0, 64), (64, 128), (512, 256), (0, 256), (900, 16), (300, 32)]:
         pairs = count * (start + count / 2)
         cost.note(step((start, count)), 2e-3 + 1e-4 * count + 1e-7 * pairs)
