@@ -20,9 +20,11 @@ from headrace.sched.limits import SchedulerLimits
 from headrace.sched.sequence import Sequence
 from headrace.sched.step_model import StepModel, StepShape
 
-_PACE, _CORRECTION_PACE = 0.1, 0.02  # of what is learned, per first token
-_LEAST_CORRECTION, _MOST_CORRECTION = 0.25, 4.0
-_WORTH_LEARNING_S = 0.05  # shorter waits say more about the step they fell into
+_PACE = 0.1  # of what is learned of prompts, per first token
+# What predictions are out by is a least-squares slope: long waits say much, short ones more about the step they fell
+# into. It takes a few waits of seconds to move it; what comes out now was predicted one wait ago, and whoever follows
+# that quickly swings to and fro.
+_FADE, _PRIOR, _MOST_CORRECTION = 0.98, 20.0, 4.0
 
 
 class Ahead(NamedTuple):
@@ -40,7 +42,7 @@ class Outlook:
         self._model = model
         self._budget = budget
         self._forecast = forecast
-        self._correction = 1.0
+        self._squares = self._products = 0.0  # of predicted seconds, and of these and what it took
         self._cold_share = 1.0  # of prompt tokens: those not found in the prefix cache
 
     def ttft_s(self, prompt_len: int, ahead: Ahead, running: Items[Sequence], *, is_full: bool) -> float | None:
@@ -67,16 +69,16 @@ class Outlook:
 
     def corrected_s(self, predicted_s: float) -> float:
         """Return a prediction times what predictions have lately been out by."""
-        return predicted_s * self._correction
+        return predicted_s * (self._products + _PRIOR) / (self._squares + _PRIOR)
 
     def note_first_token(self, sequence: Sequence, now: float) -> None:
         """Learn from a first token: how long it took, and how much of the prompt was computed."""
         self._cold_share += _PACE * (1.0 - sequence.num_cached / sequence.prompt_len - self._cold_share)
         predicted_s, took_s = sequence.predicted_s, now - sequence.queued_s
-        if predicted_s is not None and predicted_s >= _WORTH_LEARNING_S and not sequence.is_background:
-            ratio = min(max(took_s / predicted_s, _LEAST_CORRECTION), _MOST_CORRECTION)
-            # What comes out now was predicted one wait ago: whoever follows it quickly swings to and fro.
-            self._correction *= (ratio / self._correction) ** _CORRECTION_PACE
+        if predicted_s is not None and not sequence.is_background:
+            took_s = min(took_s, _MOST_CORRECTION * predicted_s)
+            self._squares = self._squares * _FADE + predicted_s * predicted_s
+            self._products = self._products * _FADE + predicted_s * took_s
 
     def _steps_until_free(self, num_wanted: int, running: Items[Sequence]) -> int:
         """Return in how many steps `num_wanted` running answers, and those that follow them, will have ended."""
