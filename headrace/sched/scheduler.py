@@ -61,6 +61,7 @@ from headrace.sched.queue import WaitingQueue
 from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
 from headrace.sched.situation import Situation, situation_of
+from headrace.sched.step_clock import StepClock
 from headrace.sched.step_model import StepModel, StepShape
 from headrace.sched.tables import BlockTables
 from headrace.sched.tiering import Tiering
@@ -70,11 +71,12 @@ _MAX_IN_FLIGHT = 2
 
 
 class _Launched(NamedTuple):
-    """A step in flight, the sequence of each row, and what its time depends on."""
+    """A step in flight, the sequence of each row, what its time depends on, and when it began."""
 
     step: Step
     members: list[Sequence]
     shape: StepShape
+    began_s: float
 
 
 class Scheduler:
@@ -108,6 +110,7 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._forecast = OutputForecast(policy.output_ratio)
         self._model = StepModel()
+        self._step_clock = StepClock()
         self._budget = StepBudget(policy, self._model)
         self._tiering: Tiering | None = None
         if tiers is not None and self._prefixes is not None:
@@ -325,11 +328,12 @@ class Scheduler:
                 self._admit(waiting.candidates(now, background=True), plan, now)
         copies = () if self._tiering is None else self._tiering.take_copies(has_rows=bool(plan.rows))
         if not plan.rows and not copies:
+            self._step_clock.rest()
             return None
         step = Step(self.num_steps, tuple(plan.rows), copies=self._beam_blocks.take_copies() + copies)
         self.num_steps += 1
         self._tables.note_launch(step.step_id)
-        self._in_flight.append(_Launched(step, plan.members, plan.shape))
+        self._in_flight.append(_Launched(step, plan.members, plan.shape, self._step_clock.begin(now)))
         return step
 
     def commit(self, step: Step, result: StepResult, now: float) -> list[SequenceEvent]:
@@ -338,8 +342,9 @@ class Scheduler:
             raise ValueError(f"step {step.step_id} is not the oldest in flight")
         if result.step_id != step.step_id or len(result.samples) != len(step.rows):
             raise ValueError(f"result of step {result.step_id}, {len(result.samples)} rows, for step {step.step_id}")
-        _, members, shape = self._in_flight.popleft()
-        self._model.observe(shape, result.elapsed_s)
+        _, members, shape, began_s = self._in_flight.popleft()
+        elapsed_s = self._step_clock.end(began_s, now, has_work=bool(self._live))
+        self._model.observe(shape, elapsed_s if elapsed_s > 0.0 else result.elapsed_s)
         events: list[SequenceEvent] = []
         failures, rows = result.failures, step.rows
         has_scores = bool(result.scored)

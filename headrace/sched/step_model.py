@@ -108,7 +108,7 @@ class StepModel:
 
     def observe(self, shape: StepShape, elapsed_s: float) -> None:
         """Learn from a step that took `elapsed_s`."""
-        if elapsed_s <= 0.0:
+        if elapsed_s <= 0.0 or not (shape.num_rows or shape.num_tokens):
             return
         if predicted := self.predict(shape):
             ratio = elapsed_s / predicted
