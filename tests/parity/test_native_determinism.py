@@ -1,0 +1,107 @@
+"""The same tokens cold, warm, alone, batched, in chunks and preempted, under either policy: native, on every ISA here.
+
+No tolerance: the tokens are drawn with seeds from the logits, so one other bit in a logit would show sooner or later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import PrefixPolicy, SchedulingSettings
+from headrace.executor.native import NativeExecutor
+from headrace.kv import BlockPool
+from headrace.model import build_program, open_checkpoint
+from headrace.sched import Scheduler, SchedulerLimits, Sequence
+from headrace.testing.checkpoints import Family, write_checkpoint
+from tests.parity.native_drive import ISAS, forced, needs_native
+
+BLOCK, LENGTH = 16, 30
+SYSTEM = [(37 * i + 11) % 256 for i in range(86)]
+PROMPTS = [[*SYSTEM, 1, 2], [*SYSTEM, 3], SYSTEM, [*SYSTEM[:53], 9, 9, 9], [5, 6, 7]]
+
+
+class Plan(NamedTuple):
+    """How the same requests are served."""
+
+    num_blocks: int = 64
+    num_rows: int = 5
+    num_tokens: int = 256
+    has_cache: bool = True
+    policy: PrefixPolicy = "lru"
+
+
+ALONE = Plan(num_rows=1, has_cache=False)
+PLANS = {
+    "batched": Plan(has_cache=False),
+    "shared": Plan(),
+    "chunked": Plan(num_tokens=23),
+    "in small chunks": Plan(num_rows=1, num_tokens=5, has_cache=False),
+    "preempted": Plan(num_blocks=13, num_tokens=48),
+    "preempted, by cost": Plan(num_blocks=13, num_tokens=48, policy="cost"),
+}
+
+
+class Served(NamedTuple):
+    """The answers of a first and a second round, what was found and who was preempted."""
+
+    cold: list[list[int]]
+    warm: list[list[int]]
+    num_hits: int
+    num_preemptions: int
+
+
+@needs_native
+@pytest.mark.parametrize(("family", "isa"), [*(("llama", isa) for isa in ISAS), ("gemma3", ISAS[-1])])
+def test_tokens_do_not_depend_on_how_they_were_scheduled(family: Family, isa: str, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    with forced(isa):
+        alone = serve(path, ALONE)
+        assert alone.cold == alone.warm
+        for name, plan in PLANS.items():
+            served = serve(path, plan)
+            assert served.cold == alone.cold, name
+            assert served.warm == alone.cold, name
+            assert (served.num_hits > 0) == plan.has_cache, name
+            assert (served.num_preemptions > 0) == name.startswith("preempted"), name
+
+
+def serve(path: Path, plan: Plan) -> Served:
+    """Serve all prompts twice, the second time with whatever the first has left in the cache."""
+    with open_checkpoint(path) as checkpoint:
+        executor = NativeExecutor(
+            build_program(checkpoint.config),
+            checkpoint,
+            num_blocks=plan.num_blocks,
+            block_size=BLOCK,
+            threads=2,
+            max_step_tokens=plan.num_tokens,
+        )
+    limits = SchedulerLimits(
+        max_num_seqs=plan.num_rows,
+        max_step_tokens=plan.num_tokens,
+        max_context=160,
+        max_waiting=99,
+        prefix_cache=plan.has_cache,
+        prefix_policy=plan.policy,
+        policy=SchedulingSettings(output_ratio=0.0),
+    )
+    scheduler = Scheduler(BlockPool(plan.num_blocks), BLOCK, limits)
+    outputs: dict[int, list[int]] = {}
+    for turn in range(2):
+        for number, prompt in enumerate(PROMPTS):
+            sampling = SamplingParams(temperature=0.8, seed=number)
+            scheduler.submit(Sequence(SeqId(turn * 10 + number), prompt, sampling, max_tokens=LENGTH))
+        while scheduler.has_work:
+            step = scheduler.schedule(0.0)
+            assert step is not None
+            for event in scheduler.commit(step, executor.launch(step).result(), 0.0):
+                if event.sample is not None:
+                    outputs.setdefault(event.seq_id, []).append(event.sample.token_id)
+            scheduler.check()
+    executor.shutdown()
+    rounds = [[outputs[turn * 10 + number] for number in range(len(PROMPTS))] for turn in range(2)]
+    return Served(*rounds, scheduler.totals.prefix_hits, scheduler.totals.num_preemptions)
