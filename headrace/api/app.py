@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, tokenize, why
+from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, swap, tokenize, why
 from headrace.api.access import Access
 from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
@@ -43,6 +43,7 @@ _ROUTES = [
     Route("/health/ready", health.ready, methods=["GET"]),
     Route("/health/progress", health.progress, methods=["GET"]),
     Route("/health/upstreams", health.upstreams, methods=["GET"]),
+    Route("/admin/models/{name:path}/swap", swap.swap_model, methods=["POST"]),
     Route("/metrics", health.metrics, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
 ]

@@ -105,6 +105,7 @@ class ChatWire:
         self._created = created
         self._has_usage_chunk = bool(options and options.include_usage)
         self._has_running_usage = bool(options and options.continuous_usage_stats)
+        self._fingerprint = model.fingerprint or UNSET
         self._num_generated = 0
         self._introduced: set[int] = set()
         self._has_prompt_ids_told = False
@@ -124,6 +125,7 @@ class ChatWire:
                     yield event(_encoder.encode(self._chunk(delta)))
         if self._has_usage_chunk and usage is not None:
             chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [], usage_reply(usage))
+            chunk.system_fingerprint = self._fingerprint
             yield event(_encoder.encode(chunk))
         yield DONE
 
@@ -146,6 +148,7 @@ class ChatWire:
         if delta.finish is not None:
             choice.stop_reason = self._model.stop_reason(delta.stop_match)
         chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [choice], self._usage_so_far())
+        chunk.system_fingerprint = self._fingerprint
         chunk.prompt_logprobs = prompt_logprobs_reply(delta.prompt_logprobs)
         if self._has_token_ids:
             choice.token_ids = self._untold_ids.pop(delta.index, [])
@@ -170,6 +173,7 @@ class ChatWire:
             usage_reply(answer.usage),
             prompt_logprobs_reply(answer.prompt_logprobs),
             self._request.prompt if self._has_token_ids else UNSET,
+            self._fingerprint,
         )
 
     def _choice(self, index: int, choice: ChoiceAnswer) -> ChatChoice:

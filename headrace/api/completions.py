@@ -224,4 +224,5 @@ class CompletionWire:
         )
 
     def _reply(self, choices: list[TextChoice], usage: UsageReply | msgspec.UnsetType | None) -> TextReply:
-        return TextReply(self._id, self._created, self._model.name, choices, usage)
+        fingerprint = self._model.fingerprint or UNSET
+        return TextReply(self._id, self._created, self._model.name, choices, usage, fingerprint)

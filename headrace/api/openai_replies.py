@@ -140,6 +140,7 @@ class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk")
     usage: UsageReply | UnsetType | None = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+    system_fingerprint: str | UnsetType = UNSET
 
 
 class AssistantMessage(msgspec.Struct, tag_field="role", tag="assistant"):
@@ -172,6 +173,7 @@ class ChatReply(msgspec.Struct, tag_field="object", tag="chat.completion"):
     usage: UsageReply
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+    system_fingerprint: str | UnsetType = UNSET
 
 
 class TextLogprobs(msgspec.Struct):
@@ -202,6 +204,7 @@ class TextReply(msgspec.Struct, tag_field="object", tag="text_completion"):
     model: str
     choices: list[TextChoice]
     usage: UsageReply | UnsetType | None = UNSET
+    system_fingerprint: str | UnsetType = UNSET
 
 
 class ModelCard(msgspec.Struct, tag_field="object", tag="model"):

@@ -27,6 +27,7 @@ class ServedModel:
     max_context  prompt + output, in tokens
     created      Unix seconds at which it became ready
     defaults     sampling for requests that do not say; from the model's own generation config
+    fingerprint  names the weights that are loaded and how
     abort        ends a request by its id and says whether it was running; None: its iterator has to be closed
     shares_prefixes  tenants find each other's cached prefixes
     explain      says why a request is where it is; None: nobody knows
@@ -41,6 +42,7 @@ class ServedModel:
     created: int
     defaults: SamplingParams = field(default_factory=SamplingParams)
     abort: Callable[[RequestId], bool] | None = None
+    fingerprint: str | None = None
     shares_prefixes: bool = False
     explain: Callable[[RequestId], Awaitable[Explanation | None]] | None = None
 
@@ -76,6 +78,7 @@ class RemoteModel:
     max_context: int | None = None
     count_tokens: Callable[[Request], Awaitable[int]] | None = None
     abort: Callable[[RequestId], bool] | None = None
+    fingerprint: str | None = None
     shares_prefixes: bool = False
     explain: Callable[[RequestId], Awaitable[Explanation | None]] | None = None
 

@@ -5,7 +5,7 @@ Owns nothing itself; what changes in it belongs to the parts that it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from headrace.api.calls import Calls
@@ -15,6 +15,7 @@ from headrace.api.shared_key import SharedKey
 from headrace.core.caller import Gatekeeper
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock
+from headrace.core.swap import SwapReply
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import DoorMetrics
 
@@ -30,6 +31,7 @@ class ApiState:
     door      counts who was turned away there
     wall_s    Unix seconds, for `created` fields only
     cors_origins  web origins whose pages may call
+    swap      loads other weights for a name; None where no weights are served
     upstreams how the remote upstreams are doing
     """
 
@@ -45,4 +47,5 @@ class ApiState:
     calls: Calls = field(default_factory=Calls)
     recordings: Recordings = field(default_factory=Recordings)
     cors_origins: Sequence[str] = ()
+    swap: Callable[[str, str, float | None], Awaitable[SwapReply]] | None = None
     upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple

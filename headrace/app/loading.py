@@ -24,6 +24,7 @@ from headrace.core.request import SamplingParams
 from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
 from headrace.engine import AsyncEngine, Engine, StreamLimits
+from headrace.executor.packed_cache import fingerprint
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
 from headrace.model.checkpoint import Checkpoint
@@ -69,6 +70,8 @@ class LoadedModel:
     vocab_size: int
     engine: AsyncEngine
     shares_prefixes: bool
+    fingerprint: str
+    is_retired: bool = False  # other weights have taken its name
 
 
 def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> OpenedModel:
@@ -124,6 +127,7 @@ def load_model(
         executor = backends.open_executor(
             plan, opened.program, opened.checkpoint, cache_directory=opened.cache, host=host, advance=advance
         )
+        weights = "fp_" + fingerprint(opened.program, opened.checkpoint, plan.quantization.value)[:12]
         tiers = None if host is None else open_tiers(host, plan, _origin(opened), clock)
     finally:
         opened.close()
@@ -160,6 +164,7 @@ def load_model(
             began_s=began_s,
         ),
         shares_prefixes=opened.engine.share_prefixes,
+        fingerprint=weights,
     )
 
 
@@ -182,6 +187,7 @@ def served_model(model: LoadedModel, created: int) -> ServedModel:
         created=created,
         defaults=model.defaults,
         abort=model.engine.abort,
+        fingerprint=model.fingerprint,
         shares_prefixes=model.shares_prefixes,
         explain=model.engine.explain,
     )

@@ -38,6 +38,11 @@ class Recording:
             path = path.with_name(f"{path.stem}-{re.sub(r'[^A-Za-z0-9._-]', '-', model)}{path.suffix}")
         return cls(path, engine.decision_log_mib * _MIB)
 
+    def numbered(self, number: int) -> Recording:
+        """Return the log of the same model after `number` swaps of weights: a file of its own."""
+        path = None if self.path is None else self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")
+        return Recording(path, self.limit_bytes)
+
     def scheduler(
         self, num_blocks: int, block_size: int, limits: SchedulerLimits, tiers: TierHierarchy | None
     ) -> Scheduler:

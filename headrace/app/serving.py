@@ -13,10 +13,8 @@ import asyncio
 import logging
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,12 +33,14 @@ from headrace.api import (
     SharedKey,
     build_app,
 )
+from headrace.app.beside import in_thread
 from headrace.app.connections import CLOSE_GRACE_S, HttpServer, check_tls, http_server
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
 from headrace.app.remote import RemoteSide
 from headrace.app.status import ServerStatus
+from headrace.app.swapping import Swapper
 from headrace.app.warming import read_warm_file, warm_model
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
 from headrace.core.clock import MonotonicClock
@@ -106,6 +106,16 @@ class _Server:
         self._recordings = Recordings(_resume_limits(settings.resume))
         self._remote = RemoteSide(settings, self._clock, self._metrics)
         self._watches: list[asyncio.Future[None]] = []
+        self._swapper = Swapper(
+            settings,
+            find,
+            self._clock,
+            models=self._models,
+            metrics=self._metrics,
+            watchdog=self._watchdog,
+            engines=self._engines,
+            watch=self._look_after,
+        )
         self._stop = asyncio.Event()
         self._signal: signal.Signals | None = None
 
@@ -151,12 +161,12 @@ class _Server:
         for remote in self._remote.models(int(time.time())):
             self._models.publish(remote)
         wanted = read_warm_file(Path(path).expanduser()) if (path := self._settings.server.warm) is not None else []
-        opened = await _in_thread(self._open)
+        opened = await in_thread(self._open)
         for model in opened:
             self._status.enter("load", model.name)
             with self._timeline.phase("load"):
                 observer = self._metrics.observer(model.name)
-                loaded = await _in_thread(partial(load_model, model, self._clock, observer, self._status.advance))
+                loaded = await in_thread(partial(load_model, model, self._clock, observer, self._status.advance))
             self._engines.append(loaded)
             self._watchdog.add(loaded.name, loaded.engine.facts)
             self._status.enter("warm", model.name)
@@ -202,7 +212,7 @@ class _Server:
         """Let requests reach a warm model, and monitors see it."""
         self._metrics.add(observer, loaded.engine.snapshot)
         self._metrics.add_health(loaded.name, partial(self._watchdog.health, loaded.name))
-        self._watches.append(asyncio.ensure_future(self._watch(loaded)))
+        self._look_after(loaded)
         self._models.publish(served_model(loaded, int(time.time())))
         self._status.count_ready()
 
@@ -232,6 +242,9 @@ class _Server:
         except TimeoutError:
             self.has_hung_thread = True
             model.engine.give_up(self._status.dead or "the engine hangs")
+
+    def _look_after(self, model: LoadedModel) -> None:
+        self._watches.append(asyncio.ensure_future(self._watch(model)))
 
     async def _watch(self, model: LoadedModel) -> None:
         """Wait for an engine to end by itself."""
@@ -273,24 +286,10 @@ class _Server:
             door=self._metrics.door,
             recordings=self._recordings,
             upstreams=self._remote.status,
+            swap=self._swapper.swap,
             cors_origins=self._settings.server.cors_origins,
         )
         return http_server(build_app(state), self._settings.server)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Do `work` in a thread of its own that does not hold up the end of the process."""
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as err:
-            done.set_exception(err)
-
-    threading.Thread(target=run, name="headrace-load", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 def _limits(health: HealthSettings) -> HealthLimits:

@@ -57,6 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     warm.add_argument("--api-key", metavar="KEY", help="key for the server")
     warm.add_argument("--ttl-s", type=float, help="seconds to keep them (default: what the file says, or an hour)")
 
+    swap = commands.add_parser("swap", help="give a model of a running server other weights")
+    swap.add_argument("model", metavar="MODEL", help="name that the server serves")
+    swap.add_argument("source", metavar="SOURCE", help=_MODEL_HELP)
+    swap.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
+    swap.add_argument("--api-key", dest="server.api_key", metavar="KEY", help="key of an administrator")
+    swap.add_argument("--wait-s", type=float, help="seconds for running requests to finish; default: server.drain_s")
+    _add_settings(swap, (None,))
+
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     _add_settings(pull, (None,))

@@ -16,6 +16,7 @@
     ├── UnknownRequest             404
     ├── RequestIdTaken             409
     ├── RequestCancelled           409
+    ├── SwapRefused                409
     ├── StreamExpired              410
     ├── KeyReused                  422
     ├── Overloaded                 429  retryable
@@ -159,6 +160,12 @@ class KeyReused(HeadraceError):
     """The same `Idempotency-Key` came with another body."""
 
     code, http_status, retryable = "idempotency_key_reused", 422, False
+
+
+class SwapRefused(HeadraceError):
+    """The weights of a model cannot be swapped; the message says why, and nothing has changed."""
+
+    code, http_status, retryable = "swap_refused", 409, False
 
 
 class Overloaded(HeadraceError):

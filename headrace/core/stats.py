@@ -89,6 +89,12 @@ class TierStats(msgspec.Struct, kw_only=True):
     store_s: float = 0.0
 
 
+_ADD_UP = (
+    "num_running", "num_waiting", "num_steps", "num_preemptions", "num_swaps", "num_paused", "num_pauses",
+    "prompt_tokens", "generated_tokens", "recomputed_tokens", "prefix_queries", "prefix_hits",
+)  # fmt: skip
+
+
 class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The engine at one moment. The counters only grow; `last_step_s` is None before the first step."""
 
@@ -115,6 +121,11 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     num_pauses: int = 0
     phase: str = "idle"  # what the engine thread is doing: idle, warm, schedule, execute, commit
     time: EngineTime | None = None  # where its time went
+
+    def after(self, before: EngineSnapshot) -> EngineSnapshot:
+        """Return this engine's state with the counters, and the unfinished sequences, of the one before it added."""
+        sums = {name: getattr(self, name) + getattr(before, name) for name in _ADD_UP}
+        return msgspec.structs.replace(self, **sums)
 
     @property
     def kv_usage(self) -> float:

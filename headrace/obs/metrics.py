@@ -99,6 +99,22 @@ class Metrics(Collector):
         """Show an engine: its observer's counts, and the gauges that `snapshot` reads."""
         self._engines.append((metrics, snapshot))
 
+    def observer_of(self, model_name: str) -> ModelMetrics:
+        """Return the observer of a model that is shown."""
+        return next(metrics for metrics, _ in self._engines if metrics.model_name == model_name)
+
+    def snapshot_of(self, model_name: str) -> Callable[[], EngineSnapshot]:
+        """Return what reads the gauges of a model that is shown."""
+        return next(read for metrics, read in self._engines if metrics.model_name == model_name)
+
+    def succeed(
+        self, model_name: str, snapshot: Callable[[], EngineSnapshot], before: Callable[[], EngineSnapshot]
+    ) -> None:
+        """Show an engine in place of one of the same model; its counters go on from those that `before` reads."""
+        metrics = self.observer_of(model_name)
+        shown = [metrics.model_name for metrics, _ in self._engines].index(model_name)
+        self._engines[shown] = (metrics, lambda: snapshot().after(before()))
+
     def add_health(self, model_name: str, health: Callable[[], ModelHealth]) -> None:
         """Show how an engine is getting on, as `health` says when somebody scrapes."""
         self._healths[model_name] = health

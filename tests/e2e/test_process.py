@@ -223,3 +223,24 @@ def test_two_models_are_served_side_by_side(tiny_path: Path, start_server: Any, 
         }
         assert {name: reply["model"] for name, reply in replies.items()} == {"tiny": "tiny", "other": "other"}
         assert replies["tiny"]["choices"][0]["text"] != replies["other"]["choices"][0]["text"]
+
+
+def test_the_weights_of_a_running_server_are_swapped(tiny_path: Path, start_server: Any, tmp_path: Path) -> None:
+    from headrace.testing.checkpoints import write_checkpoint
+
+    other = write_checkpoint(tmp_path / "other", seed=5)
+    with start_server(f"file:{tiny_path}", *SMALL) as server:
+        body = {"prompt": "a", "temperature": 0, "max_tokens": 8}
+        before = server.post("/v1/completions", **body).json()
+        done = headrace("swap", "tiny", f"file:{other}", "--url", server.url, "--wait-s", "0")
+        assert done.returncode == 0, done.stderr
+        assert before["system_fingerprint"] in done.stdout
+        after = server.post("/v1/completions", **body).json()
+        assert after["model"] == "tiny"
+        assert after["system_fingerprint"] != before["system_fingerprint"]
+        assert after["choices"][0]["text"] != before["choices"][0]["text"]
+        refused = headrace("swap", "tiny", "file:/nowhere/at/all", "--url", server.url)
+        assert refused.returncode == 1
+        assert "keeps its weights" in refused.stderr
+        assert server.get("/health/ready").json() == {"state": "ready"}
+        assert server.stop() == 0
