@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 START_S = 30.0
 
@@ -70,3 +73,18 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def new_schema(url: str) -> str:
+    """Make an empty schema; return the URL that leads into it."""
+    import asyncpg
+
+    name = f"test_{secrets.token_hex(6)}"
+
+    async def create() -> None:
+        connection: Any = await asyncpg.connect(url)
+        await connection.execute(f"CREATE SCHEMA {name}")
+        await connection.close()
+
+    asyncio.run(create())
+    return f"{url}?search_path={name}"

@@ -11,12 +11,13 @@ import logging
 import re
 import secrets
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.api.errors import error_response
 from headrace.core.caller import Caller, Gatekeeper
-from headrace.core.errors import HeadraceError
+from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.protocols import Clock
 from headrace.obs import DoorMetrics
 
@@ -61,7 +62,8 @@ class Access:
 
         try:
             try:
-                scope["state"]["caller"] = await self._identify(scope["path"], headers)
+                caller = await self._identify(scope["path"], headers)
+                scope["state"]["caller"] = msgspec.structs.replace(caller, task=_task(headers))
             except HeadraceError as refusal:
                 self._metrics.on_refused(refusal)
                 await error_response(refusal, request_id, scope["path"])(scope, receive, tell)
@@ -105,3 +107,14 @@ def _accept_anthropic_key(scope: Scope) -> None:
 def _safe(value: str | None) -> str | None:
     """Return an id that may go into headers and logs, or None."""
     return value if value is not None and _SAFE_ID.fullmatch(value) else None
+
+
+def _task(headers: Headers) -> str:
+    """Return the caller's own name for what it is doing. Raises InvalidRequest."""
+    task = headers.get("x-task-id", "")
+    if task and not _SAFE_ID.fullmatch(task):
+        raise InvalidRequest(
+            f"X-Task-Id has {len(task)} characters; it must be 1 to 128 printable ones without spaces",
+            param="X-Task-Id",
+        )
+    return task

@@ -52,7 +52,7 @@ _ROUTES = [
 def build_app(state: ApiState) -> ASGIApp:
     """Return the application that serves `state`."""
     app = Starlette(
-        routes=_ROUTES,
+        routes=[*_ROUTES, *state.admin],
         exception_handlers={
             HeadraceError: _tree_error,
             HTTPException: _router_error,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
@@ -49,6 +49,7 @@ class Call:
 
     def __init__(self, calls: Calls, call_id: CallId, caller: Caller) -> None:
         self.call_id = call_id
+        self.headers: dict[str, str] = {}  # of the reply; complete before its first delta
         self.is_cancelled = False
         self._calls = calls
         self._caller = caller
@@ -69,7 +70,18 @@ class Call:
         """Pass a request on in its caller's name. Raises RequestCancelled if the call was cancelled before."""
         if self.is_cancelled or self._model is None:
             raise RequestCancelled("the request was cancelled before it began")
-        return self._model.upstream.generate(_of_caller(request, self._caller, self._model.shares_prefixes))
+        own = _of_caller(request, self._caller, self._model.shares_prefixes)
+        return self._note_headers(self._model.upstream.generate(own))
+
+    async def _note_headers(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+        try:
+            async for delta in deltas:
+                if delta.headers:
+                    self.headers.update(delta.headers)
+                yield delta
+        finally:
+            if isinstance(deltas, AsyncGenerator):
+                await deltas.aclose()
 
     async def run(self, work: Coroutine[object, object, T]) -> T:
         """Do the call's work in this task. Raises RequestCancelled if it had to be cut off."""
@@ -166,11 +178,13 @@ def owner_of(http: HttpRequest) -> str:
 
 
 def _of_caller(request: Request, caller: Caller, shares_prefixes: bool) -> Request:
-    """Say whose share of the engine a request takes, and whose cached prefixes it may find."""
-    if not caller.tenant:
+    """Say whose share of the engine and whose money a request takes, and whose cached prefixes it may find."""
+    if not caller.tenant and not caller.task:
         return request
-    namespace = request.namespace if shares_prefixes else f"tenant/{caller.tenant}"
-    return msgspec.structs.replace(request, tenant=caller.tenant, namespace=namespace)
+    namespace = request.namespace if shares_prefixes or not caller.tenant else f"tenant/{caller.tenant}"
+    return msgspec.structs.replace(
+        request, tenant=caller.tenant, key_id=caller.key_id, task=caller.task, namespace=namespace
+    )
 
 
 def spellings(request_id: str) -> list[str]:

@@ -54,7 +54,7 @@ def is_anthropic(path: str) -> bool:
 def error_response(err: BaseException, request_id: str, path: str) -> Response:
     """Make the whole HTTP reply for `err`."""
     status = err.http_status if isinstance(err, HeadraceError) else 500
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = dict(err.headers) if isinstance(err, HeadraceError) else {}
     if isinstance(err, HeadraceError) and err.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(err.retry_after_s)))
     if isinstance(err, Unauthorized):

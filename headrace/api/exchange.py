@@ -74,9 +74,9 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
         wire = await begin(call)
         if body.stream:
             undo.pop_all()
-            return EventStream(wire.events(), http.state.request_id, call)
+            return EventStream(wire.events(), http.state.request_id, call, headers=call.headers)
         reply = await until_disconnect(http.receive, call.run(wire.reply()))
-    return _json(_encoder.encode(reply))
+    return _json(_encoder.encode(reply), call.headers)
 
 
 async def resume(http: HttpRequest) -> Response | EventStream:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from headrace.api.openai_replies import ModelCard, ModelList
 from headrace.api.served import RemoteModel, ServedModel
 from headrace.api.state import ApiState
+from headrace.core.caller import Caller
 from headrace.core.health import HealthState, ServerHealth
 
 
@@ -52,9 +53,11 @@ async def version(http: Request) -> Response:
 
 
 async def list_models(http: Request) -> Response:
-    """All served models, the default first."""
+    """All served models that the caller may ask, the default first."""
     state: ApiState = http.app.state.api
-    return _json(ModelList([_card(model) for model in state.models]))
+    caller: Caller = http.state.caller
+    allowed = [model for model in state.models if caller.models is None or model.name in caller.models]
+    return _json(ModelList([_card(model) for model in allowed]))
 
 
 async def get_model(http: Request) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
 from headrace.core.protocols import Upstream
@@ -94,13 +94,18 @@ class Models:
         self,
         models: Iterable[ServedModel | RemoteModel] = (),
         loading: Callable[[], str | None] = lambda: None,
+        front: Callable[[Upstream], Upstream] = lambda upstream: upstream,
     ) -> None:
-        self._by_name = {model.name: model for model in models}
+        """Serve `models`. `front` puts the gateway's stages before each one's upstream."""
+        self._front = front
+        self._by_name: dict[str, ServedModel | RemoteModel] = {}
+        for model in models:
+            self.publish(model)
         self._loading = loading
 
     def publish(self, model: ServedModel | RemoteModel) -> None:
         """Serve a model from now on, in place of the one of its name if there is one."""
-        self._by_name[model.name] = model
+        self._by_name[model.name] = replace(model, upstream=self._front(model.upstream))
 
     def __iter__(self) -> Iterator[ServedModel | RemoteModel]:
         """Yield those of this process first, the default one foremost."""

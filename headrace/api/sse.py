@@ -52,11 +52,14 @@ class EventStream:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the events of `call`, which ends with this stream; without one they come from a recording."""
+        """Take the events of `call`, which ends with this stream; without one they come from a recording.
+
+        headers  more of the reply; read when the first event is there
+        """
         self._events = events
         self._request_id = request_id
         self._call = call
-        self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in (headers or {}).items())]
+        self._more_headers: Mapping[str, str] = {} if headers is None else headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -68,6 +71,9 @@ class EventStream:
             if self._call is not None:
                 self._call.close()
 
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        return [*_HEADERS, *((name.encode(), value.encode()) for name, value in self._more_headers.items())]
+
     async def _pump(self, send: Send, path: str) -> None:
         is_started = False
 
@@ -76,7 +82,7 @@ class EventStream:
             async for chunk in events:
                 if not is_started:
                     is_started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+                    await send({"type": "http.response.start", "status": 200, "headers": self._headers()})
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
         async with aclosing(self._events) as events:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from starlette.routing import BaseRoute
+
 from headrace.api.calls import Calls
 from headrace.api.recordings import Recordings
 from headrace.api.served import Models
@@ -27,6 +29,7 @@ class ApiState:
     health    says how the server and its engines are getting on
     calls, recordings  what is being answered now
     render    Prometheus text and its content type
+    admin     routes of the administration, where there is one
     gatekeeper  finds out who calls
     door      counts who was turned away there
     wall_s    Unix seconds, for `created` fields only
@@ -42,6 +45,7 @@ class ApiState:
     render: Callable[[], tuple[bytes, str]]
     version: str
     max_body_bytes: int
+    admin: Sequence[BaseRoute] = ()
     gatekeeper: Gatekeeper = field(default_factory=lambda: SharedKey(None))
     door: DoorMetrics = field(default_factory=DoorMetrics)
     calls: Calls = field(default_factory=Calls)

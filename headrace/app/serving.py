@@ -45,6 +45,7 @@ from headrace.app.warming import read_warm_file, warm_model
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
 from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, EngineDead
+from headrace.core.protocols import Clock, Upstream
 from headrace.core.settings import HealthSettings, ResumeSettings, Settings
 from headrace.engine.health import HealthLimits
 from headrace.gateway import Gateway
@@ -62,7 +63,7 @@ def serve(settings: Settings, find: Find) -> int:
     """Serve until told to stop; return the exit code. Raises ConfigError when the models cannot be served."""
     configure_logging(settings.server.log_level, log_format=settings.server.log_format)
     check_tls(settings.server)
-    has_keys = settings.database is not None and asyncio.run(_has_keys(settings.database))
+    has_keys = asyncio.run(_has_keys(settings))
     check_exposure(settings.server, has_database=settings.database is not None, has_keys=has_keys)
     if not has_keys and settings.server.api_key is None:
         _log.info("no keys are configured: only this machine is served, and everyone on it may call")
@@ -75,14 +76,24 @@ def serve(settings: Settings, find: Find) -> int:
     return code
 
 
-async def _has_keys(url: str) -> bool:
+async def _has_keys(settings: Settings) -> bool:
     """Look into the database before anything is loaded: what is wrong with it is told at once."""
-    gateway = Gateway(url, MonotonicClock())
+    gateway = _gateway(settings, MonotonicClock())
+    if gateway is None:
+        return False
     try:
-        await gateway.open()
+        await gateway.look()
         return gateway.has_keys
     finally:
         await gateway.close()
+
+
+def _same(upstream: Upstream) -> Upstream:
+    return upstream
+
+
+def _gateway(settings: Settings, clock: Clock) -> Gateway | None:
+    return None if settings.database is None else Gateway(settings.database, settings.gateway, clock)
 
 
 class _Server:
@@ -94,15 +105,17 @@ class _Server:
         self._sock = sock
         self._find = find
         self._clock = MonotonicClock()
+        self._gateway = _gateway(settings, self._clock)
         self._timeline = Timeline(self._clock)
         self._metrics = Metrics()
-        self._gateway = Gateway(settings.database, self._clock) if settings.database is not None else None
         self._engines: list[LoadedModel] = []
         self._watchdog = Watchdog(
             _limits(settings.health), self._clock, on_stall=self._metrics.count_stall, on_dead=self._hear_dead
         )
         self._status = ServerStatus(self._clock, self._watchdog, len(settings.models))
-        self._models = Models(loading=self._status.loading)
+        self._models = Models(
+            loading=self._status.loading, front=_same if self._gateway is None else self._gateway.front
+        )
         self._recordings = Recordings(_resume_limits(settings.resume))
         self._remote = RemoteSide(settings, self._clock, self._metrics)
         self._watches: list[asyncio.Future[None]] = []
@@ -125,6 +138,7 @@ class _Server:
             return await self._serve()
         try:
             await self._gateway.open()
+            self._metrics.add_accounts(self._gateway.stats)
             return await self._serve()
         finally:
             await self._gateway.close()
@@ -284,6 +298,7 @@ class _Server:
             max_body_bytes=self._settings.server.max_body_bytes,
             gatekeeper=SharedKey(self._settings.server.api_key) if self._gateway is None else self._gateway.gatekeeper,
             door=self._metrics.door,
+            admin=() if self._gateway is None else self._gateway.admin_routes(headrace.__version__),
             recordings=self._recordings,
             upstreams=self._remote.status,
             swap=self._swapper.swap,

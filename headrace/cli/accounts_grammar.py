@@ -1,4 +1,4 @@
-"""Grammar of the commands that keep accounts: `headrace tenants`, `headrace keys`.
+"""Grammar of the commands that keep accounts: `headrace tenants`, `keys`, `limits`, `budgets`.
 
 Owns their flags; what they do is in the file of each. Imports nothing heavy, like `cli.entry`, which calls it.
 """
@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 
 Finish = Callable[[argparse.ArgumentParser], None]
+_SUBJECT = "tenant:ID, key:ID, tenant:* or key:* (each its own), or all"
 
 
 def add_tenants(parser: argparse.ArgumentParser, finish: Finish) -> None:
@@ -59,6 +60,45 @@ def add_keys(parser: argparse.ArgumentParser, finish: Finish) -> None:
     revoke = actions.add_parser("revoke", help="end a key for good")
     revoke.add_argument("key", metavar="KEY", help="public part of the key")
     for below in (create, listing, rotate, revoke):
+        _finish(below, finish)
+
+
+def add_limits(parser: argparse.ArgumentParser, finish: Finish) -> None:
+    """Add the commands on limits."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    change = actions.add_parser("set", help="add a limit or change its amount")
+    change.add_argument("subject", metavar="SUBJECT", help=_SUBJECT)
+    change.add_argument("what", choices=("requests", "tokens", "parallel", "steps"), help="what is counted")
+    change.add_argument("amount", type=int, metavar="AMOUNT", help="how many")
+    change.add_argument("--per", choices=("minute", "hour", "day", "task"), help="of requests and tokens; steps: task")
+    change.add_argument("--model", dest="only", metavar="NAME", help="of this model only")
+    listing = actions.add_parser("list", help="list limits")
+    remove = actions.add_parser("remove", help="remove a limit")
+    remove.add_argument("limit", metavar="LIMIT", help="id of the limit")
+    for below in (change, listing, remove):
+        _finish(below, finish)
+
+
+def add_budgets(parser: argparse.ArgumentParser, finish: Finish) -> None:
+    """Add the commands on budgets."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    change = actions.add_parser("set", help="add a budget or change it")
+    change.add_argument("subject", metavar="SUBJECT", help=_SUBJECT)
+    change.add_argument("limit", metavar="DOLLARS", help="how much, such as 12.50")
+    change.add_argument(
+        "--period", default="month", help="hour, day, week, month, total, task or rolling:30d (default: month)"
+    )
+    change.add_argument("--timezone", default="UTC", help="where days, weeks and months begin (default: UTC)")
+    change.add_argument("--model", dest="only", metavar="NAME", help="of this model only")
+    change.add_argument("--warn-at", metavar="DOLLARS", help="warn callers from here on")
+    change.add_argument("--soft", dest="soft_only", action="store_true", help="warn only, never refuse")
+    listing = actions.add_parser("list", help="list budgets and where they stand")
+    show = actions.add_parser("show", help="show every account of a budget")
+    reset = actions.add_parser("reset", help="begin anew: nothing is spent")
+    remove = actions.add_parser("remove", help="remove a budget")
+    for below in (show, reset, remove):
+        below.add_argument("budget", metavar="BUDGET", help="id of the budget")
+    for below in (change, listing, show, reset, remove):
         _finish(below, finish)
 
 

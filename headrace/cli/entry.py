@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headrace.cli.accounts_grammar import add_keys, add_tenants
+from headrace.cli.accounts_grammar import add_budgets, add_keys, add_limits, add_tenants
 from headrace.cli.flags import add_setting_flags
 from headrace.core.errors import ConfigError, Conflict, HeadraceError, InvalidRequest, NotFound, UnknownModel
 
@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve models over the OpenAI API")
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
-    _add_settings(serve, (None, "server", "health", "stream", "resume", "engine", "scheduling", "failover"))
+    sections = ("server", "health", "stream", "resume", "engine", "scheduling", "failover", "gateway")
+    _add_settings(serve, (None, *sections))
 
     warm = commands.add_parser("warm", help="have a running server compute prompts and keep them")
     warm.add_argument("file", type=Path, metavar="FILE", help="JSON lines, each with 'prompt' or 'messages'")
@@ -106,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_tenants(commands.add_parser("tenants", help="who owns keys, limits and budgets"), _add_general)
     add_keys(commands.add_parser("keys", help="make, list, rotate and revoke the keys of tenants"), _add_general)
+    add_limits(commands.add_parser("limits", help="how often a key, a tenant or everyone may ask"), _add_general)
+    add_budgets(commands.add_parser("budgets", help="how much each may spend, and how much is left"), _add_general)
 
     why = commands.add_parser("why", help="ask a server why a request waits, was preempted or refused")
     why.add_argument("id", metavar="ID", help="the request's x-request-id, or the id in its answer")

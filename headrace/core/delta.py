@@ -85,6 +85,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCallDelta, ...] = ()
     prompt_token_ids: tuple[int, ...] = ()  # first delta only, where a remote upstream tells
     foreign: tuple[ForeignPart, ...] = ()  # whole parts that only one wire knows
+    headers: tuple[tuple[str, str], ...] = ()  # for the HTTP reply, if it has not begun: told by the gateway's stages
 
     @property
     def has_words(self) -> bool:

@@ -10,6 +10,9 @@
     │   └── TemplateFailed
     ├── Unauthorized               401
     ├── Forbidden                  403
+    ├── TaskExhausted              403
+    ├── BudgetExceeded             402
+    ├── RateLimited                429  retryable
     ├── UnknownModel               404
     ├── NotFound                   404  an object of the administration
     ├── Conflict                   409  such an object exists already
@@ -52,6 +55,7 @@ class HeadraceError(Exception):
     code: str = "internal_error"
     http_status: int = 500
     retryable: bool = False
+    headers: tuple[tuple[str, str], ...] = ()  # of the HTTP reply
     retry_after_s: float | None = None  # when another try is worth it, where that is known
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -124,6 +128,35 @@ class Conflict(HeadraceError):
     """A tenant, limit or budget of this id or kind exists already, or is in use."""
 
     code, http_status, retryable = "conflict", 409, False
+
+
+class TaskExhausted(HeadraceError):
+    """The task that `X-Task-Id` names has used its steps; trying again does not help."""
+
+    code, http_status, retryable = "task_exhausted", 403, False
+
+
+class BudgetExceeded(HeadraceError):
+    """A hard budget does not cover this request; `scope` says whose budget it is."""
+
+    code, http_status, retryable = "budget_exceeded", 402, False
+
+    def __init__(self, message: str, *, scope: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.retry_after_s = retry_after_s
+        self.headers = (("x-headrace-budget-scope", scope),)
+
+
+class RateLimited(HeadraceError):
+    """Over a limit of requests, tokens or calls at a time; `retry_after_s` says when it has room again."""
+
+    code, http_status, retryable = "rate_limit_exceeded", 429, True
+
+    def __init__(self, message: str, *, retry_after_s: float, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.headers = headers
 
 
 class UnknownModel(HeadraceError):

@@ -73,7 +73,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace      whose cached prefixes it may share, its tenant's if empty; set by the server, never by the caller
     pin_s          seconds for which the prompt's KV is kept after it, whoever needs room
-    tenant         whose share of the engine it uses; set by the server, never by the caller
+    tenant         whose share of the engine it uses, and whose money; set by the server, never by the caller
+    key_id         public part of the caller's key; set by the server
+    task           the caller's own name for the job that this is a step of
     priority       class, PRIORITIES; lower is served first
     is_background  takes only what the others leave
     deadline_s     seconds from arrival within which the first token must come; else it ends as EXPIRED
@@ -95,6 +97,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     pin_s: float = 0.0
     tenant: str = ""
+    key_id: str = ""
+    task: str = ""
     priority: int = 0
     is_background: bool = False
     deadline_s: float | None = None

@@ -18,6 +18,8 @@ from typing import Annotated, Literal, get_origin
 import msgspec
 
 from headrace.core.errors import ConfigError
+from headrace.core.gateway_settings import GatewaySettings
+from headrace.core.toml_lines import line_of
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 
 Backend = Literal["auto", "reference", "native", "cuda"]
@@ -202,6 +204,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     resume     what is kept for clients that come back
     engine     how to compute
     scheduling whom to serve first
+    gateway    whom to serve at all
     failover   when remote upstreams fail
     upstreams  remote servers by name
     models     names or sources of the models to serve from here, the default one first; none where upstreams are set
@@ -217,6 +220,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scheduling: SchedulingSettings = SchedulingSettings()
     failover: FailoverSettings = FailoverSettings()
     upstreams: dict[str, UpstreamSettings] = {}
+    gateway: GatewaySettings = GatewaySettings()
     models: tuple[str, ...] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
     database: str | None = None
@@ -278,7 +282,8 @@ def load(
     path       TOML file; None: the file named by HEADRACE_CONFIG, if any
     environ    None: this process's environment
     overrides  `section.name` → value, from the command line; None values are "not given"
-    Raises ConfigError naming source, key and the nearest valid key, or the value and what is allowed.
+    Raises ConfigError naming source (a file with the line), key and the nearest valid key, or the value and what is
+    allowed.
     """
     env = os.environ if environ is None else environ
     if path is None and env.get(_ENV_CONFIG):
@@ -287,10 +292,13 @@ def load(
     merged: dict[str, object] = {}
     tables: dict[str, UpstreamSettings] = {}
     if path is not None:
-        document = _read_file(path)
-        tables = _upstreams(document.pop(_TABLES, {}), f"file {path}")
-        for key, value in _flat(document).items():
-            merged[key] = _convert(_known(key, known, f"file {path}"), value, f"file {path}", strict=True)
+        document, lines = _read_file(path)
+        try:
+            tables = _upstreams(document.pop(_TABLES, {}), f"file {path}")
+            for key, value in _flat(document).items():
+                merged[key] = _convert(_known(key, known, f"file {path}"), value, f"file {path}", strict=True)
+        except ConfigError as err:
+            raise _with_line(err, path, lines) from err
     names = {_env_name(leaf): leaf for leaf in known.values()}
     for name, text in env.items():
         if _is_setting(name):
@@ -359,11 +367,23 @@ def _check_key_places(upstream: UpstreamSettings, where: str) -> None:
             raise ConfigError(f"{where}.headers sets '{name}'; set {where}.api_key instead", param=f"{where}.headers")
 
 
-def _read_file(path: Path) -> dict[str, object]:
+def _with_line(err: ConfigError, path: Path, text: str) -> ConfigError:
+    """Say in which line of the file the key stands that `err` is about."""
+    number = None if err.param is None else line_of(text, err.param)
+    if number is None:
+        return err
+    where = f"file {path}"
+    message = err.message.replace(where, f"{where}:{number}", 1)
+    return ConfigError(message if message != err.message else f"{message} ({where}:{number})", param=err.param)
+
+
+def _read_file(path: Path) -> tuple[dict[str, object], str]:
+    """Return what the file says, and its text."""
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text), text
     except OSError as err:
         raise ConfigError(f"cannot read the configuration file {path}: {err.strerror}") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:

@@ -161,3 +161,16 @@ class Observer(Protocol):
     def on_refused(self, error: HeadraceError) -> None:
         """A request was refused at the door."""
         ...
+
+
+class AdmissionStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What the accounts of a gateway have decided so far; `live` and `late` are of this moment."""
+
+    live: int
+    late: int
+    batches: int
+    commands: int
+    expired: int
+    shadowed: int
+    failures: int
+    refused: dict[str, int]

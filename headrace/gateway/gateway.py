@@ -1,25 +1,50 @@
 """The gateway of one server process: its database and everything that remembers it, opened and closed together.
 
-Owns the order of opening and closing. Built by `app.serving` when a database is configured.
+Owns the order of opening and closing, and the order of the stages. Built by `app.serving` where there is a database.
+
+    gatekeeper ─► api ─► permission ─► admission ─► upstream
 """
 
 from __future__ import annotations
 
 from headrace.core.caller import Gatekeeper
-from headrace.core.protocols import Clock
+from headrace.core.gateway_settings import GatewaySettings
+from headrace.core.protocols import Clock, Upstream
+from headrace.core.stats import AdmissionStats
+from headrace.gateway.admin import AdminRoutes, admin_routes
+from headrace.gateway.admission import Admission, Authority, Rulebook
+from headrace.gateway.admission.stage import AdmissionRules
+from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.identity import Directory
 from headrace.gateway.identity.gate import Gate
+from headrace.gateway.identity.permission import Permission
+from headrace.gateway.pipeline import Pipeline
 from headrace.gateway.store import migrate, open_database
 from headrace.gateway.store.watch import Watch
 
 
 class Gateway:
-    """Keys of one server process."""
+    """Keys, limits and budgets of one server process."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, settings: GatewaySettings, clock: Clock) -> None:
         self._database = open_database(url)
         self._directory = Directory()
-        self._watch = Watch(self._database, clock, [self._directory])
+        self._rulebook = Rulebook()
+        self._watch = Watch(self._database, clock, [self._directory, self._rulebook])
+        self._authority = Authority(self._database, clock, lease_s=settings.lease_s)
+        self._stages = (
+            Permission(self._directory),
+            Admission(
+                self._authority,
+                self._rulebook,
+                PriceTable(settings.prices),
+                AdmissionRules(
+                    least_output=settings.least_output,
+                    default_output=settings.default_output,
+                    is_unpriced_allowed=settings.unpriced == "allow",
+                ),
+            ),
+        )
         self.gatekeeper: Gatekeeper = Gate(self._directory, self._watch)
 
     @property
@@ -27,13 +52,31 @@ class Gateway:
         """Say whether callers need keys."""
         return self._directory.has_keys
 
-    async def open(self) -> None:
-        """Connect, bring the schema up to date, read keys. Raises ConfigError or StoreUnavailable."""
+    def front(self, upstream: Upstream) -> Upstream:
+        """Return `upstream` behind every stage."""
+        return Pipeline(self._stages, upstream)
+
+    def admin_routes(self, version: str) -> AdminRoutes:
+        """Return the routes of the administration."""
+        return admin_routes(self._database, version)
+
+    def stats(self) -> AdmissionStats:
+        """Return what has been decided so far."""
+        return self._authority.stats()
+
+    async def look(self) -> None:
+        """Connect, bring the schema up to date, read keys and rules. Raises ConfigError or StoreUnavailable."""
         await self._database.open()
         await migrate(self._database)
         await self._watch.look()
 
+    async def open(self) -> None:
+        """Do the same, and keep accounts from now on."""
+        await self.look()
+        await self._authority.open()
+
     async def close(self) -> None:
         """Write what is left and disconnect."""
         await self._watch.close()
+        await self._authority.close()
         await self._database.close()

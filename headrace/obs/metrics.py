@@ -17,8 +17,9 @@ from prometheus_client.registry import Collector
 from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
 from headrace.core.health import HealthState, ModelHealth
-from headrace.core.stats import EngineSnapshot, RequestStats, StepStats
+from headrace.core.stats import AdmissionStats, EngineSnapshot, RequestStats, StepStats
 from headrace.core.upstream_status import UpstreamStatus
+from headrace.obs import accounts
 from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
 from headrace.obs.tenants import TenantCounts, tenant_families
@@ -77,6 +78,10 @@ class ModelMetrics:
         self.refused[error.code] = self.refused.get(error.code, 0) + 1
 
 
+def _no_accounts() -> AdmissionStats:
+    return AdmissionStats(live=0, late=0, batches=0, commands=0, expired=0, shadowed=0, failures=0, refused={})
+
+
 class Metrics(Collector):
     """All engines' metrics and the process's own."""
 
@@ -87,6 +92,7 @@ class Metrics(Collector):
         self._startup_s: dict[str, float] = {}
         self.door = DoorMetrics()
         self._upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple
+        self._accounts: Callable[[], AdmissionStats] = _no_accounts
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -128,6 +134,10 @@ class Metrics(Collector):
         """Show the remote upstreams, as `statuses` tells when somebody scrapes."""
         self._upstreams = statuses
 
+    def add_accounts(self, stats: Callable[[], AdmissionStats]) -> None:
+        """Show what the gateway's accounts decide."""
+        self._accounts = stats
+
     def set_startup(self, phases_s: dict[str, float]) -> None:
         """Record how long each phase of the start took."""
         self._startup_s = dict(phases_s)
@@ -151,6 +161,7 @@ class Metrics(Collector):
             startup.add_metric((phase,), seconds)
         yield startup
         yield from self.door.families()
+        yield from accounts.families(self._accounts())
 
     def _health_families(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("headrace_health", "1 for the state the engine is in", labels=(*_LABELS, "state"))

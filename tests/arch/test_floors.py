@@ -32,7 +32,7 @@ HOMES = {
     "flashinfer": ["ops"],
     "torch": ["ops", "quant", "lora", "sampling", "model", "spec", "executor"],
     "transformers": [],
-    "starlette": ["api", "dashboard"],
+    "starlette": ["api", "dashboard", "gateway.admin"],
     "uvicorn": ["app"],
     "uvloop": ["app"],
     "httpx": ["bench", "cli", "model.store"],

@@ -1,4 +1,4 @@
-"""What the gateway asks of a database: transactions, and batches that are written in one piece.
+"""What the gateway asks of a database: transactions, step by step or in one piece.
 
 Owns no connection; `store.sqlite` and `store.postgres` do. SQL is written once, in the subset that both read, with
 numbered places ($1, $2, …) that occur once each, in order. Failures of the database itself are `StoreUnavailable`;
@@ -7,11 +7,12 @@ a broken rule (a foreign key, a duplicate) is `RuleBroken`, which the caller tur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol, TypeVar
 
-Value = str | int | None
+T = TypeVar("T")
+Value = str | int | list[str] | None
 Row = Mapping[str, Value]
 
 
@@ -19,11 +20,8 @@ class RuleBroken(Exception):
     """The database refused a row: it exists already, or what it refers to does not."""
 
 
-class Statement(NamedTuple):
-    """One SQL command and the rows of arguments it is carried out for."""
-
-    sql: str
-    rows: Sequence[Sequence[Value]]
+class Deadlock(Exception):
+    """Two transactions waited for each other and this one was given up; it can be carried out again at once."""
 
 
 class Transaction(Protocol):
@@ -33,9 +31,13 @@ class Transaction(Protocol):
         """Carry out one statement; return its rows."""
         ...
 
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Value]]) -> None:
+        """Carry out one statement for each row of arguments."""
+        ...
+
 
 class Database(Protocol):
-    """One database. `apply` is the fast path: one hop, one transaction, one commit."""
+    """One database."""
 
     dialect: Literal["sqlite", "postgres"]
 
@@ -51,6 +53,9 @@ class Database(Protocol):
         """Begin a transaction; commits at the end of the block, rolls back on an exception."""
         ...
 
-    async def apply(self, statements: Sequence[Statement]) -> None:
-        """Carry out all statements in one transaction. Raises StoreUnavailable; then nothing is changed."""
+    async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Carry out `work` in one transaction and return its result: the fast path.
+
+        `work` waits for nothing but its transaction. SQLite carries it out in the database's own thread, in one visit.
+        """
         ...

@@ -8,17 +8,19 @@ message carries the URL's password.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from headrace.core.errors import ConfigError, StoreUnavailable
-from headrace.gateway.store.database import Row, RuleBroken, Statement, Transaction, Value
+from headrace.gateway.store.database import Deadlock, Row, RuleBroken, Transaction, Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import asyncpg
+
+T = TypeVar("T")
 
 COMMAND_S = 2.0
 CONNECT_S = 5.0
@@ -69,12 +71,10 @@ class PostgresDatabase:
             ):
                 yield _PostgresTransaction(connection)
 
-    async def apply(self, statements: Sequence[Statement]) -> None:
-        """Carry out a batch: one round trip per statement, whatever the number of its rows."""
-        with _failures():
-            async with self._opened().acquire(timeout=COMMAND_S) as connection, connection.transaction():
-                for sql, rows in statements:
-                    await connection.executemany(sql, rows)
+    async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Carry out a transaction."""
+        async with self.transaction() as tx:
+            return await work(tx)
 
     def _opened(self) -> asyncpg.Pool[asyncpg.Record]:
         if self._pool is None:
@@ -86,8 +86,11 @@ class _PostgresTransaction:
     def __init__(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
         self._connection = connection
 
-    async def fetch(self, sql: str, *args: Value | Sequence[Value]) -> list[Row]:
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
         return [dict(record) for record in await self._connection.fetch(sql, *args)]
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Value]]) -> None:
+        await self._connection.executemany(sql, rows)
 
 
 @contextmanager
@@ -99,6 +102,8 @@ def _failures() -> Iterator[None]:
         yield
     except asyncpg.IntegrityConstraintViolationError as err:
         raise RuleBroken(str(err)) from err
+    except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as err:
+        raise Deadlock(str(err)) from err
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
         raise StoreUnavailable(
             f"the Postgres database does not answer: {type(err).__name__}: {err}; the gateway tries again by itself"

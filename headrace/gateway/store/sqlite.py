@@ -14,14 +14,14 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from headrace.core.errors import ConfigError, StoreUnavailable
-from headrace.gateway.store.database import Row, RuleBroken, Statement, Transaction, Value
+from headrace.gateway.store.database import Row, RuleBroken, Transaction, Value
 from headrace.gateway.store.log_sync import LogSync
 from headrace.gateway.store.worker import Worker
 
@@ -88,12 +88,12 @@ class SqliteDatabase:
                 await asyncio.shield(self._run(self._roll_back))
                 raise
 
-    async def apply(self, statements: Sequence[Statement]) -> None:
-        """Carry out a batch in one visit to the thread."""
+    async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Carry out a transaction in one visit to the thread."""
         async with self._lock:
-            await self._run(partial(self._apply, statements))
+            return await self._run(partial(self._carry_out, work))
 
-    async def fetch(self, sql: str, args: Sequence[Value]) -> list[Row]:
+    async def visit(self, sql: str, args: Sequence[Value]) -> list[Row]:
         """Carry out one statement of the open transaction."""
         return await self._run(partial(self._execute, _places(sql), args))
 
@@ -136,15 +136,15 @@ class SqliteDatabase:
     def _execute(self, sql: str, args: Sequence[Value]) -> list[Row]:
         return [dict(row) for row in self._opened().execute(sql, args)]
 
-    def _apply(self, statements: Sequence[Statement]) -> None:
+    def _carry_out(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         try:
             self._opened().execute("BEGIN IMMEDIATE")
-            for sql, rows in statements:
-                self._opened().executemany(_places(sql), rows)
+            result = _drive(work(_InlineTransaction(self._opened())))
             self._commit()
         except BaseException:
             self._roll_back()
             raise
+        return result
 
     def _commit(self) -> None:
         self._opened().execute("COMMIT")
@@ -168,11 +168,41 @@ class SqliteDatabase:
 
 
 class _SqliteTransaction:
+    """A transaction in steps: one visit to the thread each."""
+
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
 
     async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        return await self._database.fetch(sql, args)
+        return await self._database.visit(sql, args)
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Value]]) -> None:
+        for args in rows:
+            await self._database.visit(sql, args)
+
+
+class _InlineTransaction:
+    """A transaction inside the thread: its methods never wait."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        return [dict(row) for row in self._connection.execute(_places(sql), args)]
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Value]]) -> None:
+        self._connection.executemany(_places(sql), rows)
+
+
+def _drive(work: Awaitable[T]) -> T:
+    """Carry out a coroutine that never waits."""
+    steps = work.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("work on SQLite waited for something other than its transaction")
 
 
 @lru_cache(maxsize=256)

@@ -285,3 +285,29 @@ def test_a_refusal_at_the_door_has_its_status_and_is_counted(make_api: Any) -> N
     assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
     assert response.headers["x-request-id"] == "r1"
     assert dict(door.refused) == {"forbidden": 1}
+
+
+def test_a_caller_is_shown_its_own_models_and_names_its_task(make_api: Any) -> None:
+    class Limited(Recording):
+        async def identify(self, path: str, headers: Any) -> Caller:
+            return Caller(tenant="acme", key_id="k", models=frozenset({"other"}))
+
+    api = make_api(gatekeeper=Limited())
+    assert api.call("GET", "/v1/models").json()["data"] == []
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    assert api.call("POST", "/v1/chat/completions", json=body, headers={"x-task-id": "t1"}).status_code == 200
+    asked = api.upstream.requests[-1]
+    assert (asked.tenant, asked.key_id, asked.task, asked.namespace) == ("acme", "k", "t1", "tenant/acme")
+    refused = api.call("POST", "/v1/chat/completions", json=body, headers={"x-task-id": "a b"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Task-Id")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_headers_that_stages_tell_are_on_the_reply(make_api: Any, is_stream: bool) -> None:
+    class Telling:
+        async def generate(self, request: Any) -> Any:
+            yield Delta(text="a", headers=(("x-ratelimit-remaining-requests", "3"),))
+            yield Delta(finish=FinishReason.STOP)
+
+    reply = make_api(Telling()).chat(stream=is_stream)
+    assert reply.headers["x-ratelimit-remaining-requests"] == "3"

@@ -144,3 +144,23 @@ def test_lists_are_written_with_commas_in_the_environment_and_on_the_command_lin
     text = "https://a.example, https://b.example"
     assert load(environ={"HEADRACE_SERVER__CORS_ORIGINS": text}).server.cors_origins == origins
     assert load(environ={}, overrides={"server.cors_origins": text}).server.cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[server]\nport = 1\n\n[engine]\nthread = 2\n", ":5; did you mean 'engine.threads'"),
+        ("[server]\nport = 'x'\n", ":2 is not valid"),
+        ("modles = ['a']\n", ":1; did you mean 'models'"),
+        ("[gateway.prices]\n'a.b' = 1\n", ":1 is not valid"),
+        ("[upstreams.far]\nurl = 'http://x'\nmodles = {a = 'b'}\n", ":3; did you mean 'models'"),
+        ("[upstreams.far]\nurl = 'http://x'\nmodels = {a = 'b'}\napi_key = 'sk'\n", r"env:NAME.*:4\)"),
+        ("server.prot = 1\n", ":1; did you mean 'server.port'"),
+    ],
+)
+def test_errors_name_file_line_and_nearest_key(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(path, environ={})
+    assert str(path) in caught.value.message

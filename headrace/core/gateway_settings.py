@@ -1,0 +1,26 @@
+"""Settings of limits and budgets. `core.settings` reads them; what they are about is kept in the database."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits and budgets, where there is a database.
+
+    lease_s         seconds after which what a gateway that is gone had reserved is released
+    least_output    tokens: a budget that pays for fewer refuses a request instead of cutting its answer short
+    default_output  tokens of a remote model's answer at most, where the caller does not say and a budget pays
+    unpriced        requests under a hard budget for a model without a price: refuse, or allow them uncounted
+    prices          dollars per million tokens by model: INPUT/OUTPUT or INPUT/OUTPUT/CACHED
+    """
+
+    lease_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    least_output: Count = 16
+    default_output: Count = 4096
+    unpriced: Literal["refuse", "allow"] = "refuse"
+    prices: dict[str, str] = {}

@@ -1,0 +1,323 @@
+"""Who may begin, decided by the database: commands of all requests, gathered into batches, one transaction each.
+
+Owns the queue of commands and this gateway's live grants. One batch is under way at a time, so commands gather while
+the one before is written; a request that has been granted is written down before it begins.
+
+    stage ─ reserve ─► queue ─► batch ─► one transaction ─► Granted or refusal
+          ─ settle ──► queue          (not waited for)
+
+Leases: a live grant is renewed every third of a lease, with how far it is. A gateway that is gone renews nothing; any
+gateway then releases its reservations. One that cannot renew stops its streams under hard budgets before that.
+Without the database: hard budgets refuse (503); other limits are kept by this process alone; settlements are kept in
+memory, MAX_LATE at most, and written when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from headrace.core.errors import HeadraceError, StoreUnavailable
+from headrace.core.protocols import Clock
+from headrace.core.stats import AdmissionStats
+from headrace.gateway.admission.asks import Ask, Granted
+from headrace.gateway.admission.batch import Answer, Batch, Command, Renew, Reserve, Settle, expire
+from headrace.gateway.admission.book import Book, Reservation
+from headrace.gateway.admission.upkeep import database_ahead_ns, find_expired, forget_old
+from headrace.gateway.budgets.price import TokenCounts
+from headrace.gateway.budgets.settlement import Settlement
+from headrace.gateway.store import Database, Deadlock
+
+MAX_BATCH = 256
+MAX_LATE = 100_000
+RETRY_S = 0.5
+_UPKEEP_S = 3600.0
+_NS = 10**9
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Grant:
+    """One request that may run. Its stage keeps `num_output` up to date; the authority keeps the lease."""
+
+    ask: Ask
+    granted: Granted
+    reservation: Reservation
+    lease_until_s: float
+    num_output: int = 0
+    has_input: bool = False
+    is_shadow: bool = False
+
+    def progress(self) -> TokenCounts:
+        """Return what is known to be done."""
+        return TokenCounts(input_uncached=self.ask.num_input if self.has_input else 0, output_text=self.num_output)
+
+
+@dataclass(slots=True, eq=False)
+class _Queued:
+    command: Command
+    answer: asyncio.Future[Answer] | None
+    num_tries: int = 0
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What the authority has done."""
+
+    batches: int = 0
+    commands: int = 0
+    expired: int = 0
+    shadowed: int = 0
+    failures: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Authority:
+    """Grants and settles. One per gateway process."""
+
+    def __init__(
+        self, database: Database, clock: Clock, *, lease_s: float, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._wall_ns = wall_ns
+        self._ahead_ns = 0
+        self._lease_s = lease_s
+        self._queue: deque[_Queued] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._live: dict[str, Grant] = {}
+        self._shadow = Book()
+        self._counts = _Counts()
+
+    def stats(self) -> AdmissionStats:
+        """Return what has been done so far."""
+        counts = self._counts
+        return AdmissionStats(
+            live=len(self._live),
+            late=len(self._queue),
+            batches=counts.batches,
+            commands=counts.commands,
+            expired=counts.expired,
+            shadowed=counts.shadowed,
+            failures=counts.failures,
+            refused=dict(counts.refused),
+        )
+
+    def now_ns(self) -> int:
+        """Return Unix nanoseconds by the clock that all gateways of this database share."""
+        return self._wall_ns() + self._ahead_ns
+
+    async def open(self) -> None:
+        """Set the clock by the database, release what others left behind, keep leases from now on."""
+        await self.sweep()
+        self._keeper = asyncio.ensure_future(self._keep())
+
+    async def close(self) -> None:
+        """Write what is queued; what cannot be written is told in the log."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._worker is not None:
+            await asyncio.wait((self._worker,), timeout=2 * RETRY_S + 5.0)
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._queue:
+            _log.error("%d settlements could not be written; their reservations expire by themselves", len(self._queue))
+
+    async def reserve(self, ask: Ask) -> Grant:
+        """Let a request begin. Raises RateLimited, TaskExhausted, BudgetExceeded or StoreUnavailable."""
+        if len(self._queue) >= MAX_LATE:
+            raise StoreUnavailable(f"{len(self._queue):,} settlements wait for the database; no more are taken on")
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._put(_Queued(Reserve(ask), answer))
+        try:
+            granted = await asyncio.shield(answer)  # a cancelled caller must not take the answer along
+        except asyncio.CancelledError:
+            answer.add_done_callback(partial(self._give_back, ask))
+            raise
+        except StoreUnavailable:
+            if ask.is_hard:
+                raise
+            return self._reserve_alone(ask)
+        if isinstance(granted, HeadraceError):
+            self._counts.refused[granted.code] = self._counts.refused.get(granted.code, 0) + 1
+            raise granted
+        assert isinstance(granted, Granted)
+        return self._begin(ask, granted)
+
+    def settle(self, grant: Grant, settlement: Settlement) -> None:
+        """End a request. Takes effect with the next batch; not waited for."""
+        self._live.pop(grant.ask.id, None)
+        if grant.is_shadow:
+            self._shadow.settle(grant.reservation, settlement, self.now_ns())
+            self._shadow.settlements.clear()
+        self._put(_Queued(Settle(grant.reservation, settlement), None))
+
+    def is_lost(self, grant: Grant) -> bool:
+        """Say whether a request must stop because nobody vouches for its money any more."""
+        return grant.ask.is_hard and self._clock.now() >= grant.lease_until_s
+
+    def _begin(self, ask: Ask, granted: Granted, *, is_shadow: bool = False) -> Grant:
+        now_ns = self.now_ns()
+        reservation = Reservation(
+            id=ask.id,
+            lease_until_ns=now_ns + int(self._lease_s * _NS),
+            created_ns=now_ns,
+            tenant=ask.tenant,
+            key_id=ask.key_id,
+            model=ask.model,
+            task=ask.task,
+            granted_nano=granted.granted_nano,
+            holds=granted.holds,
+        )
+        grant = Grant(
+            ask=ask,
+            granted=granted,
+            reservation=reservation,
+            lease_until_s=self._clock.now() + self._lease_s * 0.9,
+            is_shadow=is_shadow,
+        )
+        self._live[ask.id] = grant
+        return grant
+
+    def _reserve_alone(self, ask: Ask) -> Grant:
+        """Keep limits by this process alone while there is no database."""
+        self._counts.shadowed += 1
+        try:
+            granted = self._shadow.reserve(ask, self.now_ns(), int(self._lease_s * _NS))
+        except HeadraceError as refusal:
+            self._counts.refused[refusal.code] = self._counts.refused.get(refusal.code, 0) + 1
+            raise
+        return self._begin(ask, granted, is_shadow=True)
+
+    def _give_back(self, ask: Ask, answer: asyncio.Future[Answer]) -> None:
+        """Release what was granted to a caller that did not wait for it."""
+        granted = None if answer.cancelled() or answer.exception() is not None else answer.result()
+        if isinstance(granted, Granted):
+            grant = self._begin(ask, granted)
+            self.settle(grant, aborted(grant, self.now_ns()))
+
+    def _put(self, queued: _Queued) -> None:
+        self._queue.append(queued)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.ensure_future(self._work())
+
+    async def _work(self) -> None:
+        while self._queue:
+            taken = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+            try:
+                answers = await self._carry_out([queued.command for queued in taken])
+            except StoreUnavailable as err:
+                self._counts.failures += 1
+                self._refuse_for_now(taken, err)
+                if self._queue:
+                    await asyncio.sleep(RETRY_S)
+                continue
+            except Exception as err:  # ours: no request may wait for ever because of it
+                _log.exception("a batch of %d commands failed", len(taken))
+                _answer_all(taken, err)
+                continue
+            self._counts.batches += 1
+            self._counts.commands += len(taken)
+            if self._shadow.tracks or self._shadow.spends:
+                self._shadow = Book()
+            for queued, answer in zip(taken, answers, strict=True):
+                if queued.answer is not None and not queued.answer.done():
+                    queued.answer.set_result(answer)
+
+    async def _carry_out(self, commands: list[Command]) -> list[Answer]:
+        lease_ns = int(self._lease_s * _NS)
+        batch = Batch(commands, self.now_ns(), lease_ns, self._database.dialect)
+        try:
+            return await self._database.run(batch.carry_out)
+        except Deadlock:  # accounts that two gateways make at the same moment; the second time they are there
+            return await self._database.run(batch.carry_out)
+
+    def _refuse_for_now(self, taken: list[_Queued], err: StoreUnavailable) -> None:
+        """Answer those who wait; keep settlements for later, in order."""
+        for queued in reversed(taken):
+            if queued.answer is not None:
+                if not queued.answer.done():
+                    queued.answer.set_exception(StoreUnavailable(err.message))
+            else:
+                self._queue.appendleft(queued)
+        if self._queue:
+            _log.warning("%d settlements wait for the database: %s", len(self._queue), err)
+
+    async def _keep(self) -> None:
+        """Renew, sweep, tidy up, for ever."""
+        tidy_s = self._clock.now() + _UPKEEP_S
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                await self.renew()
+                await self.sweep()
+                if self._clock.now() >= tidy_s:
+                    tidy_s = self._clock.now() + _UPKEEP_S
+                    async with self._database.transaction() as tx:
+                        await forget_old(tx, self.now_ns())
+            except StoreUnavailable as err:
+                _log.warning("leases cannot be kept for now: %s", err)
+            except Exception:
+                _log.exception("upkeep of leases failed; it goes on")
+
+    async def renew(self) -> None:
+        """Keep the leases of live grants, with how far each is."""
+        grants = [grant for grant in self._live.values() if not grant.is_shadow]
+        asked_s = self._clock.now()
+        for start in range(0, len(grants), MAX_BATCH):
+            part = grants[start : start + MAX_BATCH]
+            answers = await self._carry_out([Renew(_note_progress(grant)) for grant in part])
+            for grant, stands in zip(part, answers, strict=True):
+                grant.lease_until_s = asked_s + self._lease_s * 0.9 if stands else asked_s
+
+    async def sweep(self) -> None:
+        """Release what gateways that are gone had reserved; set the clock by the database."""
+        async with self._database.transaction(writes=False) as tx:
+            self._ahead_ns = await database_ahead_ns(tx, self._database.dialect, self._wall_ns)
+            has_expired = await find_expired(tx, self.now_ns())
+        while has_expired:
+            done = await self._database.run(partial(expire, dialect=self._database.dialect, now_ns=self.now_ns()))
+            self._counts.expired += done
+            has_expired = done > 0
+            if done:
+                _log.warning("released %d reservations of a gateway that is gone", done)
+
+
+def aborted(grant: Grant, now_ns: int) -> Settlement:
+    """Return the settlement of a request that never began."""
+    ask = grant.ask
+    return Settlement(
+        id=ask.id,
+        request_id=ask.request_id,
+        settled_ns=now_ns,
+        tenant=ask.tenant,
+        key_id=ask.key_id,
+        model=ask.model,
+        task=ask.task,
+        outcome="abort",
+        counts=TokenCounts(),
+        is_estimate=False,
+        reserved_nano=grant.granted.granted_nano,
+        cost_nano=0 if ask.price is not None else None,
+        price_source=ask.price.source if ask.price is not None else None,
+    )
+
+
+def _note_progress(grant: Grant) -> Reservation:
+    counts, known = grant.progress(), grant.reservation
+    known.num_input, known.num_output = counts.num_input, counts.num_output
+    known.progress_nano = grant.ask.price.cost_nano(counts) if grant.ask.price is not None else 0
+    return known
+
+
+def _answer_all(taken: list[_Queued], err: Exception) -> None:
+    for queued in taken:
+        if queued.answer is not None and not queued.answer.done():
+            queued.answer.set_exception(err)

@@ -1,0 +1,328 @@
+"""The accounts of a few requests, opened for one transaction: who may begin, what it came to, what expired.
+
+Owns the decision, not the storage: `admission.batch` loads the accounts that are needed, locked, and writes back what
+changed. All scopes of a request are decided together: either each of them gives, or none does.
+
+    ask ─ reserve ─► open ─ settle ─► gone          reserved −granted, spent +cost
+                      │
+                      └─ expire ─► closed ─ settle ─► gone   the holder was late: spent + what was not yet charged
+
+Invariant: for a hard budget spent + reserved ≤ limit after every `reserve`, and no other command raises that sum unless
+an upstream wrote more than it was allowed to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from headrace.core.errors import BudgetExceeded, RateLimited, TaskExhausted
+from headrace.econ.money import show_usd
+from headrace.gateway.admission.asks import Ask, BudgetHold, Granted, Holds, LimitHold, Pace, TokenHold
+from headrace.gateway.budgets.account import Spend
+from headrace.gateway.budgets.periods import period_end
+from headrace.gateway.budgets.price import TokenCounts
+from headrace.gateway.budgets.settlement import Settlement
+from headrace.gateway.limits import bucket
+from headrace.gateway.limits.rules import LimitRule, What
+
+_NS = 10**9
+_PARALLEL_RETRY_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Track:
+    """One account of a limit: when its bucket is full again, how many it holds."""
+
+    id: str
+    full_ns: int = 0
+    held: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Reservation:
+    """One request under way. `progress_nano` is what it was last known to have cost: charged only when it expires."""
+
+    id: str
+    is_open: bool = True
+    lease_until_ns: int
+    created_ns: int
+    tenant: str
+    key_id: str
+    model: str
+    task: str
+    granted_nano: int
+    progress_nano: int = 0
+    num_input: int = 0
+    num_output: int = 0
+    holds: Holds
+
+
+@dataclass(slots=True)
+class Book:
+    """Accounts that are open now. An account that is not in it is new and empty."""
+
+    spends: dict[str, Spend] = field(default_factory=dict)
+    tracks: dict[str, Track] = field(default_factory=dict)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    settlements: dict[str, Settlement] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
+    changed: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+
+    def reserve(self, ask: Ask, now_ns: int, lease_ns: int) -> Granted:
+        """Set aside what a request may need; or raise RateLimited, TaskExhausted, BudgetExceeded and change nothing."""
+        self._check_limits(ask, now_ns)
+        granted_nano, num_output = self._afford(ask, now_ns)
+        holds = self._take(ask, granted_nano, now_ns)
+        self.reservations[ask.id] = Reservation(
+            id=ask.id,
+            lease_until_ns=now_ns + lease_ns,
+            created_ns=now_ns,
+            tenant=ask.tenant,
+            key_id=ask.key_id,
+            model=ask.model,
+            task=ask.task,
+            granted_nano=granted_nano,
+            holds=holds,
+        )
+        self.changed.add(ask.id)
+        return Granted(
+            holds=holds,
+            granted_nano=granted_nano,
+            num_output=num_output,
+            requests=self._tightest(ask, What.REQUESTS, now_ns),
+            tokens=self._tightest(ask, What.TOKENS, now_ns),
+            warnings=tuple(hold.rule.describe() for hold in ask.budgets if self._is_past_soft(hold)),
+        )
+
+    def settle(self, known: Reservation, settlement: Settlement, now_ns: int) -> None:
+        """End a request. `known` is what its holder remembers: the book may say that it has expired, that it was never
+        written, or that it is settled already, since an answer of the database was lost."""
+        found = self.reservations.get(known.id)
+        if found is None and known.id in self.settled:
+            return
+        charged_nano = 0
+        if found is not None and found.is_open:
+            self._release(found, settlement.counts, now_ns)
+        elif found is not None:
+            charged_nano = found.progress_nano
+        for account in known.holds.spends:
+            self._charge(account, (settlement.cost_nano or 0) - charged_nano, now_ns)
+        if found is not None:
+            self.gone.add(known.id)
+            del self.reservations[known.id]
+        self.settled.add(known.id)
+        self.settlements[known.id] = settlement
+
+    def renew(self, known: Reservation, lease_ns: int, now_ns: int) -> bool:
+        """Keep an open reservation for another lease and note how far it is; False if it has expired."""
+        found = self.reservations.get(known.id)
+        if found is None or not found.is_open:
+            return False
+        found.lease_until_ns = now_ns + lease_ns
+        found.progress_nano, found.num_input, found.num_output = known.progress_nano, known.num_input, known.num_output
+        self.changed.add(found.id)
+        return True
+
+    def expire(self, found: Reservation, now_ns: int) -> None:
+        """Close a reservation whose holder is gone: charge what was known to be done, release the rest."""
+        counts = TokenCounts(input_uncached=found.num_input, output_text=found.num_output)
+        self._release(found, counts, now_ns)
+        for account in found.holds.spends:
+            self._charge(account, found.progress_nano, now_ns)
+        found.is_open = False
+        self.changed.add(found.id)
+        self.settlements[found.id] = Settlement(
+            id=found.id,
+            request_id="",
+            settled_ns=now_ns,
+            tenant=found.tenant,
+            key_id=found.key_id,
+            model=found.model,
+            task=found.task,
+            outcome="expired",
+            counts=counts,
+            is_estimate=True,
+            reserved_nano=found.granted_nano,
+            cost_nano=found.progress_nano,
+            price_source=None,
+        )
+
+    def check(self, limits_nano: dict[str, int]) -> None:
+        """Assert the invariants of the accounts that are open; `limits_nano` by account."""
+        for account, limit_nano in limits_nano.items():
+            spend = self.spends.get(account, Spend.named(account))
+            assert spend.spent_nano >= 0, spend
+            assert spend.reserved_nano >= 0, spend
+            assert spend.spent_nano + spend.reserved_nano <= limit_nano, spend
+
+    def _check_limits(self, ask: Ask, now_ns: int) -> None:
+        longest: tuple[int, LimitHold] | None = None
+        for hold in ask.limits:
+            wait_ns = self._wait_ns(hold, ask, now_ns)
+            if wait_ns and (longest is None or wait_ns > longest[0]):
+                longest = wait_ns, hold
+        if longest is None:
+            return
+        wait_ns, hold = longest
+        if hold.rule.what is What.STEPS:
+            raise TaskExhausted(
+                f"task '{ask.task}' has used its {hold.rule.amount:,} steps ({hold.rule.describe()}); begin a new task"
+            )
+        raise RateLimited(
+            f"over the limit of {hold.rule.describe()}; try again in {wait_ns / _NS:.1f} s",
+            retry_after_s=wait_ns / _NS,
+            headers=pace_headers(self._tightest(ask, What.REQUESTS, now_ns), self._tightest(ask, What.TOKENS, now_ns)),
+        )
+
+    def _wait_ns(self, hold: LimitHold, ask: Ask, now_ns: int) -> int:
+        rule, track = hold.rule, self._track(hold.account)
+        if rule.what in (What.PARALLEL, What.STEPS):
+            return 0 if track.held < rule.amount else int(_PARALLEL_RETRY_S * _NS)
+        return bucket.wait_ns(track.full_ns, now_ns, _num(rule, ask), rule.amount, rule.period_ns)
+
+    def _afford(self, ask: Ask, now_ns: int) -> tuple[int, int]:
+        """Return the money to set aside and the output tokens it pays for."""
+        if ask.price is None:
+            return 0, ask.num_output
+        full_nano = ask.price.most_nano(ask.num_input, ask.num_output)
+        tightest: tuple[int, BudgetHold] | None = None
+        for hold in ask.budgets:
+            left_nano = self._spend(hold.account, now_ns).left(hold.rule.limit_nano)
+            if hold.rule.is_hard and (tightest is None or left_nano < tightest[0]):
+                tightest = left_nano, hold
+        if tightest is None or full_nano <= tightest[0]:
+            return full_nano, ask.num_output
+        left_nano, hold = tightest
+        num_output = ask.price.affordable_output(ask.num_input, left_nano)
+        if num_output is None or num_output < min(ask.num_output, ask.least_output):
+            raise BudgetExceeded(
+                f"the budget of {hold.rule.describe()} is ${show_usd(hold.rule.limit_nano)} and has "
+                f"${show_usd(max(0, left_nano))} left; this request needs up to ${show_usd(full_nano)}; "
+                f"{_remedy(hold, now_ns)}",
+                scope=hold.rule.subject,
+                retry_after_s=_until_next(hold, now_ns),
+            )
+        num_output = min(num_output, ask.num_output)
+        return ask.price.most_nano(ask.num_input, num_output), num_output
+
+    def _take(self, ask: Ask, granted_nano: int, now_ns: int) -> Holds:
+        tokens: list[TokenHold] = []
+        parallel: list[str] = []
+        for hold in ask.limits:
+            rule, track = hold.rule, self._track(hold.account)
+            if rule.what in (What.PARALLEL, What.STEPS):
+                track.held += 1
+                if rule.what is What.PARALLEL:
+                    parallel.append(hold.account)
+            else:
+                num = _num(rule, ask)
+                track.full_ns = bucket.take(track.full_ns, now_ns, num, rule.amount, rule.period_ns)
+                if rule.what is What.TOKENS:
+                    tokens.append(TokenHold(hold.account, num, rule.amount, rule.period_ns))
+            self.changed.add(hold.account)
+        for budget in ask.budgets:
+            self._spend(budget.account, now_ns).reserved_nano += granted_nano
+            self.changed.add(budget.account)
+        return Holds(tuple(hold.account for hold in ask.budgets), tuple(tokens), tuple(parallel))
+
+    def _release(self, found: Reservation, counts: TokenCounts, now_ns: int) -> None:
+        for account in found.holds.spends:
+            self._spend(account, now_ns).reserved_nano -= found.granted_nano
+            self.changed.add(account)
+        for hold in found.holds.tokens:
+            track = self._track(hold.account)
+            num = counts.num_input + counts.num_output - hold.num
+            track.full_ns = bucket.take(track.full_ns, now_ns, num, hold.amount, hold.period_ns)
+            self.changed.add(hold.account)
+        for account in found.holds.parallel:
+            track = self._track(account)
+            track.held = max(0, track.held - 1)
+            self.changed.add(account)
+
+    def _tightest(self, ask: Ask, what: What, now_ns: int) -> Pace | None:
+        paces = []
+        for hold in ask.limits:
+            if hold.rule.what is what:
+                full_ns = self._track(hold.account).full_ns
+                left = bucket.remaining(full_ns, now_ns, hold.rule.amount, hold.rule.period_ns)
+                paces.append(Pace(hold.rule.amount, left, max(0, full_ns - now_ns)))
+        return min(paces, key=lambda pace: pace.remaining / pace.limit, default=None)
+
+    def _is_past_soft(self, hold: BudgetHold) -> bool:
+        spend, soft_nano = self.spends[hold.account], hold.rule.soft_nano
+        if soft_nano is None and hold.rule.is_hard:
+            return False
+        return spend.spent_nano + spend.reserved_nano >= (hold.rule.limit_nano if soft_nano is None else soft_nano)
+
+    def _spend(self, account: str, now_ns: int) -> Spend:
+        """Return an account, rolled to now."""
+        spend = self.spends.get(account)
+        if spend is None:
+            spend = self.spends[account] = Spend.named(account)
+        spend.roll(now_ns // _NS)
+        return spend
+
+    def _charge(self, account: str, nano: int, now_ns: int) -> None:
+        self._spend(account, now_ns).spend(nano, now_ns // _NS)
+        self.changed.add(account)
+
+    def _track(self, account: str) -> Track:
+        track = self.tracks.get(account)
+        if track is None:
+            track = self.tracks[account] = Track(id=account)
+        return track
+
+
+def _num(rule: LimitRule, ask: Ask) -> int:
+    """Return how much of a limit a request takes before it begins: a bucket's whole content at most."""
+    return 1 if rule.what is What.REQUESTS else min(rule.amount, ask.num_input + ask.num_output)
+
+
+def pace_headers(requests: Pace | None, tokens: Pace | None) -> tuple[tuple[str, str], ...]:
+    """Spell where limits stand as OpenAI does."""
+    headers: list[tuple[str, str]] = []
+    for name, pace in (("requests", requests), ("tokens", tokens)):
+        if pace is not None:
+            headers.append((f"x-ratelimit-limit-{name}", str(pace.limit)))
+            headers.append((f"x-ratelimit-remaining-{name}", str(pace.remaining)))
+            headers.append((f"x-ratelimit-reset-{name}", _span(pace.full_in_ns)))
+    return tuple(headers)
+
+
+def _span(ns: int) -> str:
+    """Spell a time as OpenAI does: 6ms, 1.5s, 6m0s, 2h0m0s."""
+    milliseconds = -(-ns // 10**6)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    whole_s, rest_ms = divmod(milliseconds, 1000)
+    if whole_s < 60:
+        return f"{whole_s}.{rest_ms:03d}".rstrip("0").rstrip(".") + "s"
+    hours, rest_s = divmod(whole_s, 3600)
+    minutes, secs = divmod(rest_s, 60)
+    return (f"{hours}h" if hours else "") + f"{minutes}m{secs}s"
+
+
+def _until_next(hold: BudgetHold, now_ns: int) -> float | None:
+    end = period_end(hold.rule.period, hold.rule.timezone, now_ns / _NS)
+    return None if end is None else end.timestamp() - now_ns / _NS
+
+
+def _remedy(hold: BudgetHold, now_ns: int) -> str:
+    end = period_end(hold.rule.period, hold.rule.timezone, now_ns / _NS)
+    if hold.rule.period == "task":
+        return "begin a new task, or lower max_tokens"
+    when = "" if end is None else f"wait until {end:%Y-%m-%d %H:%M} UTC, "
+    return f"{when}lower max_tokens, or have the budget raised"
+
+
+def encode_holds(holds: Holds) -> str:
+    """Spell holds for the database."""
+    return msgspec.json.encode(holds).decode()
+
+
+def decode_holds(text: str) -> Holds:
+    """Read what `encode_holds` wrote."""
+    return msgspec.json.decode(text, type=Holds)

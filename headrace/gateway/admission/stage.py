@@ -1,0 +1,220 @@
+"""The stage that reserves before a request, watches it while it streams, and settles when it ends.
+
+Owns what one request has come to so far. Whatever way it ends (finished, failed, cancelled, client gone, aborted), it
+is settled exactly once, in a `finally`.
+While it streams: tokens are counted as they come by. Upstreams keep `max_tokens`, so the reservation is not passed; one
+that does not is stopped, and so is every stream under a hard budget whose lease could not be renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+
+from headrace.core.delta import Delta, FinishReason, Usage
+from headrace.core.errors import BudgetExceeded, StoreUnavailable
+from headrace.core.request import Request
+from headrace.econ.money import show_usd
+from headrace.gateway.admission.asks import Ask
+from headrace.gateway.admission.authority import Authority, Grant
+from headrace.gateway.admission.book import pace_headers
+from headrace.gateway.admission.rulebook import Rulebook
+from headrace.gateway.admission.sizes import limited, most_input, num_sequences, output_of
+from headrace.gateway.budgets.price import PriceOf, TokenCounts
+from headrace.gateway.budgets.settlement import Settlement
+from headrace.gateway.pipeline import Next
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionRules:
+    """What the configuration decides.
+
+    least_output         tokens: a budget that pays for fewer refuses the request instead of cutting it short
+    default_output       tokens of a remote model's answer where the caller does not say, and a budget pays
+    is_unpriced_allowed  requests under a hard budget may go to models whose price is not known, uncounted
+    """
+
+    least_output: int
+    default_output: int
+    is_unpriced_allowed: bool
+
+
+class Admission:
+    """Limits and budgets. Implements `gateway.pipeline.Stage`."""
+
+    def __init__(self, authority: Authority, rulebook: Rulebook, price_of: PriceOf, rules: AdmissionRules) -> None:
+        self._authority = authority
+        self._rulebook = rulebook
+        self._price_of = price_of
+        self._rules = rules
+        self._warned: set[str] = set()
+
+    async def __call__(self, request: Request, following: Next, /) -> AsyncIterator[Delta]:
+        """Stream the answer if limits and budgets allow it. Raises what `Authority.reserve` raises."""
+        grant = await self._authority.reserve(self._ask(request))
+        meter = _Meter(grant)
+        try:
+            async with aclosing(_generator(following(_fitted(request, grant)))) as deltas:
+                async for delta in deltas:
+                    yield meter.count(delta)
+                    if meter.is_over or self._authority.is_lost(grant):
+                        break
+                else:
+                    return
+            for last in self._stop(request, grant, meter):
+                yield last
+        except BaseException as err:
+            meter.outcome = meter.outcome or ("error" if isinstance(err, Exception) else "abort")
+            raise
+        finally:
+            self._authority.settle(grant, self._settlement(grant, meter))
+
+    def _ask(self, request: Request) -> Ask:
+        now_ns = self._authority.now_ns()
+        price = self._price_of(request.model)
+        limits, budgets = self._rulebook.holds(
+            request.tenant, request.key_id, request.model, request.task, now_ns / 10**9
+        )
+        if price is None and budgets:
+            self._warn_unpriced(request.model)
+            hard = next((hold.rule for hold in budgets if hold.rule.is_hard), None)
+            if hard is not None and not self._rules.is_unpriced_allowed:
+                raise BudgetExceeded(
+                    f"the price of '{request.model}' is not known, and the budget of {hard.describe()} is hard; "
+                    "set gateway.prices for it, or gateway.unpriced to 'allow'",
+                    scope=hard.subject,
+                )
+        num_output = request.stop.max_tokens
+        if budgets and request.given is not None and request.given.max_tokens is None:
+            num_output = min(num_output, self._rules.default_output)
+        return Ask(
+            id=f"{now_ns:016x}-{secrets.token_hex(8)}",
+            request_id=request.request_id,
+            tenant=request.tenant,
+            key_id=request.key_id,
+            model=request.model,
+            task=request.task,
+            limits=limits,
+            budgets=budgets,
+            price=price,
+            num_input=most_input(request),
+            num_output=num_output * num_sequences(request),
+            least_output=self._rules.least_output * num_sequences(request),
+        )
+
+    def _warn_unpriced(self, model: str) -> None:
+        if model not in self._warned:
+            self._warned.add(model)
+            _log.warning("the price of '%s' is not known: its requests are not charged to any budget", model)
+
+    def _stop(self, request: Request, grant: Grant, meter: _Meter) -> list[Delta]:
+        """End the open choices of a stream that must not go on."""
+        if not meter.is_over:
+            raise StoreUnavailable("the answer was stopped: its budget could not be confirmed; send it again later")
+        meter.outcome = FinishReason.LENGTH.value
+        _log.warning("request %s was stopped: more tokens came than its budget had set aside", request.request_id)
+        open_choices = [index for index in range(request.n) if index not in meter.finished]
+        usage = Usage(prompt_tokens=grant.ask.num_input, completion_tokens=grant.num_output)
+        return [
+            Delta(index=index, finish=FinishReason.LENGTH, usage=usage if index == open_choices[-1] else None)
+            for index in open_choices
+        ]
+
+    def _settlement(self, grant: Grant, meter: _Meter) -> Settlement:
+        ask, counts = grant.ask, meter.counts()
+        return Settlement(
+            id=ask.id,
+            request_id=ask.request_id,
+            settled_ns=self._authority.now_ns(),
+            tenant=ask.tenant,
+            key_id=ask.key_id,
+            model=ask.model,
+            task=ask.task,
+            outcome=meter.outcome or "abort",
+            counts=counts,
+            is_estimate=meter.usage is None or meter.usage.is_estimate,
+            reserved_nano=grant.granted.granted_nano,
+            cost_nano=None if ask.price is None else ask.price.cost_nano(counts),
+            price_source=None if ask.price is None else ask.price.source,
+        )
+
+
+class _Meter:
+    """What one request has come to so far."""
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+        self._headers = reply_headers(grant)
+        self.usage: Usage | None = None
+        self.outcome: str | None = None
+        self.finished: set[int] = set()
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether more was written than may be paid for, and the upstream has not ended by itself."""
+        ask = self._grant.ask
+        return bool(ask.budgets) and self.usage is None and self._grant.num_output > self._grant.granted.num_output
+
+    def count(self, delta: Delta) -> Delta:
+        """Take a delta into account; return it, the first with the headers of the reply."""
+        self._grant.has_input = True
+        self._grant.num_output += output_of(delta)
+        if delta.finish is not None:
+            self.finished.add(delta.index)
+            self.outcome = delta.finish.value
+        self.usage = delta.usage or self.usage
+        if self._headers:
+            delta = msgspec.structs.replace(delta, headers=(*delta.headers, *self._headers))
+            self._headers = ()
+        return delta
+
+    def counts(self) -> TokenCounts:
+        """Return the tokens, as the upstream told them or else as they came by."""
+        if self.usage is None:
+            return self._grant.progress()
+        usage = self.usage
+        return TokenCounts(
+            input_uncached=max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens),
+            cache_read=usage.cached_tokens,
+            cache_write=usage.cache_write_tokens,
+            output_text=max(0, usage.completion_tokens - usage.reasoning_tokens),
+            output_reasoning=usage.reasoning_tokens,
+        )
+
+
+def reply_headers(grant: Grant) -> tuple[tuple[str, str], ...]:
+    """Spell what a caller is told about its limits and budgets."""
+    granted, ask = grant.granted, grant.ask
+    headers = list(pace_headers(granted.requests, granted.tokens))
+    if granted.num_output < ask.num_output:
+        headers.append(("x-headrace-budget-max-tokens", str(granted.num_output)))
+    if granted.warnings:
+        headers.append(("x-headrace-budget-warning", "; ".join(granted.warnings)))
+    if ask.budgets and ask.price is not None:
+        headers.append(("x-headrace-reserved-usd", show_usd(granted.granted_nano)))
+    return tuple(headers)
+
+
+def _fitted(request: Request, grant: Grant) -> Request:
+    """Return the request with no more output than is set aside for it."""
+    most = grant.granted.num_output // num_sequences(request)
+    return request if most >= request.stop.max_tokens else limited(request, most)
+
+
+def _generator(deltas: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
+    """Return something that can be closed: every upstream of ours is a generator already."""
+    if isinstance(deltas, AsyncGenerator):
+        return deltas
+    return _copied(deltas)
+
+
+async def _copied(deltas: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
+    async for delta in deltas:
+        yield delta

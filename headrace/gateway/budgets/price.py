@@ -1,0 +1,89 @@
+"""What tokens cost: disjoint buckets, exact prices, and the seam to whoever knows them.
+
+Owns nothing. A price is in nano-dollars per million tokens, so $0.0375 per million is a whole number too. A cost is one
+sum and one rounding, to the nearest; the most that something can cost is rounded up, so it is never less than the cost.
+Source: token buckets after OpenAI's and Anthropic's usage objects, made disjoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.econ.money import rounded
+
+_MTOK = 10**6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts:
+    """Tokens of one request in disjoint buckets: their sum is every token that was read or written."""
+
+    input_uncached: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output_text: int = 0
+    output_reasoning: int = 0
+
+    @property
+    def num_input(self) -> int:
+        """Return all tokens of the prompt."""
+        return self.input_uncached + self.cache_read + self.cache_write
+
+    @property
+    def num_output(self) -> int:
+        """Return all tokens of the answer."""
+        return self.output_text + self.output_reasoning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrice:
+    """Nano-dollars per million tokens of each bucket; `source` says where the price is from and of which version."""
+
+    input_uncached: int
+    cache_read: int
+    cache_write: int
+    output_text: int
+    output_reasoning: int
+    source: str
+
+    def cost_nano(self, counts: TokenCounts) -> int:
+        """Return what these tokens cost, to the nearest nano-dollar."""
+        exact = (
+            counts.input_uncached * self.input_uncached
+            + counts.cache_read * self.cache_read
+            + counts.cache_write * self.cache_write
+            + counts.output_text * self.output_text
+            + counts.output_reasoning * self.output_reasoning
+        )
+        return rounded(exact, _MTOK)
+
+    def most_nano(self, num_input: int, num_output: int) -> int:
+        """Return the most that a request can cost: all of it in the dearest buckets."""
+        return -(-(num_input * self._dearest_input + num_output * self._dearest_output) // _MTOK)
+
+    def affordable_output(self, num_input: int, nano: int) -> int | None:
+        """Return how many output tokens `nano` surely pays for beside the input; None: any number, they are free.
+
+        Negative when not even the input is paid for.
+        """
+        left = nano * _MTOK - num_input * self._dearest_input
+        if left < 0:
+            return -1
+        return None if self._dearest_output == 0 else left // self._dearest_output
+
+    @property
+    def _dearest_input(self) -> int:
+        return max(self.input_uncached, self.cache_read, self.cache_write)
+
+    @property
+    def _dearest_output(self) -> int:
+        return max(self.output_text, self.output_reasoning)
+
+
+class PriceOf(Protocol):
+    """Knows what a model's tokens cost now."""
+
+    def __call__(self, model: str) -> TokenPrice | None:
+        """Return the price in force, or None where it is not known: never zero for lack of knowledge."""
+        ...

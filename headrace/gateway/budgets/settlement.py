@@ -1,0 +1,36 @@
+"""What one request came to: the row that is written when it ends, however it ends.
+
+A value. The ledger builds on it: token buckets are disjoint, money is whole nano-dollars, and a cost that is not known
+is None, never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.gateway.budgets.price import TokenCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """One request's end.
+
+    id            of the reservation, unique; settling twice writes one row
+    outcome       a finish reason, or `expired` for one whose gateway was gone
+    is_estimate   tokens were counted from what came by, since the upstream did not say
+    reserved_nano what had been set aside
+    """
+
+    id: str
+    request_id: str
+    settled_ns: int
+    tenant: str
+    key_id: str
+    model: str
+    task: str
+    outcome: str
+    counts: TokenCounts
+    is_estimate: bool
+    reserved_nano: int
+    cost_nano: int | None
+    price_source: str | None
