@@ -37,14 +37,14 @@ HR_INLINE void unroll(Fn&& fn) {
 #define HR_EACH(name) (auto name) __attribute__((always_inline))
 #define HR_NO_UNROLL _Pragma("GCC unroll 1")
 
-// fn for 4 tile rows: written out where the compiler has the registers for it.
-template <class Vec, class Fn>
+// fn for N tile rows: written out where the compiler has the registers for it.
+template <class Vec, int N, class Fn>
 HR_INLINE void each_row(Fn&& fn) {
   if constexpr (Vec::kRowsTwoStreams > 1) {
-    unroll<4>(fn);
+    unroll<N>(fn);
   } else {
 HR_NO_UNROLL
-    for (int i = 0; i < 4; ++i) fn(i);
+    for (int i = 0; i < N; ++i) fn(i);
   }
 }
 
@@ -210,12 +210,14 @@ struct MicroF32 {
 };
 
 // ---- bf16 and int8: tile rows ------------------------------------------------------------------------------------------------
-// acc(t, r) = dot(acc(t, r), tile row of tile t, 4 bytes of activation row r) over `count` tile rows (a multiple of 4).
+// acc(t, r) = dot(acc(t, r), tile row of tile t, 4 bytes of activation row r) over `count` tile rows (a multiple of 4). Two
+// streams wait for memory: writing more rows out gains nothing there.
 template <class Vec, int R, int NB, class Sum, class Load, class Dot>
 HR_INLINE void dot_rows(Walk<R, NB>& walk, int count, Grid<Sum, 2 * NB, R>& acc, Load&& load, Dot&& dot) {
+  constexpr int kStep = NB == 2 ? 2 : 4;
 HR_NO_UNROLL
-  for (int row = 0; row < count; row += 4) {
-    each_row<Vec>([&] HR_EACH(i) {
+  for (int row = 0; row < count; row += kStep) {
+    each_row<Vec, kStep>([&] HR_EACH(i) {
       walk.fetch.row();
       Grid<typename Vec::W, 1, 2 * NB> tile;
       unroll<2 * NB>([&] HR_EACH(t) {
@@ -228,7 +230,7 @@ HR_NO_UNROLL
         unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = dot(acc(t, r), tile(Int<0>{}, t), a); });
       });
     });
-    walk.move(256, 16);
+    walk.move(kStep * 64, kStep * 4);
   }
 }
 
@@ -313,10 +315,14 @@ HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t bias_
   });
 }
 
+template <class Vec>
+constexpr int kFewerRows = Vec::kRowsTwoStreams > 0 ? Vec::kRowsTwoStreams : 1;
+
 // int8. G = 0: a step is one group of any number of 64-k parts.
 template <class Vec, int G, bool Asym>
 struct MicroI8G {
-  static constexpr int kRows = Vec::kRowsGroup8;
+  // Groups of 64 and 128 are not what files hold: fewer row counts are worth compiling for them.
+  static constexpr int kRows = G == 32 || G == 0 ? Vec::kRowsGroup8 : kFewerRows<Vec>;
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, float* s) {
     clear_sums<Vec, R, 2 * NB>(s);
@@ -358,7 +364,7 @@ struct MicroI8G {
 // sums are the same either way.
 template <class Vec, int G, bool Asym>
 struct MicroI4G {
-  static constexpr int kRows = Vec::kRowsGroup4;
+  static constexpr int kRows = G == 32 ? Vec::kRowsGroup4 : kFewerRows<Vec>;
   static constexpr int kParts = G > 64 ? G / 64 : 1;
   static constexpr int kGroups = G > 64 ? 1 : 64 / G;
 
@@ -378,6 +384,18 @@ struct MicroI4G {
     }
   }
 
+  // fn(byte offsets of weights and of activations) for each 4 tile rows of a step.
+  template <bool WrittenOut, class Fn>
+  HR_INLINE static void each_quad(Fn&& fn) {
+    if constexpr (WrittenOut) {
+      fn(0, 0);
+      fn(256, 16);
+    } else {
+HR_NO_UNROLL
+      for (int64_t quad = 0; quad < kParts * 2; ++quad) fn(quad / 2 * 1024 + quad % 2 * 256, quad / 2 * 64 + quad % 2 * 16);
+    }
+  }
+
   template <int R>
   HR_INLINE static void add_step_by_nibble(const Operands& o, Walk<R, 1>& walk, Rows<R> meta, float* s) {
     Grid<typename Vec::I, 2, R> acc;  // of both tiles
@@ -385,22 +403,20 @@ struct MicroI4G {
     constexpr Int<1> right;
     unroll<2>([&] HR_EACH(high) {
       if constexpr (high == 0 || kGroups == 2) start_group<Vec, Asym, 2>(o, meta, acc);
-      unroll<kParts * 2>([&] HR_EACH(quad) {
-        each_row<Vec>([&] HR_EACH(i) {
+      each_quad<kParts == 1>([&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
+        each_row<Vec, 4>([&] HR_EACH(i) {
           walk.fetch.row();
-          const int row = quad % 2 * 4 + i, part = quad / 2;
-          const uint8_t* p = walk.w.head + part * 1024 + row * 64;
+          const uint8_t* p = walk.w.head + weights_at + i * 64;
           const auto both0 = Vec::load_row(p), both1 = Vec::load_row(p + 512);
           const auto w0 = high ? Vec::high_nibbles(both0) : Vec::low_nibbles(both0);
           const auto w1 = high ? Vec::high_nibbles(both1) : Vec::low_nibbles(both1);
           unroll<R>([&] HR_EACH(r) {
-            const int32_t a = load_as<int32_t>(walk.rows.at(r) + part * 64 + high * 32 + row * 4);
+            const int32_t a = load_as<int32_t>(walk.rows.at(r) + acts_at + high * 32 + i * 4);
             acc(left, r) = Vec::dot_u4(acc(left, r), w0, a);
             acc(right, r) = Vec::dot_u4(acc(right, r), w1, a);
           });
         });
       });
-      walk.move(0, 0);
       if constexpr (high == 1 || kGroups == 2) {
         const uint8_t* scales = walk.w.head + kParts * 1024 + (kGroups == 2 ? high * 64 : 0);
         add_group<Vec, Asym, 2>(o, scales, kGroups * 64, meta, left, acc, left, s);
@@ -421,16 +437,15 @@ struct MicroI4G {
       acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset));
       acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset + 4));
     });
-    unroll<kParts * 2>([&] HR_EACH(quad) {
-      each_row<Vec>([&] HR_EACH(i) {
+    each_quad<false>([&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
+      each_row<Vec, 4>([&] HR_EACH(i) {
         walk.fetch.row();
-        const int row = quad % 2 * 4 + i, part = quad / 2;
-        const uint8_t* p = walk.block_of(t) + T % 2 * 512 + part * 1024 + row * 64;
+        const uint8_t* p = walk.block_of(t) + T % 2 * 512 + weights_at + i * 64;
         const auto both = Vec::load_row(p);
         walk.fetch.line(p);
         const auto w0 = Vec::low_nibbles(both), w1 = Vec::high_nibbles(both);
         unroll<R>([&] HR_EACH(r) {
-          const uint8_t* a = walk.rows.at(r) + part * 64 + row * 4;
+          const uint8_t* a = walk.rows.at(r) + acts_at + i * 4;
           acc(low, r) = Vec::dot_u4(acc(low, r), w0, load_as<int32_t>(a));
           acc(high, r) = Vec::dot_u4(acc(high, r), w1, load_as<int32_t>(a + 32));
         });
