@@ -69,7 +69,10 @@ def open_scorer(settings: Settings) -> Iterator[TextScorer]:
     )
     try:
         tokenizer = load_tokenizer(opened.checkpoint.text_files)
-        executor = cast(_LogitsExecutor, backends.open_executor(opened.plan, opened.program, opened.checkpoint))
+        executor = cast(
+            _LogitsExecutor,
+            backends.open_executor(opened.plan, opened.program, opened.checkpoint, cache_directory=opened.cache),
+        )
     finally:
         opened.close()
     scorer = TextScorer(executor, tokenizer, opened.plan.backend.value)
