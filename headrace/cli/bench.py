@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from contextlib import closing
 
 import msgspec
 from rich.console import Console
@@ -22,8 +23,11 @@ from headrace.bench.load import LoadPlan, run_load
 from headrace.bench.local import LocalGenerator
 from headrace.bench.metrics import Distribution, LoadReport
 from headrace.bench.offline import OfflineReport, OfflineShape, Spread, run_offline
+from headrace.bench.process import peak_memory_bytes, seconds_since_start
+from headrace.bench.random_models import with_random_model
 from headrace.bench.step_times import measure_model
 from headrace.bench.token_prompts import TokenPrompts
+from headrace.bench.utilization import Utilization, utilization
 from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
 
@@ -46,23 +50,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _offline(args: argparse.Namespace) -> int:
-    settings = settings_from(args)
-    pull_with_bar(settings, settings.first_model)
+    asked = settings_from(args)
+    settings = with_random_model(asked)
+    local = pull_with_bar(settings, settings.first_model)
     shape = OfflineShape(prompt_tokens=args.prompt_len, output_tokens=args.output_len, batch=args.batch)
     with LLM(settings=settings) as llm, Progress(transient=True, console=Console(stderr=True)) as progress:
+        generator, prompts = LocalGenerator(llm), TokenPrompts(llm.vocab_size)
+        generator.generate_tokens(prompts.batch(1, 1, 0), 1)
+        first_token_s = seconds_since_start()
         task = progress.add_task("measuring")
         report = run_offline(
-            LocalGenerator(llm),
+            generator,
             shape,
-            TokenPrompts(llm.vocab_size),
+            prompts,
             rounds=args.rounds,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
         backend = llm.plan.backend.value
+    peak = peak_memory_bytes()
+    used = None
+    if backend == "native":
+        with closing(open_model(local, settings, detect())) as opened:
+            used = utilization(opened, report)
     if args.json:
-        _write_json({"model": settings.first_model, "backend": backend, **msgspec.to_builtins(report)})
+        facts = {"model": asked.first_model, "backend": backend, "quantization": settings.engine.quantization}
+        process = {"first_token_s": first_token_s, "peak_memory_bytes": peak, "utilization": used}
+        _write_json({**facts, **msgspec.to_builtins(report), **msgspec.to_builtins(process)})
     else:
-        _print_offline(report, f"{settings.first_model} · {backend}")
+        _print_offline(report, f"{asked.first_model} · {backend} · {settings.engine.quantization}")
+        _print_use(used, first_token_s, peak)
     return 0
 
 
@@ -116,6 +132,28 @@ def _print_offline(report: OfflineReport, title: str) -> None:
         digits = 3 if name.endswith("ms") else 0
         table.add_row(name, f"{spread.median:,.{digits}f}", f"{spread.low:,.{digits}f} … {spread.high:,.{digits}f}")
     Console().print(table)
+
+
+def _print_use(used: Utilization | None, first_token_s: float | None, peak_bytes: int) -> None:
+    console = Console()
+    if used is not None:
+        table = Table(box=None, show_header=False)
+        for name, rate, share, of in (
+            ("decode reads", f"{used.decode_gb_per_s:.1f} GB/s", used.decode_read_share, "of the read rate"),
+            ("decode multiplies", f"{used.decode_top_per_s:.2f} TOP/s", used.decode_compute_share, "of the peak"),
+            ("prefill multiplies", f"{used.prefill_top_per_s:.2f} TOP/s", used.prefill_compute_share, "of the peak"),
+        ):
+            table.add_row(name, rate, f"{share:.0%} {of}")
+        console.print(table)
+        limits = used.limits
+        console.print(
+            f"limits measured now: {limits.read_gb_per_s:.1f} GB/s read, int8 {limits.int8_top_per_s:.2f} TOP/s, "
+            f"bf16 {limits.bf16_top_per_s:.2f} TOP/s; weights {used.weight_bytes / 1e6:,.1f} MB",
+            soft_wrap=True,
+        )
+    if first_token_s is not None:
+        console.print(f"process start to first token: {first_token_s:.2f} s")
+    console.print(f"peak memory: {peak_bytes / 2**20:,.0f} MiB")
 
 
 def _print_http(report: LoadReport, plan: LoadPlan) -> None:

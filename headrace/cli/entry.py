@@ -174,7 +174,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
 
     offline = kinds.add_parser("offline", help="prefill and decode speed of one configuration, without a server")
-    offline.add_argument("--model", dest="models", metavar="MODEL", help=_MODEL_HELP)
+    offline.add_argument(
+        "--model", dest="models", metavar="MODEL", help=f"{_MODEL_HELP}, or random:llama-1b for random weights"
+    )
     offline.add_argument("--prompt-len", type=int, default=512, help="tokens in a prompt (default: 512)")
     offline.add_argument("--output-len", type=int, default=64, help="tokens in an answer (default: 64)")
     offline.add_argument("--batch", type=int, default=1, help="sequences together (default: 1)")

@@ -110,15 +110,21 @@ def write_checkpoint(directory: Path, family: Family = "llama", *, seed: int = 0
 
     `overrides` replace fields of config.json, in HF's spelling.
     """
+    config = write_directory(directory, family, overrides)
+    write_safetensors(directory / "model.safetensors", random_tensors(config, seed))
+    return directory
+
+
+def write_directory(directory: Path, family: Family, overrides: Config) -> Config:
+    """Write everything but the weights into a new directory; return the config they must fit."""
     config = {**_BASE, **_FAMILY[family], **overrides}
     if family == "gemma3":
         del config["hidden_act"]  # Gemma 3 spells it hidden_activation
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", config)
-    write_safetensors(directory / "model.safetensors", random_tensors(config, seed))
     _write_json(directory / "tokenizer.json", _tokenizer())
     _write_json(directory / "tokenizer_config.json", _tokenizer_config())
-    return directory
+    return config
 
 
 def random_tensors(config: Config, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -128,7 +134,7 @@ def random_tensors(config: Config, seed: int) -> dict[str, NDArray[np.float32]]:
     """
     random = np.random.RandomState(seed)
     tensors: dict[str, NDArray[np.float32]] = {}
-    for name, shape in _shapes(config):
+    for name, shape in tensor_shapes(config):
         draws = random.standard_normal(shape)
         if name.endswith("norm.weight"):
             center = 0.0 if config["model_type"] == "gemma3_text" else 1.0
@@ -163,7 +169,7 @@ def write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]]) -> No
             file.write(np.ascontiguousarray(tensor, "<f4").tobytes())
 
 
-def _shapes(config: Config) -> list[tuple[str, tuple[int, ...]]]:
+def tensor_shapes(config: Config) -> list[tuple[str, tuple[int, ...]]]:
     """List every tensor of a model: name and shape."""
     hidden, ffn = _size(config, "hidden_size"), _size(config, "intermediate_size")
     dim = _size(config, "head_dim")
