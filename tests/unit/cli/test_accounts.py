@@ -76,3 +76,32 @@ def test_times_are_lengths_or_dates() -> None:
     assert 86390 < moment("1d") - time.time() < 86410
     with pytest.raises(ConfigError, match="90d"):
         seconds("3 days")
+
+
+def test_limits_are_set_changed_and_removed(headrace: Any) -> None:
+    headrace("tenants", "create", "acme")
+    code, out, _ = headrace("limits", "set", "tenant:acme", "tokens", "1000", "--per", "hour", "--json")
+    made = json.loads(out)
+    assert (code, made["what"], made["per"], made["amount"]) == (0, "tokens", "hour", 1000)
+    assert "2,000" in headrace("limits", "set", "tenant:acme", "tokens", "2000", "--per", "hour")[1]
+    assert [rule["id"] for rule in json.loads(headrace("limits", "list", "--json")[1])] == [made["id"]]
+    assert headrace("limits", "remove", made["id"])[0] == 0
+    assert json.loads(headrace("limits", "list", "--json")[1]) == []
+
+
+def test_budgets_are_set_shown_reset_and_removed(headrace: Any) -> None:
+    args = ("budgets", "set", "all", "12.5", "--period", "day", "--timezone", "Europe/London", "--warn-at", "10")
+    made = json.loads(headrace(*args, "--json")[1])
+    assert (made["limit_nano"], made["soft_nano"], made["is_hard"]) == (12_500_000_000, 10_000_000_000, True)
+    shown = headrace("budgets", "list")[1]
+    assert "12.50" in shown
+    assert "Europe/London" in shown
+    assert headrace("budgets", "show", made["id"])[0] == 0
+    assert json.loads(headrace("budgets", "reset", made["id"], "--json")[1])["epoch"] == 1
+    assert (
+        json.loads(headrace("budgets", "set", "all", "1", "--period", "day", "--soft", "--json")[1])["is_hard"] is False
+    )
+    assert headrace("budgets", "remove", made["id"])[0] == 0
+    code, _, err = headrace("budgets", "show", made["id"])
+    assert (code, "no budget" in err) == (2, True)
+    assert "'lots'" in headrace("budgets", "set", "all", "lots")[2]
