@@ -30,7 +30,7 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True, gc=False):
 
 
 class UsageReply(msgspec.Struct, frozen=True):
-    """Tokens of one request. `is_estimate` is there, and true, where an upstream did not count."""
+    """Tokens of one request. `is_estimate` is true where an upstream did not count; `cost` is in dollars."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -38,6 +38,7 @@ class UsageReply(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
     is_estimate: bool | UnsetType = UNSET
+    cost: float | UnsetType = UNSET
 
 
 def usage_reply(usage: Usage) -> UsageReply:
@@ -51,6 +52,7 @@ def usage_reply(usage: Usage) -> UsageReply:
         ),
         CompletionTokensDetails(usage.reasoning_tokens) if usage.reasoning_tokens else UNSET,
         usage.is_estimate or UNSET,
+        UNSET if usage.cost_nano is None else usage.cost_nano / 1e9,
     )
 
 

@@ -258,6 +258,8 @@ class _Server:
             model.engine.give_up(self._status.dead or "the engine hangs")
 
     def _look_after(self, model: LoadedModel) -> None:
+        if self._gateway is not None:
+            model.engine.bill_to(self._gateway.add_engine(model.name, model.engine.time))
         self._watches.append(asyncio.ensure_future(self._watch(model)))
 
     async def _watch(self, model: LoadedModel) -> None:

@@ -102,6 +102,27 @@ def add_budgets(parser: argparse.ArgumentParser, finish: Finish) -> None:
         _finish(below, finish)
 
 
+def add_ledger(parser: argparse.ArgumentParser, finish: Finish) -> None:
+    """Add the commands on the ledger."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    report = actions.add_parser("report", help="sum what was used, charged and paid for")
+    report.add_argument("--by", choices=("tenant", "key", "model", "task", "day"), default="tenant", help="group")
+    report.add_argument(
+        "--allocate",
+        choices=("none", "usage"),
+        default="none",
+        help="leave idle and other time of the pool on its own line (default), or divide it by engine time used",
+    )
+    export = actions.add_parser("export", help="write the settled requests to a .csv or .parquet file")
+    export.add_argument("file", metavar="FILE", help="where to")
+    for below in (report, export):
+        below.add_argument("--since", metavar="DAY", help="first day, UTC, such as 2027-01-01 (default: 30 days)")
+        below.add_argument("--until", metavar="DAY", help="last day (default: today)")
+    verify = actions.add_parser("verify", help="check that every nanosecond of every engine is somebody's")
+    for below in (report, export, verify):
+        _finish(below, finish)
+
+
 def _finish(parser: argparse.ArgumentParser, finish: Finish) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON")
     finish(parser)

@@ -52,6 +52,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_1h_tokens: int = 0  # of those: kept for an hour instead of five minutes
     reasoning_tokens: int = 0  # completion tokens that were thought, not said
     engine_ns: int = 0  # of an engine of ours: its time that was charged to the request
+    cost_nano: int | None = None  # nano-dollars that the caller is charged, where the price is known
     is_estimate: bool = False  # the upstream did not say; counted from what was sent and came back
 
 

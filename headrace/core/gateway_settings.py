@@ -17,6 +17,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     default_output  tokens of a remote model's answer at most, where the caller does not say and a budget pays
     unpriced        requests under a hard budget for a model without a price: refuse, or allow them uncounted
     prices          dollars per million tokens by model: INPUT/OUTPUT or INPUT/OUTPUT/CACHED
+    usd_per_hour    what this machine costs in an hour, in dollars or as a machine of the catalogue such as h100-sxm
+    ledger_s        seconds between two records of the engines' time in the ledger
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
@@ -24,3 +26,5 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     default_output: Count = 4096
     unpriced: Literal["refuse", "allow"] = "refuse"
     prices: dict[str, str] = {}
+    usd_per_hour: str | None = None
+    ledger_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0

@@ -30,6 +30,7 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     finished_s: float
     num_preemptions: int
     tenant: str = ""  # whose request it was; empty where there are no tenants
+    engine_ns: int = 0  # of the engine's time, charged to the request
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from headrace.core.delta import Delta
 from headrace.core.errors import EngineBusy, EngineDead, HeadraceError
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId, SeqId
-from headrace.core.stats import EngineSnapshot, EngineTime, Observer
+from headrace.core.stats import EngineSnapshot, EngineTime, Observer, RequestStats
 from headrace.core.why import ChoiceNote, Explanation, RequestState
 from headrace.econ import AttributionPolicy
 from headrace.engine.admission import check_request
@@ -81,6 +81,7 @@ class AsyncEngine:
         self._is_draining = False
         self._warm_s: float | None = None
         self._fatal: str | None = None
+        self._tell_finished: Callable[[RequestStats], None] | None = None
         self._meter = StepMeter(clock.now() if began_s is None else began_s, engine.step_costs, policy)
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -212,6 +213,10 @@ class AsyncEngine:
         """Return the engine's counts of this moment."""
         return msgspec.structs.replace(self._engine.snapshot(), time=self.time())
 
+    def bill_to(self, tell_finished: Callable[[RequestStats], None]) -> None:
+        """Tell whoever keeps accounts of every request that ends, before its reader knows that it is closed."""
+        self._tell_finished = tell_finished
+
     def time(self) -> EngineTime:
         """Return where the engine's time went, up to now if nobody is being served, else to the last step's end."""
         if not self._streams and self._warm_s is not None:
@@ -281,6 +286,8 @@ class AsyncEngine:
         self._memory.note_ended(stream.request, stats, map(SeqId, stream.seq_ids), self._namer(stream.request))
         if self._observer is not None:
             self._observer.on_finished(stats)
+        if self._tell_finished is not None:
+            self._tell_finished(stats)
         if not self._streams:
             self._is_empty.set()
 

@@ -217,6 +217,7 @@ class RequestStream:
             finished_s=self._finished_s,
             num_preemptions=sum(t.num_preemptions for t in self._timings.values()),
             tenant=self.request.tenant,
+            engine_ns=usage.engine_ns,
         )
 
     def _accept_sample(self, choice: _Choice, sample: Sample, now: float) -> None:

@@ -7,10 +7,13 @@ Owns the order of opening and closing, and the order of the stages. Built by `ap
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from headrace.core.caller import Gatekeeper
 from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.protocols import Clock, Upstream
-from headrace.core.stats import AdmissionStats
+from headrace.core.stats import AdmissionStats, EngineTime, RequestStats
+from headrace.econ import machine_rate
 from headrace.gateway.admin import AdminRoutes, admin_routes
 from headrace.gateway.admission import Admission, Authority, Rulebook
 from headrace.gateway.admission.stage import AdmissionRules
@@ -18,6 +21,7 @@ from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.identity import Directory
 from headrace.gateway.identity.gate import Gate
 from headrace.gateway.identity.permission import Permission
+from headrace.gateway.ledger import LedgerRecorder
 from headrace.gateway.pipeline import Pipeline
 from headrace.gateway.store import migrate, open_database
 from headrace.gateway.store.watch import Watch
@@ -32,6 +36,8 @@ class Gateway:
         self._rulebook = Rulebook()
         self._watch = Watch(self._database, clock, [self._directory, self._rulebook])
         self._authority = Authority(self._database, clock, lease_s=settings.lease_s)
+        rate = None if settings.usd_per_hour is None else machine_rate(settings.usd_per_hour)
+        self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)
         self._stages = (
             Permission(self._directory),
             Admission(
@@ -43,6 +49,7 @@ class Gateway:
                     default_output=settings.default_output,
                     is_unpriced_allowed=settings.unpriced == "allow",
                 ),
+                self._recorder.claim,
             ),
         )
         self.gatekeeper: Gatekeeper = Gate(self._directory, self._watch)
@@ -55,6 +62,10 @@ class Gateway:
     def front(self, upstream: Upstream) -> Upstream:
         """Return `upstream` behind every stage."""
         return Pipeline(self._stages, upstream)
+
+    def add_engine(self, model: str, time: Callable[[], EngineTime]) -> Callable[[RequestStats], None]:
+        """Bill an engine of this process from now on; return what has to hear of its ended requests."""
+        return self._recorder.add_engine(model, time)
 
     def admin_routes(self, version: str) -> AdminRoutes:
         """Return the routes of the administration."""
@@ -74,9 +85,11 @@ class Gateway:
         """Do the same, and keep accounts from now on."""
         await self.look()
         await self._authority.open()
+        self._recorder.start()
 
     async def close(self) -> None:
         """Write what is left and disconnect."""
         await self._watch.close()
         await self._authority.close()
+        await self._recorder.close()
         await self._database.close()

@@ -47,6 +47,7 @@ HOMES = {
         *["grammar", "spec", "executor", "app.scoring", "bench", "evals", "testing"],
     ],
     "redis": ["kv.transfer"],
+    "pyarrow": ["cli.ledger"],
     "asyncpg": ["gateway"],
     "httptools": ["bench"],
     # Peers run in their own environments; `runner` is the script beside the peer's own.

@@ -50,13 +50,15 @@ _SAVE_RESERVATION = (
 )
 _SAVE_SETTLEMENT = (
     "INSERT INTO settlements (id, request_id, settled_ns, tenant, key_id, model, task, outcome, input_uncached, "
-    "cache_read, cache_write, output_text, output_reasoning, is_estimate, reserved_nano, cost_nano, price_source) "
-    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) "
+    "cache_read, cache_write, output_text, output_reasoning, is_estimate, reserved_nano, cost_nano, price_source, "
+    "engine_ns, machine_nano) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) "
     "ON CONFLICT (id) DO UPDATE SET request_id = excluded.request_id, settled_ns = excluded.settled_ns, "
     "outcome = excluded.outcome, input_uncached = excluded.input_uncached, cache_read = excluded.cache_read, "
     "cache_write = excluded.cache_write, output_text = excluded.output_text, "
     "output_reasoning = excluded.output_reasoning, is_estimate = excluded.is_estimate, "
-    "cost_nano = excluded.cost_nano, price_source = excluded.price_source"
+    "cost_nano = excluded.cost_nano, price_source = excluded.price_source, engine_ns = excluded.engine_ns, "
+    "machine_nano = excluded.machine_nano"
 )
 
 
@@ -240,7 +242,8 @@ def _reservation_row(r: Reservation) -> tuple[Value, ...]:
 
 def _settlement_row(s: Settlement) -> tuple[Value, ...]:
     identity = (s.id, s.request_id, s.settled_ns, s.tenant, s.key_id, s.model, s.task, s.outcome)
-    return (*identity, *astuple(s.counts), int(s.is_estimate), s.reserved_nano, s.cost_nano, s.price_source)
+    money = (s.reserved_nano, s.cost_nano, s.price_source, s.engine_ns, s.machine_nano)
+    return (*identity, *astuple(s.counts), int(s.is_estimate), *money)
 
 
 def _int(row: Row, name: str) -> int:

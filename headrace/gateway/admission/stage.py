@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ import msgspec
 
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import BudgetExceeded, StoreUnavailable
-from headrace.core.request import Request
+from headrace.core.request import Request, RequestId
 from headrace.econ.money import show_usd
 from headrace.gateway.admission.asks import Ask
 from headrace.gateway.admission.authority import Authority, Grant
@@ -27,6 +27,7 @@ from headrace.gateway.admission.rulebook import Rulebook
 from headrace.gateway.admission.sizes import limited, most_input, num_sequences, output_of
 from headrace.gateway.budgets.price import PriceOf, TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
+from headrace.gateway.ledger import Charge
 from headrace.gateway.pipeline import Next
 
 _log = logging.getLogger(__name__)
@@ -49,11 +50,20 @@ class AdmissionRules:
 class Admission:
     """Limits and budgets. Implements `gateway.pipeline.Stage`."""
 
-    def __init__(self, authority: Authority, rulebook: Rulebook, price_of: PriceOf, rules: AdmissionRules) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        rulebook: Rulebook,
+        price_of: PriceOf,
+        rules: AdmissionRules,
+        claim: Callable[[RequestId], Charge | None] = lambda request_id: None,
+    ) -> None:
+        """Make the stage. `claim` bills the engine's time of a request that has ended."""
         self._authority = authority
         self._rulebook = rulebook
         self._price_of = price_of
         self._rules = rules
+        self._claim = claim
         self._warned: set[str] = set()
 
     async def __call__(self, request: Request, following: Next, /) -> AsyncIterator[Delta]:
@@ -129,6 +139,7 @@ class Admission:
 
     def _settlement(self, grant: Grant, meter: _Meter) -> Settlement:
         ask, counts = grant.ask, meter.counts()
+        charge = self._claim(RequestId(ask.request_id)) or Charge(0, None)
         return Settlement(
             id=ask.id,
             request_id=ask.request_id,
@@ -143,6 +154,8 @@ class Admission:
             reserved_nano=grant.granted.granted_nano,
             cost_nano=None if ask.price is None else ask.price.cost_nano(counts),
             price_source=None if ask.price is None else ask.price.source,
+            engine_ns=charge.engine_ns,
+            machine_nano=charge.machine_nano,
         )
 
 
@@ -169,11 +182,25 @@ class _Meter:
         if delta.finish is not None:
             self.finished.add(delta.index)
             self.outcome = delta.finish.value
-        self.usage = delta.usage or self.usage
+        if delta.usage is not None:
+            self.usage = delta.usage
+            delta = self._priced(delta, delta.usage)
         if self._headers:
             delta = msgspec.structs.replace(delta, headers=(*delta.headers, *self._headers))
             self._headers = ()
         return delta
+
+    def _priced(self, delta: Delta, usage: Usage) -> Delta:
+        """Return the delta with what its usage costs the caller."""
+        price = self._grant.ask.price
+        if price is None:
+            return delta
+        cost_nano = price.cost_nano(self.counts())
+        return msgspec.structs.replace(
+            delta,
+            usage=msgspec.structs.replace(usage, cost_nano=cost_nano),
+            headers=(*delta.headers, ("x-headrace-cost-usd", show_usd(cost_nano))),
+        )
 
     def counts(self) -> TokenCounts:
         """Return the tokens, as the upstream told them or else as they came by."""

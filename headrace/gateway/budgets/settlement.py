@@ -19,6 +19,7 @@ class Settlement:
     outcome       a finish reason, or `expired` for one whose gateway was gone
     is_estimate   tokens were counted from what came by, since the upstream did not say
     reserved_nano what had been set aside
+    engine_ns     of an engine of ours: its time; machine_nano: what that cost, where the machine's rate is known
     """
 
     id: str
@@ -34,3 +35,5 @@ class Settlement:
     reserved_nano: int
     cost_nano: int | None
     price_source: str | None
+    engine_ns: int = 0
+    machine_nano: int | None = None

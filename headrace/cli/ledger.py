@@ -1,0 +1,157 @@
+"""`headrace ledger`: what was used, charged and paid for; the rows themselves; whether they add up.
+
+Owns what the tables show; the numbers are `gateway.ledger.report`'s. Periods are days, UTC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.table import Table
+
+from headrace.cli.accounts import print_json, with_database
+from headrace.cli.tables import print_table
+from headrace.core.errors import ConfigError
+from headrace.econ import show_usd
+from headrace.gateway.ledger import Balance, PoolLine, UsageLine, allocate, balances, pool, settlements, usage
+from headrace.gateway.store import Database
+
+_DAY_NS = 86_400 * 10**9
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one action."""
+    match args.action:
+        case "report":
+            return _report(args)
+        case "export":
+            return _export(args)
+        case _:
+            return _verify(args)
+
+
+def _period(args: argparse.Namespace) -> tuple[int, int]:
+    """Return the first and the last nanosecond, the end excluded."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    until = _date(args.until, "--until") + timedelta(days=1) if args.until else today + timedelta(days=1)
+    since = _date(args.since, "--since") if args.since else until - timedelta(days=30)
+    if since >= until:
+        raise ConfigError(f"--since {args.since} is not before --until {args.until}; give the earlier day first")
+    return _nanoseconds(since), _nanoseconds(until)
+
+
+def _date(text: str, flag: str) -> datetime:
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError as err:
+        raise ConfigError(f"{flag} is '{text}'; write a day such as 2027-01-31") from err
+
+
+def _nanoseconds(when: datetime) -> int:
+    return int(when.timestamp()) * 10**9
+
+
+def _report(args: argparse.Namespace) -> int:
+    since, until = _period(args)
+
+    async def read(database: Database) -> tuple[list[UsageLine], PoolLine]:
+        return await usage(database, args.by, since, until), await pool(database, since, until)
+
+    lines, rest = with_database(args, read)
+    if args.allocate == "usage":
+        lines = allocate(lines, rest.pool_nano)
+    if args.json:
+        print_json({"by": args.by, "lines": [line._asdict() for line in lines], "pool": rest._asdict()})
+        return 0
+    _show(lines, rest, args)
+    return 0
+
+
+def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> None:
+    is_allocated = args.allocate == "usage"
+    table = Table(box=None)
+    table.add_column(args.by)
+    for column in ("requests", "input", "cached", "output", "engine s", "machine $", "charged $"):
+        table.add_column(column, justify="right")
+    if is_allocated:
+        table.add_column("with pool $", justify="right")
+    for line in lines:
+        cells = [
+            f"{line.requests:,}",
+            f"{line.input_uncached + line.cache_write:,}",
+            f"{line.cache_read:,}",
+            f"{line.output_text + line.output_reasoning:,}",
+            f"{line.engine_ns / 1e9:,.3f}",
+            show_usd(line.machine_nano),
+            show_usd(line.charged_nano) + (f" + {line.unpriced:,} unpriced" if line.unpriced else ""),
+        ]
+        if is_allocated:
+            cells.append(show_usd(line.machine_nano + line.pool_nano))
+        table.add_row(line.group or "(none)", *cells)
+    print_table(table)
+    used_ns = sum(line.engine_ns for line in lines)
+    print(
+        f"pool: loading {rest.loading_ns / 1e9:,.3f} s, idle {rest.idle_ns / 1e9:,.3f} s, "
+        f"recomputed {rest.recomputed_ns / 1e9:,.3f} s, abandoned {rest.abandoned_ns / 1e9:,.3f} s"
+        f" = ${show_usd(rest.pool_nano)}; charged to requests: {used_ns / 1e9:,.3f} s"
+        + ("; the pool is allocated by engine time" if is_allocated else "")
+    )
+
+
+def _export(args: argparse.Namespace) -> int:
+    since, until = _period(args)
+    path = Path(args.file)
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"'{path.name}' is neither .csv nor .parquet; name the file so")
+
+    async def read(database: Database) -> list[dict[str, object]]:
+        return [dict(row) async for page in settlements(database, since, until) for row in page]
+
+    rows = with_database(args, read)
+    if path.suffix == ".parquet":
+        _write_parquet(path, rows)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else ["id"])
+            writer.writeheader()
+            writer.writerows(rows)
+    print(f"{len(rows):,} settled requests written to {path}")
+    return 0
+
+
+def _write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as err:
+        raise ConfigError("Parquet needs pyarrow: pip install 'headrace[parquet]', or export .csv") from err
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Say of every engine's life whether its parts are its whole."""
+
+    async def read(database: Database) -> tuple[list[Balance], list[UsageLine], PoolLine]:
+        until = time.time_ns() + _DAY_NS
+        return await balances(database), await usage(database, "model", 0, until), await pool(database, 0, until)
+
+    found, lines, rest = with_database(args, read)
+    claimed_ns = sum(line.engine_ns for line in lines)
+    requests_ns = rest.total_ns - rest.loading_ns - rest.recomputed_ns - rest.abandoned_ns - rest.idle_ns
+    open_ns = requests_ns - claimed_ns
+    if args.json:
+        print_json({"engines": [each._asdict() for each in found], "unsettled_ns": open_ns})
+    else:
+        wrong = [each for each in found if each.unexplained_ns]
+        for each in wrong:
+            print(f"{each.engine} ({each.model}): {each.unexplained_ns:,} ns belong to nobody", file=sys.stderr)
+        print(
+            f"{len(found) - len(wrong)} of {len(found)} engines' lives add up to the nanosecond; "
+            f"{open_ns:,} ns of requests are not settled yet"
+        )
+    return 1 if any(each.unexplained_ns for each in found) else 0

@@ -1,0 +1,113 @@
+"""The account of one engine's life: every nanosecond billed once, at the machine's rate.
+
+Owns: how much of the engine's time has been billed, and what ended requests were charged until their stage claims it.
+Runs on the network thread.
+Invariant: the nano-dollars of all claims and all spans are the cost of the nanoseconds billed so far, exactly: each is
+the difference of two costs of one running total.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headrace.core.request import RequestId
+from headrace.core.stats import EngineTime, RequestStats
+from headrace.econ import MachineRate, cost_of_time
+
+_MOST_UNCLAIMED = 100_000
+
+
+class Charge(NamedTuple):
+    """Of an engine's time: a request's part, and what it cost; None where the machine's rate is not known."""
+
+    engine_ns: int
+    machine_nano: int | None
+
+
+class EngineSpan(NamedTuple):
+    """A stretch of an engine's life that has been booked. Times of the pool cost `pool_nano`; `requests_ns` is claimed.
+
+    engine   of this life of the engine; another start is another one
+    from_ns  Unix time; so is until_ns
+    """
+
+    id: str
+    engine: str
+    model: str
+    from_ns: int
+    until_ns: int
+    total_ns: int
+    loading_ns: int
+    requests_ns: int
+    recomputed_ns: int
+    abandoned_ns: int
+    idle_ns: int
+    pool_nano: int | None
+    nano_per_hour: int | None
+    rate_source: str | None
+
+
+class EngineAccount:
+    """Bills one engine."""
+
+    def __init__(
+        self, model: str, rate: MachineRate | None, time: Callable[[], EngineTime], wall_ns: Callable[[], int]
+    ) -> None:
+        self.model = model
+        self.engine = f"eng-{secrets.token_hex(6)}"
+        self._rate = rate
+        self._time = time
+        self._wall_ns = wall_ns
+        self._billed_ns = 0
+        self._unclaimed: dict[RequestId, int] = {}
+        self._last = EngineTime(total_ns=0)
+        self._last_wall_ns = wall_ns() - time().total_ns
+        self._num_spans = 0
+
+    def on_finished(self, stats: RequestStats) -> None:
+        """Keep what an ended request was charged, for its stage; beyond a bound the oldest goes to the pool."""
+        self._unclaimed[stats.request_id] = self._unclaimed.get(stats.request_id, 0) + stats.engine_ns
+        if len(self._unclaimed) > _MOST_UNCLAIMED:
+            self._unclaimed.pop(next(iter(self._unclaimed)))
+
+    def claim(self, request_id: RequestId) -> Charge | None:
+        """Bill an ended request, once; None if it never was this engine's."""
+        engine_ns = self._unclaimed.pop(request_id, None)
+        return None if engine_ns is None else Charge(engine_ns, self._bill(engine_ns))
+
+    def span(self) -> EngineSpan:
+        """Book the engine's time since the last span and bill the pool's part of it."""
+        now, last = self._time(), self._last
+        loading_ns = now.loading_ns - last.loading_ns
+        recomputed_ns = now.recomputed_ns - last.recomputed_ns
+        abandoned_ns = now.abandoned_ns - last.abandoned_ns
+        idle_ns = now.idle_ns - last.idle_ns
+        total_ns = now.total_ns - last.total_ns
+        from_ns = self._last_wall_ns
+        self._last, self._last_wall_ns = now, from_ns + total_ns
+        self._num_spans += 1
+        return EngineSpan(
+            id=f"{self.engine}/{self._num_spans}",
+            engine=self.engine,
+            model=self.model,
+            from_ns=from_ns,
+            until_ns=self._last_wall_ns,
+            total_ns=total_ns,
+            loading_ns=loading_ns,
+            requests_ns=now.requests_ns - last.requests_ns,
+            recomputed_ns=recomputed_ns,
+            abandoned_ns=abandoned_ns,
+            idle_ns=idle_ns,
+            pool_nano=self._bill(loading_ns + recomputed_ns + abandoned_ns + idle_ns),
+            nano_per_hour=None if self._rate is None else self._rate.nano_per_hour,
+            rate_source=None if self._rate is None else self._rate.source,
+        )
+
+    def _bill(self, span_ns: int) -> int | None:
+        if self._rate is None:
+            return None
+        before = cost_of_time(self._billed_ns, self._rate.nano_per_hour)
+        self._billed_ns += span_ns
+        return cost_of_time(self._billed_ns, self._rate.nano_per_hour) - before

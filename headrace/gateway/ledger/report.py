@@ -1,0 +1,165 @@
+"""Reading the ledger: what each tenant, key, model or day used, was charged and cost; what nobody used.
+
+Owns the queries. Reads only. Amounts are whole nano-dollars and nanoseconds, summed by the database.
+Three numbers must not be mixed up: `charged` is tokens times the price, what a customer owes; `machine` is the
+request's part of the engine's time at the machine's rate; the pool (loading, idle, recomputed, abandoned) is the rest
+of the bill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, NamedTuple
+
+from headrace.econ import divide
+from headrace.gateway.ledger.engine_account import EngineSpan
+from headrace.gateway.store import Database, Row
+
+By = Literal["tenant", "key", "model", "task", "day"]
+_DAY_NS = 86_400 * 10**9
+_GROUPS: dict[By, str] = {
+    "tenant": "tenant",
+    "key": "key_id",
+    "model": "model",
+    "task": "task",
+    "day": f"settled_ns / {_DAY_NS}",
+}
+_PAGE = 1_000
+
+
+class UsageLine(NamedTuple):
+    """One group. `pool_nano` is its share of the pool, where the report allocates it."""
+
+    group: str
+    requests: int
+    input_uncached: int
+    cache_read: int
+    cache_write: int
+    output_text: int
+    output_reasoning: int
+    engine_ns: int
+    machine_nano: int
+    charged_nano: int
+    unpriced: int  # requests whose price was not known
+    pool_nano: int = 0
+
+
+class PoolLine(NamedTuple):
+    """Engine time that no request is charged for, and what it cost."""
+
+    engines: int
+    total_ns: int
+    loading_ns: int
+    recomputed_ns: int
+    abandoned_ns: int
+    idle_ns: int
+    pool_nano: int
+
+
+class Balance(NamedTuple):
+    """Whether one engine's life adds up. All differences are 0 once its requests have ended."""
+
+    engine: str
+    model: str
+    total_ns: int
+    unexplained_ns: int  # total minus the sum of its parts
+
+
+async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list[UsageLine]:
+    """Sum what was settled from `from_ns` until before `until_ns`, the dearest first."""
+    sums = ", ".join(
+        f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}"
+        for column, name in (
+            *((column, column) for column in UsageLine._fields[2:9]),
+            ("cost_nano", "charged_nano"),
+            ("CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END", "unpriced"),
+        )
+    )
+    async with database.transaction(writes=False) as tx:
+        rows = await tx.fetch(
+            f"SELECT {_GROUPS[by]} AS grouped, COUNT(*) AS requests, {sums} FROM settlements "
+            f"WHERE settled_ns >= $1 AND settled_ns < $2 GROUP BY {_GROUPS[by]}",
+            from_ns,
+            until_ns,
+        )
+    lines = [_usage_line(row, by) for row in rows]
+    if by == "day":
+        return sorted(lines)
+    return sorted(lines, key=lambda line: (-line.charged_nano, -line.machine_nano, line.group))
+
+
+async def pool(database: Database, from_ns: int, until_ns: int) -> PoolLine:
+    """Sum the engine time of the spans that ended in the period."""
+    sums = ", ".join(f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {column}" for column in (*PoolLine._fields[1:],))
+    async with database.transaction(writes=False) as tx:
+        (row,) = await tx.fetch(
+            f"SELECT COUNT(DISTINCT engine) AS engines, {sums} FROM engine_spans "
+            "WHERE until_ns >= $1 AND until_ns < $2",
+            from_ns,
+            until_ns,
+        )
+    return PoolLine(*(_number(row[name]) for name in PoolLine._fields))
+
+
+async def balances(database: Database) -> list[Balance]:
+    """Check every engine's life that is in the ledger."""
+    async with database.transaction(writes=False) as tx:
+        rows = await tx.fetch(
+            "SELECT engine, model, CAST(SUM(total_ns) AS BIGINT) AS total_ns, CAST(SUM(total_ns - loading_ns - "
+            "requests_ns - recomputed_ns - abandoned_ns - idle_ns) AS BIGINT) AS unexplained_ns "
+            "FROM engine_spans GROUP BY engine, model ORDER BY engine"
+        )
+    return [
+        Balance(str(row["engine"]), str(row["model"]), _number(row["total_ns"]), _number(row["unexplained_ns"]))
+        for row in rows
+    ]
+
+
+def allocate(lines: Sequence[UsageLine], pool_nano: int) -> list[UsageLine]:
+    """Add to each line its share of the pool by engine time, to the nano-dollar; nobody used anything: unchanged."""
+    if not any(line.engine_ns for line in lines):
+        return list(lines)
+    shares = divide(pool_nano, [line.engine_ns for line in lines])
+    return [line._replace(pool_nano=share) for line, share in zip(lines, shares, strict=True)]
+
+
+async def settlements(database: Database, from_ns: int, until_ns: int) -> AsyncIterator[list[Row]]:
+    """Yield the settled rows of the period in pages, by time."""
+    after_ns, after_id = from_ns, ""
+    while True:
+        async with database.transaction(writes=False) as tx:
+            rows = await tx.fetch(
+                "SELECT * FROM settlements WHERE settled_ns < $1 "
+                "AND (settled_ns > $2 OR (settled_ns = $3 AND id > $4)) "
+                f"ORDER BY settled_ns, id LIMIT {_PAGE}",
+                *(until_ns, after_ns, after_ns, after_id),
+            )
+        if not rows:
+            return
+        yield rows
+        after_ns, after_id = _number(rows[-1]["settled_ns"]), str(rows[-1]["id"])
+
+
+async def spans(database: Database, from_ns: int, until_ns: int) -> list[Row]:
+    """Return the engine spans that ended in the period, by time."""
+    async with database.transaction(writes=False) as tx:
+        return await tx.fetch(
+            f"SELECT {', '.join(EngineSpan._fields)} FROM engine_spans WHERE until_ns >= $1 AND until_ns < $2 "
+            "ORDER BY until_ns, id",
+            from_ns,
+            until_ns,
+        )
+
+
+def _usage_line(row: Row, by: By) -> UsageLine:
+    group = row["grouped"]
+    if by == "day":
+        from datetime import UTC, datetime
+
+        group = f"{datetime.fromtimestamp(_number(group) * 86_400, UTC):%Y-%m-%d}"
+    return UsageLine(str(group), *(_number(row[name]) for name in UsageLine._fields[1:11]))
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
