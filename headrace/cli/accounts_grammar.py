@@ -123,6 +123,18 @@ def add_ledger(parser: argparse.ArgumentParser, finish: Finish) -> None:
         _finish(below, finish)
 
 
+def add_prices(parser: argparse.ArgumentParser) -> None:
+    """Add the commands on price books."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    importing = actions.add_parser("import", help="make a price book from a public list")
+    importing.add_argument("source", metavar="SOURCE", help="genai-prices (the package), or LiteLLM's map as a file")
+    importing.add_argument("file", metavar="FILE", help="the price book to write, for gateway.price_book")
+    show = actions.add_parser("show", help="show prices of a price book")
+    show.add_argument("file", metavar="FILE", help="the price book")
+    show.add_argument("model", nargs="?", metavar="PROVIDER/MODEL", help="one entry (default: all)")
+    show.add_argument("--json", action="store_true", help="write JSON")
+
+
 def _finish(parser: argparse.ArgumentParser, finish: Finish) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON")
     finish(parser)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from headrace.cli.accounts_grammar import add_budgets, add_keys, add_ledger, add_limits, add_tenants
+from headrace.cli.accounts_grammar import add_budgets, add_keys, add_ledger, add_limits, add_prices, add_tenants
 from headrace.cli.flags import add_setting_flags
 from headrace.core.errors import ConfigError, Conflict, HeadraceError, InvalidRequest, NotFound, UnknownModel
 
@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_limits(commands.add_parser("limits", help="how often a key, a tenant or everyone may ask"), _add_general)
     add_budgets(commands.add_parser("budgets", help="how much each may spend, and how much is left"), _add_general)
 
+    add_prices(commands.add_parser("prices", help="make a price book from a public list, and look into it"))
     add_ledger(commands.add_parser("ledger", help="what was used, charged and paid for"), _add_general)
 
     why = commands.add_parser("why", help="ask a server why a request waits, was preempted or refused")

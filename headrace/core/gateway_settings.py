@@ -16,7 +16,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     least_output    tokens: a budget that pays for fewer refuses a request instead of cutting its answer short
     default_output  tokens of a remote model's answer at most, where the caller does not say and a budget pays
     unpriced        requests under a hard budget for a model without a price: refuse, or allow them uncounted
-    prices          dollars per million tokens by model: INPUT/OUTPUT or INPUT/OUTPUT/CACHED
+    prices          dollars per million tokens by model: INPUT/OUTPUT, INPUT/OUTPUT/CACHED or book:PROVIDER/MODEL
+    price_book      file of dated prices, made by `headrace prices import`
     usd_per_hour    what this machine costs in an hour, in dollars or as a machine of the catalogue such as h100-sxm
     ledger_s        seconds between two records of the engines' time in the ledger
     """
@@ -26,5 +27,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     default_output: Count = 4096
     unpriced: Literal["refuse", "allow"] = "refuse"
     prices: dict[str, str] = {}
+    price_book: str | None = None
     usd_per_hour: str | None = None
     ledger_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0

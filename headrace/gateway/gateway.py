@@ -8,6 +8,7 @@ Owns the order of opening and closing, and the order of the stages. Built by `ap
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from headrace.core.caller import Gatekeeper
 from headrace.core.gateway_settings import GatewaySettings
@@ -17,6 +18,7 @@ from headrace.econ import machine_rate
 from headrace.gateway.admin import AdminRoutes, admin_routes
 from headrace.gateway.admission import Admission, Authority, Rulebook
 from headrace.gateway.admission.stage import AdmissionRules
+from headrace.gateway.budgets.price_book import read_book
 from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.identity import Directory
 from headrace.gateway.identity.gate import Gate
@@ -36,6 +38,7 @@ class Gateway:
         self._rulebook = Rulebook()
         self._watch = Watch(self._database, clock, [self._directory, self._rulebook])
         self._authority = Authority(self._database, clock, lease_s=settings.lease_s)
+        book = None if settings.price_book is None else read_book(Path(settings.price_book).expanduser())
         rate = None if settings.usd_per_hour is None else machine_rate(settings.usd_per_hour)
         self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)
         self._stages = (
@@ -43,7 +46,7 @@ class Gateway:
             Admission(
                 self._authority,
                 self._rulebook,
-                PriceTable(settings.prices),
+                PriceTable(settings.prices, book),
                 AdmissionRules(
                     least_output=settings.least_output,
                     default_output=settings.default_output,

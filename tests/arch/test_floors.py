@@ -47,6 +47,7 @@ HOMES = {
         *["grammar", "spec", "executor", "app.scoring", "bench", "evals", "testing"],
     ],
     "redis": ["kv.transfer"],
+    "genai_prices": ["gateway.budgets.price_import"],
     "pyarrow": ["cli.ledger"],
     "asyncpg": ["gateway"],
     "httptools": ["bench"],

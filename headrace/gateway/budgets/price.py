@@ -38,7 +38,10 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrice:
-    """Nano-dollars per million tokens of each bucket; `source` says where the price is from and of which version."""
+    """Nano-dollars per million tokens of each bucket; `source` says where the price is from and of which version.
+
+    longer  what all tokens cost instead when the prompt has more tokens than a bound, by rising bound
+    """
 
     input_uncached: int
     cache_read: int
@@ -46,15 +49,20 @@ class TokenPrice:
     output_text: int
     output_reasoning: int
     source: str
+    longer: tuple[tuple[int, TokenPrice], ...] = ()
 
     def cost_nano(self, counts: TokenCounts) -> int:
         """Return what these tokens cost, to the nearest nano-dollar."""
+        price = self
+        for above, other in self.longer:
+            if counts.num_input > above:
+                price = other
         exact = (
-            counts.input_uncached * self.input_uncached
-            + counts.cache_read * self.cache_read
-            + counts.cache_write * self.cache_write
-            + counts.output_text * self.output_text
-            + counts.output_reasoning * self.output_reasoning
+            counts.input_uncached * price.input_uncached
+            + counts.cache_read * price.cache_read
+            + counts.cache_write * price.cache_write
+            + counts.output_text * price.output_text
+            + counts.output_reasoning * price.output_reasoning
         )
         return rounded(exact, _MTOK)
 
@@ -74,11 +82,13 @@ class TokenPrice:
 
     @property
     def _dearest_input(self) -> int:
-        return max(self.input_uncached, self.cache_read, self.cache_write)
+        own = max(self.input_uncached, self.cache_read, self.cache_write)
+        return max(own, *(price._dearest_input for _, price in self.longer)) if self.longer else own
 
     @property
     def _dearest_output(self) -> int:
-        return max(self.output_text, self.output_reasoning)
+        own = max(self.output_text, self.output_reasoning)
+        return max(own, *(price._dearest_output for _, price in self.longer)) if self.longer else own
 
 
 class PriceOf(Protocol):

@@ -1,28 +1,63 @@
 """Prices from the configuration: dollars per million tokens, by the name of a model.
 
 Owns the table. Written `INPUT/OUTPUT` or `INPUT/OUTPUT/CACHED`, such as `0.10/0.40/0.01`. Cached input costs as much as
-other input unless it is named; writing a cache costs what input costs.
+other input unless it is named; writing a cache costs what input costs. `book:PROVIDER/MODEL` takes the price in force
+from the price book.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from headrace.core.errors import ConfigError
 from headrace.econ.money import parse_usd
 from headrace.gateway.budgets.price import TokenPrice
+from headrace.gateway.budgets.price_book import PriceBook, token_price
+
+_BOOK = "book:"
 
 
 class PriceTable:
     """Implements `budgets.price.PriceOf`."""
 
-    def __init__(self, prices: Mapping[str, str]) -> None:
+    def __init__(
+        self, prices: Mapping[str, str], book: PriceBook | None = None, wall_s: Callable[[], float] = time.time
+    ) -> None:
         """Read the table. Raises ConfigError naming model and value."""
-        self._prices = {model: _read(model, text) for model, text in prices.items()}
+        self._wall_s = wall_s
+        self._prices = {
+            model: _from_book(model, text.removeprefix(_BOOK).strip(), book)
+            if text.startswith(_BOOK)
+            else [(0.0, _read(model, text))]
+            for model, text in prices.items()
+        }
 
     def __call__(self, model: str) -> TokenPrice | None:
-        """Return the price of a model, or None."""
-        return self._prices.get(model)
+        """Return the price of a model that is in force, or None."""
+        versions = self._prices.get(model)
+        if versions is None:
+            return None
+        now_s = self._wall_s() if len(versions) > 1 or versions[0][0] else 0.0
+        return next((price for since_s, price in reversed(versions) if since_s <= now_s), None)
+
+
+def _from_book(model: str, reference: str, book: PriceBook | None) -> list[tuple[float, TokenPrice]]:
+    """Return the entry's prices, each with the time since when it is in force, the oldest first."""
+    what = f"gateway.prices.{model}"
+    if book is None:
+        raise ConfigError(f"{what} is 'book:{reference}', and gateway.price_book names no price book")
+    versions: list[tuple[float, TokenPrice]] = []
+    for version in book.find(reference, what):
+        since = version.since
+        since_s = 0.0 if since is None else datetime(since.year, since.month, since.day, tzinfo=UTC).timestamp()
+        source = f"{book.source}, {reference}" + ("" if since is None else f" since {since}")
+        try:
+            versions.append((since_s, token_price(version, source)))
+        except ValueError as err:
+            raise ConfigError(f"{what}: the price book's '{reference}' is broken: {err}; import it again") from err
+    return versions
 
 
 def _read(model: str, text: str) -> TokenPrice:
