@@ -4,13 +4,18 @@
 // Tiles and chunks are aligned to absolute positions, so for one (token, head) the sequence of operations on every element
 // depends on its position and window only: never on which rows share the item or which thread took a chunk. Decode, any
 // cutting of a prompt and any number of threads give the same bits. What a row cannot see leaves its m, l and O unchanged
-// exactly (weight 0, factor 1).
+// exactly (weight 0, factor 1). Tiles may begin before the window, where blocks have been evicted: another of the
+// sequence's own blocks stands in for them.
+//
+// Sinks (StreamingLLM): a token far from the start sees the first tokens as if only sinks and window existed. Keys keep the
+// rotation of their own positions; the query that meets the sinks is turned back by the gap instead.
 //
 // bf16 KV: the weights are rounded to bf16 and l sums the rounded weights.
 // int8 KV: a row's q becomes s16 with one scale. The weights of a row take the V scales of their tokens in and become s16
 // with one unit per tile, 1/32767 of the largest: what is lost is below the noise of the 8-bit V. l sums the exact weights.
 #pragma once
 #include "attn_tile_impl.h"
+#include "elt_impl.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -20,10 +25,9 @@ namespace HR_ISA {
 // Scores of one row to base 2, capped and masked; returns the new maximum. `factor` turns q . k into a score, times the
 // tokens' K scales if there are any (int8: then `s` holds int32).
 template <class Kv>
-static float mask_scores(const AttentionArgs& args, const Tile& tile, float factor, float* s, int64_t base, int64_t pos,
-                         float m) {
+static float mask_scores(const AttentionArgs& args, const Tile& tile, float factor, float* s, int64_t base, int64_t low,
+                         int64_t pos, float m) {
   const int count = tile.pieces * 16;
-  const int64_t low = args.window > 0 ? pos - args.window + 1 : 0;
   vf top = splat(m);
   const float scale = args.softcap > 0.0f ? factor / args.softcap : factor * kLog2e;
   for (int i = 0; i < count; i += kLanes) {
@@ -116,7 +120,13 @@ static void write_output(const AttentionArgs& args, const AttentionItem& item, c
     const int64_t head = static_cast<int64_t>(item.kv_head) * args.group + pair % args.group;
     float* out = args.out + (item.token0 + pair / args.group) * args.ldo + head * kv.head_dim;
     const float* o = done.o + static_cast<int64_t>(r) * kv.dim;
-    const float inverse = 1.0f / done.l[r];
+    float keep = 1.0f, sum = done.l[r];
+    if (args.sink_logits) {
+      const float sink = args.sink_logits[head] * kLog2e, top = sink > done.m[r] ? sink : done.m[r];
+      keep = exp2v(splat(done.m[r] - top))[0];
+      sum = sum * keep + exp2v(splat(sink - top))[0];
+    }
+    const float inverse = keep / sum;
     for (int64_t d = 0; d < kv.head_dim; ++d) out[d] = o[d] * inverse;
   }
 }
@@ -149,13 +159,21 @@ struct Scratch {
   }
 };
 
+// Queries as the products take them; `turned`: as they meet the sinks.
 template <class Kv>
-static void pack_queries(const AttentionArgs& args, const AttentionItem& item, const Scratch& scratch) {
+static void pack_queries(const AttentionArgs& args, const AttentionItem& item, const Scratch& scratch, bool turned) {
   const int64_t head_dim = args.kv->head_dim, dim = args.kv->dim;
   uint16_t* out = scratch.q;
   for (int32_t pair = item.first; pair < item.last; ++pair, out += dim) {
     const int64_t head = static_cast<int64_t>(item.kv_head) * args.group + pair % args.group;
-    const float* q = args.q + (item.token0 + pair / args.group) * args.ldq + head * head_dim;
+    const int64_t token = item.token0 + pair / args.group;
+    const float* q = args.q + token * args.ldq + head * head_dim;
+    float turned_q[kMaxHeadDim];
+    if (turned && args.half > 0) {
+      memcpy(turned_q, q, static_cast<size_t>(head_dim) * 4);
+      rotate(q, args.turn_cos + token * args.half, args.turn_sin + token * args.half, args.half, turned_q);
+      q = turned_q;
+    }
     float& factor = scratch.factor[pair - item.first];
     factor = args.scale;
     if (Kv::kBytes == 1) {
@@ -171,13 +189,14 @@ static void pack_queries(const AttentionArgs& args, const AttentionItem& item, c
 
 // Scores of all rows to weights: updates m and l; alpha is the factor for what each row summed before.
 template <class Kv>
-static void soften(const AttentionArgs& args, const AttentionItem& item, const Tile& tile, int64_t base,
+static void soften(const AttentionArgs& args, const AttentionItem& item, const Tile& tile, int64_t base, bool sinks,
                    const Scratch& scratch) {
   const int rows = item.last - item.first, count = tile.pieces * 16;
   float *m = scratch.chunk.m, *l = scratch.chunk.l, *alpha = scratch.alpha;
   for (int r = 0; r < rows; ++r) {
-    const int64_t pos = item.pos0 + (item.first + r) / args.group;
-    const float m_new = mask_scores<Kv>(args, tile, scratch.factor[r], scratch.s + r * kKvTile, base, pos, m[r]);
+    const int64_t pos = sinks ? item.num_sinks - 1 : item.pos0 + (item.first + r) / args.group;
+    const int64_t low = item.window > 0 && !sinks ? pos - item.window + 1 : 0;
+    const float m_new = mask_scores<Kv>(args, tile, scratch.factor[r], scratch.s + r * kKvTile, base, low, pos, m[r]);
     alpha[r] = m[r] - m_new;
     m[r] = m_new;
   }
@@ -190,18 +209,20 @@ static void soften(const AttentionArgs& args, const AttentionItem& item, const T
   }
 }
 
-// Attend to positions from … to (inclusive), all in one chunk; `from` is aligned to a tile.
+// Attend to positions from … to (inclusive), all in one chunk; `from` is aligned to a tile. `sinks`: to nothing but sinks.
 template <class Kv>
 static void attend_chunk(const AttentionArgs& args, const AttentionItem& item, const Scratch& scratch, int64_t from,
-                         int64_t to) {
+                         int64_t to, bool sinks) {
   const KvLayer& kv = *args.kv;
   const int64_t dim = kv.dim, pairs = dim / 2;
   const int rows = item.last - item.first;
   const Softmax& state = scratch.chunk;
   const uint32_t* q = reinterpret_cast<const uint32_t*>(scratch.q);
   const Weights weights{reinterpret_cast<const uint32_t*>(scratch.p), scratch.alpha, scratch.unit};
+  const int64_t num_evicted = sinks ? 0 : item.num_evicted;
   const auto locate = [&](int64_t token) {
-    return item.blocks[token / kv.block_size] * kv.block_stride + item.kv_head * kv.head_stride;
+    const int64_t place = token / kv.block_size - num_evicted;
+    return item.blocks[place > 0 ? place : 0] * kv.block_stride + item.kv_head * kv.head_stride;
   };
   const auto scales = [&](const char* head, int64_t token) {
     return reinterpret_cast<const uint16_t*>(head + kv.block_size * dim) + token % kv.block_size;
@@ -232,7 +253,7 @@ static void attend_chunk(const AttentionArgs& args, const AttentionItem& item, c
         score_some<Kv, false>(rows - r, q + r * pairs, pairs, tile, scratch.s + r * kKvTile);
       }
     }
-    soften<Kv>(args, item, tile, base, scratch);
+    soften<Kv>(args, item, tile, base, sinks, scratch);
     for (int r = 0; r < rows; r += kRowBlock) {
       if (fetches) {
         value_some<Kv, true>(rows - r, weights.from(r), tile, dim, state.o + r * dim);
@@ -251,25 +272,35 @@ static void attend_item(const AttentionArgs& args, const AttentionItem& item, vo
   const int64_t dim = args.kv->dim;
   const int rows = item.last - item.first;
   Scratch scratch(memory, dim);
-  pack_queries<Kv>(args, item, scratch);
   const int64_t pos_first = item.pos0 + item.first / args.group;
   const int64_t pos_last = item.pos0 + (item.last - 1) / args.group;
-  const int64_t low = args.window > 0 && pos_first >= args.window ? pos_first - args.window + 1 : 0;
+  const int64_t low = item.window > 0 && pos_first >= item.window ? pos_first - item.window + 1 : 0;
   const int64_t low_tile = low / kKvTile * kKvTile;
   const auto attend = [&](int64_t chunk) {
     const int64_t begin = chunk * kKvChunk, end = begin + kKvChunk - 1;
-    attend_chunk<Kv>(args, item, scratch, low_tile > begin ? low_tile : begin, pos_last < end ? pos_last : end);
+    attend_chunk<Kv>(args, item, scratch, low_tile > begin ? low_tile : begin, pos_last < end ? pos_last : end, false);
+  };
+  const auto attend_sinks = [&] {
+    pack_queries<Kv>(args, item, scratch, true);
+    attend_chunk<Kv>(args, item, scratch, 0, item.num_sinks - 1, true);
   };
   if (item.partial) {
     scratch.chunk = partial_at(item.partial, rows, dim);
+    if (item.chunk == kSinkChunk) return attend_sinks();
+    pack_queries<Kv>(args, item, scratch, false);
     return attend(item.chunk);
   }
   const int64_t first = low / kKvChunk, last = pos_last / kKvChunk;
-  if (first == last) {
+  scratch.total.clear(rows, dim);
+  if (item.num_sinks > 0) {
+    attend_sinks();
+    merge(scratch.total, scratch.chunk, rows, dim);
+  }
+  pack_queries<Kv>(args, item, scratch, false);
+  if (first == last && item.num_sinks == 0) {
     attend(first);
     return write_output(args, item, scratch.chunk);
   }
-  scratch.total.clear(rows, dim);
   for (int64_t chunk = first; chunk <= last; ++chunk) {
     attend(chunk);
     merge(scratch.total, scratch.chunk, rows, dim);

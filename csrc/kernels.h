@@ -64,8 +64,10 @@ struct AttentionArgs {
   const KvLayer* kv;
   int32_t group;  // query heads per kv head
   float scale;
-  float softcap;   // 0: none
-  int32_t window;  // 0: none
+  float softcap;             // 0: none
+  int32_t half;              // rotated pairs of a head; 0: none
+  const float* sink_logits;  // [query heads] or null: one more score in each softmax, without a value
+  const float *turn_cos, *turn_sin;  // [T, half]: turns a query to where it stands among sinks and window
 };
 
 // Some (token, query head of one group) pairs of one sequence: pairs first … last-1, pair = token * group + head.
@@ -75,13 +77,18 @@ struct AttentionItem {
   int32_t pos0;    // its position
   int32_t kv_head;
   int32_t first, last;
-  int32_t chunk;   // with `partial`: the one chunk of positions to attend to
+  int32_t chunk;        // with `partial`: the one chunk of positions to attend to; kSinkChunk: the sinks
+  int32_t window;       // positions that a token sees, itself included; 0: all
+  int32_t num_sinks;    // positions 0 … num_sinks-1 are seen as well, by turned queries; they end before the window begins
+  int32_t num_evicted;  // blocks in front of the window that are missing from `blocks`
+  int32_t reserved;
   float* partial;  // null: attend to all and write the output; else o [pairs, dim], m [pairs], l [pairs] go here
 };
 
 constexpr int kMaxItemRows = 64;   // pairs in an item at most
 constexpr int kKvTile = 64;        // positions per online-softmax step, aligned to absolute positions
 constexpr int kKvChunk = 512;      // positions whose softmax is made apart and merged, in order: a unit to split work by
+constexpr int kSinkChunk = -1;
 constexpr int kMaxHeadDim = 512;
 
 // Scratch bytes one thread needs for attention items of this padded head size.

@@ -25,7 +25,8 @@ struct OpDesc {
   int32_t bias, q_norm, k_norm;    // vectors
   int32_t layer, num_heads, num_kv_heads, head_dim;
   int32_t rope, window, epilogue, activation, add;
-  float scale, eps, softcap, reserved;
+  int32_t sinks;  // vector: a logit per query head
+  float scale, eps, softcap;
 };
 
 struct RopeDesc {
@@ -58,6 +59,9 @@ struct RowIn {
   int32_t num_output;
   int32_t samples;       // 1: draw a token after the last one
   int32_t num_history, prompt_len, num_banned;
+  int32_t window, num_sinks;  // 0: all tokens are seen; else the last `window` and the first `num_sinks`
+  int32_t num_evicted;        // blocks behind those of the sinks that are missing from the table
+  int32_t reserved;
   int64_t history_at, banned_at;  // into StepIn::ids
 };
 
@@ -218,7 +222,10 @@ class StepProgram {
   KvSlot* kv_slots_ = nullptr;  // [max_tokens]
   int32_t* tokens_ = nullptr;   // [max_tokens], unknown ids replaced by 0
   int32_t* positions_ = nullptr;
+  int32_t* turns_ = nullptr;  // positions to turn a query by when it meets sinks, 0 or less
+  bool turns_any_ = false;
   std::vector<float*> cos_, sin_;  // per rope [max_tokens, half]
+  std::vector<float*> turn_cos_, turn_sin_;  // likewise: from a token's position to its place behind sinks and window
 
   // This step.
   StepIn in_{};

@@ -119,14 +119,15 @@ bool StepProgram::allocate() {
   scratch_bytes_ = round_up(std::max(attention_scratch_bytes(attention_dim), sample_bytes), 4096);
 
   slots_.resize(widths_.size());
-  cos_.resize(ropes_.size());
-  sin_.resize(ropes_.size());
+  for (std::vector<float*>* tables : {&cos_, &sin_, &turn_cos_, &turn_sin_}) tables->resize(ropes_.size());
   for (int pass = 0; pass < 2; ++pass) {
     Arena arena(static_cast<char*>(memory_));
     for (size_t i = 0; i < widths_.size(); ++i) slots_[i] = arena.take<float>(tokens * widths_[i]);
     for (size_t i = 0; i < ropes_.size(); ++i) {
       cos_[i] = arena.take<float>(tokens * ropes_[i].half);
       sin_[i] = arena.take<float>(tokens * ropes_[i].half);
+      turn_cos_[i] = arena.take<float>(tokens * ropes_[i].half);
+      turn_sin_[i] = arena.take<float>(tokens * ropes_[i].half);
     }
     acts_ = arena.take<char>(acts_bytes);
     own_acts_ = arena.take<char>(own_acts_bytes_ * threads_);
@@ -134,6 +135,7 @@ bool StepProgram::allocate() {
     kv_slots_ = arena.take<KvSlot>(tokens);
     positions_ = arena.take<int32_t>(tokens);
     tokens_ = arena.take<int32_t>(tokens);
+    turns_ = arena.take<int32_t>(tokens);
     logits_ = arena.take<float>(logit_rows_ * vocab);
     scans_ = arena.take<LogitScan>(logit_rows_ * threads_ * 8);
     scratch_ = arena.take<char>(scratch_bytes_ * threads_);
@@ -238,6 +240,8 @@ void StepProgram::compile() {
         break;
       case kAttention: {
         Region region{RegionKind::Attention, op};
+        for (const OpDesc& other : ops_)
+          if (other.kind == kQkWrite && other.layer == op.layer) region.op.rope = other.rope;
         const int32_t group = op.num_heads / op.num_kv_heads;
         size_t plan = 0;
         const int32_t dim = static_cast<int32_t>(round_up(op.head_dim, 16));

@@ -21,14 +21,19 @@ StepStatus StepProgram::begin(const StepIn& in) {
   row_starts_.assign(1, 0);
   logit_list_.clear();
   selected_.clear();
+  turns_any_ = false;
   for (int32_t r = 0; r < in.num_rows; ++r) {
     const RowIn& row = in.rows[r];
     const int32_t first = row_starts_.back(), end = first + row.num_tokens;
     if (end > in.num_tokens || row.num_tokens < 1 || row.num_history > kMaxHistory) return kStepTooLong;
     const int32_t last_pos = row.start + row.num_tokens - 1;
     const int32_t* blocks = in.block_tables + static_cast<int64_t>(row.entry) * in.table_width;
-    if (last_pos / desc_.block_size >= in.table_width) return kStepBadBlock;
-    for (int32_t b = 0; b <= last_pos / desc_.block_size; ++b)
+    const int32_t last_block = last_pos / desc_.block_size - row.num_evicted;
+    const int32_t sink_blocks = (row.num_sinks + desc_.block_size - 1) / desc_.block_size;
+    const int32_t lowest = row.window > 0 ? row.start - row.window + 1 : 0;  // that the row's first token may see
+    const bool evicts_unseen = (sink_blocks + row.num_evicted) * desc_.block_size <= lowest;
+    if (last_block >= in.table_width || row.num_evicted < 0 || (row.num_evicted > 0 && !evicts_unseen)) return kStepBadBlock;
+    for (int32_t b = 0; b <= last_block; ++b)
       if (blocks[b] < 0 || blocks[b] >= desc_.num_blocks) return kStepBadBlock;
     in.samples[r].status = kSampled;
     for (int32_t i = 0; i < row.num_tokens; ++i) {
@@ -42,7 +47,9 @@ StepStatus StepProgram::begin(const StepIn& in) {
       }
       tokens_[first + i] = known ? token : 0;
       positions_[first + i] = pos;
-      kv_slots_[first + i] = {blocks[pos / desc_.block_size], offset, i == row.num_tokens - 1 && begins_here};
+      turns_[first + i] = row.num_sinks > 0 ? std::min(0, row.num_sinks + row.window - 1 - pos) : 0;
+      turns_any_ = turns_any_ || turns_[first + i] < 0;
+      kv_slots_[first + i] = {blocks[pos / desc_.block_size - row.num_evicted], offset, i == row.num_tokens - 1 && begins_here};
     }
     if (row.samples && !in.logits) {
       selected_.push_back(end - 1);
@@ -80,20 +87,28 @@ void StepProgram::plan_attention(AttentionPlan& plan) {
   const auto cost_of = [](int64_t positions, int32_t pairs) { return (positions + 32) * (pairs + 3); };
   std::vector<Costed> whole, all;
   int64_t total = 0;
-  for (int32_t r = 0; r < in_.num_rows; ++r) {
+  const auto cut = [&](int32_t r, int32_t from, int32_t to, int32_t window, int32_t num_sinks) {
     const RowIn& row = in_.rows[r];
-    const int32_t pairs = row.num_tokens * plan.group;
-    const int32_t parts = (pairs + kItemRows - 1) / kItemRows;
+    const int32_t pairs = to - from, parts = (pairs + kItemRows - 1) / kItemRows;
     const int32_t size = parts > 1 ? ((pairs + parts - 1) / parts + kRowStep - 1) / kRowStep * kRowStep : pairs;
     const int32_t* blocks = in_.block_tables + static_cast<int64_t>(row.entry) * in_.table_width;
     for (int32_t head = 0; head < plan.kv_heads; ++head) {
-      for (int32_t first = 0; first < pairs; first += size) {
-        const int32_t last = std::min(pairs, first + size);
-        const int64_t cost = cost_of(span(row.start + (last - 1) / plan.group, plan.window), last - first);
-        whole.push_back({{blocks, row_starts_[r], row.start, head, first, last, 0, nullptr}, cost});
+      for (int32_t first = from; first < to; first += size) {
+        const int32_t last = std::min(to, first + size);
+        const int64_t cost = cost_of(span(row.start + (last - 1) / plan.group, window) + num_sinks, last - first);
+        whole.push_back({{blocks, row_starts_[r], row.start, head, first, last, 0, window, num_sinks, row.num_evicted, 0, nullptr},
+                         cost});
         total += cost;
       }
     }
+  };
+  for (int32_t r = 0; r < in_.num_rows; ++r) {
+    const RowIn& row = in_.rows[r];
+    // Tokens that see less than all: only where the layer's own window is not narrower anyway.
+    const bool streams = row.window > 0 && (plan.window == 0 || plan.window > row.window);
+    const int32_t seeing_all = streams ? std::clamp(row.num_sinks + row.window - row.start, 0, row.num_tokens) : row.num_tokens;
+    cut(r, 0, seeing_all * plan.group, plan.window, 0);
+    cut(r, seeing_all * plan.group, row.num_tokens * plan.group, row.window, row.num_sinks);
   }
 
   plan.merges.clear();
@@ -101,20 +116,23 @@ void StepProgram::plan_attention(AttentionPlan& plan) {
   for (const Costed& costed : whole) {
     const AttentionItem& item = costed.item;
     const int64_t pos_first = item.pos0 + item.first / plan.group, pos_last = item.pos0 + (item.last - 1) / plan.group;
-    const int64_t low = pos_first + 1 - span(pos_first, plan.window);
+    const int64_t low = pos_first + 1 - span(pos_first, item.window);
     const int64_t first = low / kKvChunk, last = pos_last / kKvChunk;
     if (threads_ == 1 || first == last || costed.cost * threads_ * kFinePieces <= total) {
       all.push_back(costed);
       continue;
     }
     const int32_t pairs = item.last - item.first;
-    plan.merges.push_back({item, floats, static_cast<int32_t>(last - first + 1)});
-    for (int64_t chunk = first; chunk <= last; ++chunk) {
-      const int64_t from = std::max(low, chunk * kKvChunk), to = std::min(pos_last + 1, (chunk + 1) * kKvChunk);
-      all.push_back({item, cost_of(to - from, pairs), floats});
+    plan.merges.push_back({item, floats, 0});
+    const auto add = [&](int64_t chunk, int64_t positions) {
+      all.push_back({item, cost_of(positions, pairs), floats});
       all.back().item.chunk = static_cast<int32_t>(chunk);
+      plan.merges.back().count += 1;
       floats += attention_partial_floats(pairs, plan.dim);
-    }
+    };
+    if (item.num_sinks > 0) add(kSinkChunk, item.num_sinks);
+    for (int64_t chunk = first; chunk <= last; ++chunk)
+      add(chunk, std::min(pos_last + 1, (chunk + 1) * kKvChunk) - std::max(low, chunk * kKvChunk));
   }
   if (static_cast<int64_t>(partials_.size()) < floats) partials_.resize(static_cast<size_t>(floats));
 

@@ -135,7 +135,12 @@ void StepProgram::attend(const Region& region, int tid) {
   args.group = op.num_heads / op.num_kv_heads;
   args.scale = op.scale;
   args.softcap = op.softcap;
-  args.window = op.window;
+  args.sink_logits = op.sinks >= 0 ? desc_.vectors[op.sinks] : nullptr;
+  if (op.rope >= 0) {
+    args.half = ropes_[op.rope].half;
+    args.turn_cos = turn_cos_[op.rope];
+    args.turn_sin = turn_sin_[op.rope];
+  }
   const AttentionPlan& plan = plans_[region.plan];
   void* scratch = scratch_ + scratch_bytes_ * tid;
   for (int32_t i = plan.starts[tid]; i < plan.starts[tid + 1]; ++i) {
@@ -167,6 +172,11 @@ void StepProgram::begin_rows(const Region& region, int tid) {
         const float angle = pos * rope.inv_freq[i];
         cos_[r][t * rope.half + i] = std::cos(angle) * rope.scale;
         sin_[r][t * rope.half + i] = std::sin(angle) * rope.scale;
+      }
+      for (int32_t i = 0; turns_any_ && i < rope.half; ++i) {
+        const float angle = static_cast<float>(turns_[t]) * rope.inv_freq[i];
+        turn_cos_[r][t * rope.half + i] = std::cos(angle);
+        turn_sin_[r][t * rope.half + i] = std::sin(angle);
       }
     }
   }

@@ -52,7 +52,11 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
         weight_bytes = sum(4 * math.prod(spec.shape) for spec in program.weights)
         kv_token_bytes = block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
     return ModelFacts(
-        name=name, max_positions=program.max_positions, weight_bytes=weight_bytes, kv_token_bytes=kv_token_bytes
+        name=name,
+        max_positions=program.max_positions,
+        weight_bytes=weight_bytes,
+        kv_token_bytes=kv_token_bytes,
+        widest_window=program.widest_window(),
     )
 
 

@@ -142,6 +142,8 @@ def load_model(
         prefix_policy=plan.prefix_policy.value,
         attention_parity=opened.program.attention_parity(),
         policy=opened.policy,
+        reach=plan.reach.value,
+        widest_window=opened.program.widest_window(),
     )
     scheduler = opened.recording.scheduler(executor.num_blocks, executor.block_size, limits, tiers)
     engine = Engine(scheduler, executor, clock, tiers)

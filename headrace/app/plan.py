@@ -12,11 +12,14 @@ from typing import Generic, TypeVar
 
 from headrace.app.hardware import Hardware
 from headrace.core.errors import ConfigError, OutOfMemory
+from headrace.core.request import Reach
 from headrace.core.settings import EngineSettings, KvDtype, PrefixPolicy, Quantization
+from headrace.sched.reaches import least_blocks
 
 T = TypeVar("T")
 
 MIB = 1 << 20
+MAX_POSITIONS = 1 << 20  # of one sequence: beyond, fp32 angles of a rotation are too coarse
 _LEAST_CONTEXT = 256  # tokens of one sequence that a pool must hold to be worth starting
 _STAGING_BYTES, _STAGING_SHARE, _LEAST_STAGING = 256 * MIB, 16, 8  # most, a part of what is free, least in blocks
 _KV_SHARE = 4  # an unset pool takes one part in this many of what is free after loading
@@ -36,12 +39,14 @@ class ModelFacts:
 
     weight_bytes    memory for the weights, as that backend keeps them
     kv_token_bytes  one token's K and V over all layers
+    widest_window   of the attention layers, if every one has a window
     """
 
     name: str
     max_positions: int
     weight_bytes: int
     kv_token_bytes: int
+    widest_window: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,7 @@ class Plan:
     kv_dtype: Derived[KvDtype]
     threads: Derived[int]
     max_context: Derived[int]
+    reach: Derived[Reach | None]
     num_blocks: Derived[int]
     block_size: Derived[int]
     max_num_seqs: Derived[int]
@@ -72,16 +78,24 @@ class Plan:
             derived = getattr(self, name)
             if isinstance(derived, Derived):
                 is_size = name.endswith("_bytes")
-                shown = f"{derived.value / MIB:,.0f} MiB" if is_size else f"{derived.value}"
+                shown = f"{derived.value / MIB:,.0f} MiB" if is_size else _shown(derived.value)
                 yield name.removesuffix("_bytes") if is_size else name, shown, derived.reason
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Reach):
+        return f"first {value.num_sinks:,} and last {value.window:,} tokens"
+    return f"{value}"
 
 
 def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backend: Derived[str]) -> Plan:
     """Fill in what settings leave open. Raises OutOfMemory, or ConfigError for settings that contradict each other."""
-    context = _context(engine, facts)
-    num_blocks, kv_bytes = _kv_pool(engine, hardware, facts, context.value)
+    reach = _reach(engine, facts)
+    context = _context(engine, facts, reach.value)
+    num_blocks, kv_bytes = _kv_pool(engine, hardware, facts, _held_tokens(engine, context.value, reach.value))
     capacity = num_blocks.value * engine.block_size
-    if capacity < context.value:
+    rolling = reach.value or (Reach(window=facts.widest_window) if facts.widest_window is not None else None)
+    if capacity < context.value and (rolling is None or least_blocks(rolling, engine.block_size) > num_blocks.value):
         context = Derived(capacity, f"what the KV pool holds; {context.value:,} is {context.reason}")
     return Plan(
         model=facts.name,
@@ -90,6 +104,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         kv_dtype=_set(engine.kv_dtype, "engine.kv_dtype"),
         threads=_threads(engine, hardware),
         max_context=context,
+        reach=reach,
         num_blocks=num_blocks,
         block_size=_set(engine.block_size, "engine.block_size"),
         max_num_seqs=_set(engine.max_num_seqs, "engine.max_num_seqs"),
@@ -123,13 +138,40 @@ def _quantization(engine: EngineSettings, backend: str) -> Derived[Quantization]
     return _set(engine.quantization, "engine.quantization")
 
 
-def _context(engine: EngineSettings, facts: ModelFacts) -> Derived[int]:
+def _reach(engine: EngineSettings, facts: ModelFacts) -> Derived[Reach | None]:
+    if engine.attention_window is None:
+        return Derived(None, "tokens attend to all before them")
+    reach = Reach(window=engine.attention_window, num_sinks=engine.attention_sinks)
+    if reach.num_seen > facts.max_positions:
+        raise ConfigError(
+            f"engine.attention_window is {reach.window:,} and engine.attention_sinks {reach.num_sinks:,}; together "
+            f"they may be no more than the {facts.max_positions:,} tokens '{facts.name}' was trained for; lower them",
+            param="engine.attention_window",
+        )
+    return Derived(reach, "engine.attention_window, engine.attention_sinks")
+
+
+def _held_tokens(engine: EngineSettings, context: int, reach: Reach | None) -> int:
+    """Return how many tokens of a full context are in memory at a time."""
+    if reach is None:
+        return context
+    rolling = least_blocks(reach, engine.block_size) * engine.block_size + engine.max_step_tokens
+    return min(context, rolling)
+
+
+def _context(engine: EngineSettings, facts: ModelFacts, reach: Reach | None) -> Derived[int]:
     trained = facts.max_positions
     if engine.max_context is None:
         return Derived(trained, "what the checkpoint was trained for")
-    if engine.max_context > trained:
+    if reach is None and engine.max_context > trained:
         raise ConfigError(
-            f"engine.max_context is {engine.max_context:,}; '{facts.name}' was trained for {trained:,}; lower it",
+            f"engine.max_context is {engine.max_context:,}; '{facts.name}' was trained for {trained:,}; lower it, or "
+            "set engine.attention_window",
+            param="engine.max_context",
+        )
+    if engine.max_context > MAX_POSITIONS:
+        raise ConfigError(
+            f"engine.max_context is {engine.max_context:,}; positions are served up to {MAX_POSITIONS:,}; lower it",
             param="engine.max_context",
         )
     return _set(engine.max_context, "engine.max_context")
@@ -167,6 +209,8 @@ def _kv_pool(
     block_bytes = facts.kv_token_bytes * engine.block_size
     free = hardware.memory_available - facts.weight_bytes - _kv_ram(engine, hardware, facts).value
     least = _blocks_for(min(max_context, _LEAST_CONTEXT), engine.block_size)
+    if engine.attention_window is not None:
+        least = _blocks_for(max_context - engine.max_step_tokens, engine.block_size)
     if engine.kv_memory_mib is not None:
         wanted = engine.kv_memory_mib * MIB
         if wanted > free:

@@ -18,6 +18,26 @@ PRIORITIES = range(-100, 101)
 SeqId = NewType("SeqId", int)  # one sequence = one choice of a request; unique in an engine's life
 
 
+class Reach(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a token attends to when not to all before it: the first `num_sinks` tokens and the last `window`.
+
+    The token itself is one of the window's. Sinks stand directly in front of the window, however far it has moved on:
+    positions as StreamingLLM, Xiao et al. 2023, assigns them. Layers with a narrower window of their own keep that.
+    """
+
+    window: int
+    num_sinks: int = 0
+
+    @property
+    def num_seen(self) -> int:
+        """Return how many tokens a late token sees; the tokens up to there see all before them."""
+        return self.window + self.num_sinks
+
+    def num_evictable(self, start: int, block_size: int) -> int:
+        """Return how many blocks behind those of the sinks no token from position `start` on attends to."""
+        return max((start - self.window + 1) // block_size - -(-self.num_sinks // block_size), 0)
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn. Ranges are checked by `sampling.params.validate`.
 

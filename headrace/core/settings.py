@@ -1,5 +1,7 @@
 """Settings: everything a person may configure, from file, environment and command line, checked once.
 
+Long because each field's help stands beside it, for flags and documents to be made of.
+
 Owns: the only reading of `os.environ` in the package. A default exists here and nowhere else; CLI flags derive from
 these fields (`cli.flags`), their help from the docstrings below. Unknown keys are errors with the nearest known name.
 What can be derived from the machine is None here and filled with a reason by `app.plan.resolve`.
@@ -87,6 +89,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_memory_mib    size of the KV pool in MiB; None: a quarter of what is free after loading, capped by what
                      max_num_seqs full contexts need
     max_context      longest prompt + output in tokens; None: what the checkpoint was trained for
+    attention_window  tokens that each token attends to, itself included, besides the sinks; max_context may then be
+                     more than what the checkpoint was trained for, in bounded memory, but what is further back is
+                     forgotten; None: all before it
+    attention_sinks  first tokens that are attended to besides attention_window: without them answers fall apart
     max_waiting      requests that may wait before new ones are refused
     threads          worker threads of the CPU backends; None: one per core
     prefix_cache     keep the KV of ended requests for those that begin with the same tokens
@@ -114,6 +120,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     block_size: Positive = 32
     kv_memory_mib: Positive | None = None
     max_context: Positive | None = None
+    attention_window: Positive | None = None
+    attention_sinks: Annotated[int, msgspec.Meta(ge=0)] = 4
     max_waiting: Positive = 1024
     threads: Positive | None = None
     prefix_cache: bool = True

@@ -17,14 +17,14 @@ from enum import IntEnum
 
 import msgspec
 
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One sequence's part of a step.
 
     tokens      ids at positions start … start+len-1; at least one
-    blocks      block numbers in position order; covers every position up to the last of `tokens`
+    blocks      block numbers in position order; covers every position up to the last of `tokens` but those evicted
     sampling    None when the row only fills the cache (a prompt chunk that is not the last)
     num_output  output tokens before this step: the random counter, and what min_tokens looks at
     prompt_len  tokens of `history` that are prompt
@@ -33,6 +33,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     score       positions whose next-token logprobs are wanted, as offsets into `tokens` (prompt logprobs)
     num_score_top  alternatives per scored position
     num_again   tokens of the row, from its first on, that had been computed before a preemption
+    reach       what the tokens attend to; None: all before them
+    num_evicted blocks behind those of the sinks that are missing from `blocks`: nobody attends to them any more
     """
 
     seq_id: SeqId
@@ -47,6 +49,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     score: tuple[tuple[int, int], ...] = ()  # (offset into tokens, the token id that follows it)
     num_score_top: int = 0
     num_again: int = 0
+    reach: Reach | None = None
+    num_evicted: int = 0
 
 
 class CopyKind(IntEnum):

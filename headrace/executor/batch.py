@@ -5,7 +5,8 @@ Invariant: all arrays are C-contiguous and in row order. Token i sits at `positi
 and V go to `slots[i]`. No two tokens of a batch share a slot: the scheduler gives each sequence its own last block.
 
     row r owns the packed tokens  row_starts[r] … row_starts[r+1]-1
-    position p of row r lives in  block block_tables[r, p // S], offset p % S      (S = block_size)
+    position p of row r lives in  block block_tables[r, p // S - num_evicted[r]], offset p % S     (S = block_size)
+                                  (a sink: block_tables[r, p // S])
     slot                          block * S + offset
 """
 
@@ -18,6 +19,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.core.request import Reach
 from headrace.core.step import Row, Step
 
 
@@ -32,6 +34,8 @@ class Batch:
     row_starts    [B+1]   int32, first packed token of each row; the last entry is T
     seq_lens      [B]     int32, tokens of each row valid in the cache, this step included
     block_tables  [B, M]  int32, block numbers in position order; -1 past the row's end. M is this batch's widest row
+    num_evicted   [B]     int32, blocks behind those of the sinks that are missing from the table
+    reaches               what each row's tokens attend to; None: all before them
     sample_rows   [R]     int32, rows that sample a token, ascending
     sample_tokens [R]     int32, packed token whose logits each of them samples from: the row's last
     score_rows    [P]     int32, row of each scored position, ascending
@@ -47,6 +51,8 @@ class Batch:
     row_starts: NDArray[np.int32]
     seq_lens: NDArray[np.int32]
     block_tables: NDArray[np.int32]
+    num_evicted: NDArray[np.int32]
+    reaches: tuple[Reach | None, ...]
     sample_rows: NDArray[np.int32]
     sample_tokens: NDArray[np.int32]
     score_rows: NDArray[np.int32]
@@ -74,7 +80,8 @@ def pack(step: Step, *, block_size: int) -> Batch:
     first_positions = np.fromiter((row.start for row in rows), np.int32, len(rows))
     seq_lens = first_positions + lengths
     widths = np.fromiter((len(row.blocks) for row in rows), np.int32, len(rows))
-    _check_cover(rows, lengths, seq_lens, widths, block_size)
+    num_evicted = np.fromiter((row.num_evicted for row in rows), np.int32, len(rows))
+    _check_cover(rows, lengths, seq_lens, widths + num_evicted, block_size)
 
     row_starts = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(lengths, out=row_starts[1:])
@@ -85,7 +92,8 @@ def pack(step: Step, *, block_size: int) -> Batch:
     block_tables = np.full((len(rows), int(widths.max(initial=0))), -1, np.int32)
     for r, row in enumerate(rows):
         block_tables[r, : len(row.blocks)] = row.blocks
-    slots = block_tables[token_rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    places = positions // block_size - num_evicted[token_rows]
+    slots = block_tables[token_rows, places].astype(np.int64) * block_size + positions % block_size
 
     sample_rows = np.fromiter((r for r, row in enumerate(rows) if row.sampling is not None), np.int32)
     scores = np.array(list(_scores(rows)), np.int32).reshape(-1, 3)
@@ -98,6 +106,8 @@ def pack(step: Step, *, block_size: int) -> Batch:
         row_starts=row_starts,
         seq_lens=seq_lens,
         block_tables=block_tables,
+        num_evicted=num_evicted,
+        reaches=tuple(row.reach for row in rows),
         sample_rows=sample_rows,
         sample_tokens=row_starts[1:][sample_rows] - np.int32(1),
         score_rows=np.ascontiguousarray(scores[:, 0]),

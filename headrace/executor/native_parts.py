@@ -62,7 +62,16 @@ class _Numbers:
     def describe(self, op: Op) -> OpDesc:
         """Return the descriptor of one op."""
         desc = OpDesc(
-            kind=OP_KINDS.index(_kind(op)), src=-1, dst=-1, weight=-1, bias=-1, q_norm=-1, k_norm=-1, rope=-1, scale=1.0
+            kind=OP_KINDS.index(_kind(op)),
+            src=-1,
+            dst=-1,
+            weight=-1,
+            bias=-1,
+            q_norm=-1,
+            k_norm=-1,
+            rope=-1,
+            scale=1.0,
+            sinks=-1,
         )
         if not isinstance(op, Embed):
             desc.src = self._slots[op.src]
@@ -83,6 +92,7 @@ class _Numbers:
             case Attention():
                 _set_heads(desc, op)
                 desc.scale, desc.window, desc.softcap = op.scale, op.window or 0, op.softcap or 0.0
+                desc.sinks = self._vector(op.sinks)
             case Head():
                 desc.weight, desc.scale, desc.softcap = self._matrices[op.table], op.scale, op.softcap or 0.0
             case _:

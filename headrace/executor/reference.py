@@ -58,6 +58,7 @@ class ReferenceExecutor:
         self._program = program
         self._head = head
         self._weights = float_weights(program, checkpoint)
+        self._ropes = {op.layer: op.rope for op in program.ops if isinstance(op, QkWrite)}
         self._inv_freqs = [np.array(rope.inv_freq, np.float32) for rope in program.ropes]
         self._cache = allocate_pool(
             program.cache_layers, num_blocks=num_blocks, block_size=block_size, kv_dtype=kv_dtype
@@ -154,16 +155,7 @@ class ReferenceExecutor:
             case QkWrite():
                 slots[op.dst] = self._qk_write(op, batch, slots)
             case Attention():
-                slots[op.dst] = ops.attention(
-                    slots[op.src],
-                    self._cache[op.layer],
-                    batch.block_tables,
-                    batch.row_starts,
-                    batch.positions,
-                    scale=op.scale,
-                    window=op.window,
-                    softcap=op.softcap,
-                )
+                slots[op.dst] = self._attention(op, batch, slots)
             case Head():
                 raise ValueError("a Head may only end a program")
             case _:
@@ -196,6 +188,23 @@ class ReferenceExecutor:
             q_norm=None if op.q_norm is None else self._weights[op.q_norm],
             k_norm=None if op.k_norm is None else self._weights[op.k_norm],
             eps=op.eps,
+        )
+
+    def _attention(self, op: Attention, batch: Batch, slots: Slots) -> Floats:
+        """Attend every token to what its row may see."""
+        rope = self._ropes.get(op.layer)
+        return ops.attention(
+            slots[op.src],
+            self._cache[op.layer],
+            batch.block_tables,
+            batch.row_starts,
+            batch.positions,
+            scale=op.scale,
+            window=op.window,
+            softcap=op.softcap,
+            sinks=None if op.sinks is None else self._weights[op.sinks],
+            paths=[ops.Path(*path) for path in zip(batch.reaches, batch.num_evicted.tolist(), strict=True)],
+            inv_freq=None if rope is None else self._inv_freqs[rope],
         )
 
     def _apply_head(self, hidden: Floats) -> Floats:

@@ -18,7 +18,7 @@ from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Row, Sample, ScoredPosition, Step
 from headrace.ops.native.step import NOTHING_LEFT, ROW, SAMPLE, SAMPLED, SAMPLING, SCORE, UNKNOWN_TOKEN, StepIn
 
-_PACK_ROW = struct.Struct("=8i2q")
+_PACK_ROW = struct.Struct("=12i2q")
 assert _PACK_ROW.size == ROW.itemsize
 
 
@@ -43,7 +43,7 @@ class StepArrays:
         self._max_tokens = max_tokens
         self._entries: dict[SeqId, _Entry] = {}
         self._free = list(range(self._capacity - 1, -1, -1))
-        width = min(num_blocks, -(-max_positions // block_size)) + 1
+        width = min(num_blocks, -(-(max_positions + max_tokens) // block_size)) + 2
         self._tables = np.zeros((self._capacity, width), np.int32)
         self._samplings = np.zeros(self._capacity, SAMPLING)
         self._rows = np.zeros(max_tokens, ROW)
@@ -81,6 +81,7 @@ class StepArrays:
                     has_extras = True
                 if sampling.logit_bias:
                     biased.append((entry.index, sampling))
+            reach = row.reach
             num_history = num_banned = history_at = banned_at = 0
             if row.history is not None and sampling is not None and sampling.needs_history:
                 history_at, num_history = len(ids), len(row.history)
@@ -102,6 +103,10 @@ class StepArrays:
                 num_history,
                 row.prompt_len,
                 num_banned,
+                0 if reach is None else reach.window,
+                0 if reach is None else reach.num_sinks,
+                row.num_evicted,
+                0,
                 history_at,
                 banned_at,
             )
@@ -150,7 +155,7 @@ class StepArrays:
         for i, row in enumerate(step.rows):
             count = len(row.tokens)
             num_tokens += count
-            if count < 1 or len(row.blocks) * self._block_size < row.start + count:
+            if count < 1 or (len(row.blocks) + row.num_evicted) * self._block_size < row.start + count:
                 raise ValueError(
                     f"row {i} (sequence {row.seq_id}): {count} tokens ending at position {row.start + count - 1} "
                     f"in {len(row.blocks)} blocks of {self._block_size}"

@@ -126,6 +126,8 @@ class Attention:
 
     score = q·k * scale; with softcap c: score = c * tanh(score / c); then mask; then softmax.
     window W: token p sees positions p-W+1 … p. None: all up to p.
+    sinks: a weight [Nq], one more score in each head's softmax, without a value.
+    A row's reach (`core.step.Row`) narrows what its tokens see further; it is no part of the model.
     Query head h reads kv head h // (Nq // Nkv).
     """
 
@@ -138,6 +140,7 @@ class Attention:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    sinks: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +207,12 @@ class Program:
                     pass
         return widths
 
+    def widest_window(self) -> int | None:
+        """Return the widest window of the attention layers; None if one of them attends to everything."""
+        windows = [op.window for op in self.ops if isinstance(op, Attention)]
+        widest = max((window or 0 for window in windows), default=0)
+        return widest if all(windows) and widest else None
+
     def check(self) -> None:
         """Raise ValueError naming the first op that reads an unwritten slot or does not fit its weight."""
         shapes = {spec.name: spec.shape for spec in self.weights}
@@ -237,6 +246,8 @@ class Program:
                 case Attention():
                     if widths[op.src] != op.num_heads * op.head_dim or op.num_heads % op.num_kv_heads:
                         raise ValueError(f"{where}: heads do not fit slot '{op.src}'")
+                    if op.sinks is not None and shapes[op.sinks] != (op.num_heads,):
+                        raise ValueError(f"{where}: sinks {shapes[op.sinks]} for {op.num_heads} heads")
                     widths[op.dst] = op.num_heads * op.head_dim
                 case Head():
                     if shapes[op.table] != (self.vocab_size, widths[op.src]):

@@ -110,7 +110,7 @@ def hadamard(heads: Floats) -> Floats:
     out = np.ascontiguousarray(heads)
     half = 1
     while half < hadamard_block(heads.shape[-1]):
-        low, high = np.moveaxis(out.reshape(*heads.shape[:-1], -1, 2, half), -2, 0)
+        low, high = np.moveaxis(out.reshape(*heads.shape[:-1], heads.shape[-1] // (2 * half), 2, half), -2, 0)
         out = np.stack((low + high, low - high), axis=-2).reshape(heads.shape)
         half *= 2
     return out

@@ -14,12 +14,14 @@ Source: RMS norm, Zhang & Sennrich 2019; rotary embedding, Su et al. 2021; GLU, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.core.request import Reach
 from headrace.ops import kv_values
 from headrace.ops.kv_values import KvArray
 
@@ -169,6 +171,9 @@ def attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Floats | None = None,
+    paths: Sequence[Path] | None = None,
+    inv_freq: Floats | None = None,
 ) -> Floats:
     """Attend each query token to its own sequence's cached tokens up to itself; return [T, Nq·D].
 
@@ -177,34 +182,72 @@ def attention(
     block_tables [B, M]                  block numbers in position order, -1 past the end
     row_starts   [B+1]                   first packed token of each row
     positions    [T]                     ascending and contiguous within a row
+    sinks        [Nq]                    one more score per head, without a value
+    paths        [B]                     rows that see less than all; None: none does
+    inv_freq     [R/2]                   how q and the keys were rotated; only for rows with sinks
     score = q·k * scale; softcap c: c * tanh(score / c); window W: positions p-W+1 … p only; then softmax.
-    Query head h reads kv head h // (Nq / Nkv).
+    Query head h reads kv head h // (Nq / Nkv). A path's tokens beyond its num_seen see its sinks and its window, the
+    sinks with the query turned back to position num_seen - 1; a narrower window of the layer takes their place.
     """
     block_size, kv_heads, head_dim = kv_values.shape_of(cache)
     out = np.empty_like(q)
     for row in range(len(row_starts) - 1):
         first, last = int(row_starts[row]), int(row_starts[row + 1])
         begin, end = int(positions[first]), int(positions[last - 1]) + 1
-        oldest = 0 if window is None else max(begin - window + 1, 0)
-        blocks = block_tables[row, oldest // block_size : -(-end // block_size)]
-        held = kv_values.read(cache, blocks)
-        base = oldest // block_size * block_size
+        reach, num_evicted = (None, 0) if paths is None else paths[row]
+        if reach is not None and window is not None and window <= reach.window:
+            reach = None
+        nearest = reach.window if reach is not None else window
+        oldest = 0 if nearest is None else max(begin - nearest + 1, 0)
+        if reach is not None and begin < reach.num_seen:
+            oldest = 0
+        base = oldest // block_size
+        held = kv_values.read(cache, block_tables[row, base - num_evicted : -(-end // block_size) - num_evicted])
+        num_sinks = 0 if reach is None else reach.num_sinks
+        kept = kv_values.read(cache, block_tables[row, : -(-num_sinks // block_size)])[:, :num_sinks]
         for token in range(first, last):
             position = int(positions[token])
-            lowest = 0 if window is None else max(position - window + 1, 0)
-            seen = held[:, lowest - base : position + 1 - base]
-            out[token] = _attend(q[token].reshape(kv_heads, -1, head_dim), seen[0], seen[1], scale, softcap).reshape(-1)
+            heads = q[token].reshape(kv_heads, -1, head_dim)
+            is_far = reach is not None and position >= reach.num_seen
+            lowest = 0 if nearest is None or (reach is not None and not is_far) else max(position - nearest + 1, 0)
+            seen = held[:, lowest - base * block_size : position + 1 - base * block_size]
+            scores = np.matmul(heads, seen[0].transpose(1, 2, 0))
+            values = seen[1]
+            if reach is not None and is_far and num_sinks:
+                turned = _turn(heads, reach.num_seen - 1 - position, inv_freq)
+                scores = np.concatenate((np.matmul(turned, kept[0].transpose(1, 2, 0)), scores), axis=-1)
+                values = np.concatenate((kept[1], values))
+            out[token] = _attend(scores * np.float32(scale), values, softcap, sinks).reshape(-1)
     return out
 
 
-def _attend(q: Floats, keys: Floats, values: Floats, scale: float, softcap: float | None) -> Floats:
-    """Attend one token's heads. q [Nkv, G, D], keys and values [L, Nkv, D]; returns [Nkv, G, D]."""
-    scores = np.matmul(q, keys.transpose(1, 2, 0)) * np.float32(scale)
+class Path(NamedTuple):
+    """What a row's tokens see, and how many blocks are missing from its table behind those of the sinks."""
+
+    reach: Reach | None
+    num_evicted: int
+
+
+def _turn(heads: Floats, positions: int, inv_freq: Floats | None) -> Floats:
+    """Rotate one token's heads [Nkv, G, D] on by some positions."""
+    if inv_freq is None:
+        return heads
+    return rotate(heads, np.full(len(heads), positions, np.int32), inv_freq)
+
+
+def _attend(scores: Floats, values: Floats, softcap: float | None, sinks: Floats | None) -> Floats:
+    """Weigh one token's values. scores [Nkv, G, L], values [L, Nkv, D], sinks [Nkv · G]; returns [Nkv, G, D]."""
     if softcap is not None:
         scores = _cap(scores, softcap)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    out: Floats = np.matmul(weights, values.transpose(1, 0, 2))
+    top = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        sinks = sinks.reshape(*scores.shape[:2], 1)
+        top = np.maximum(top, sinks)
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks - top)
+    out: Floats = np.matmul(weights / total, values.transpose(1, 0, 2))
     return out
 
 

@@ -66,7 +66,8 @@ class OutputForecast:
             end = prompt_len + int(ratio * (max_len - prompt_len))
             if end <= length:
                 end = min(length + 1, max_len)
-            missing = -(-end // block_size) - (len(sequence.blocks) or -(-length // block_size))
+            most = sequence.max_blocks
+            missing = min(-(-end // block_size), most) - (len(sequence.blocks) or min(-(-length // block_size), most))
             if missing > 0:
                 total += missing
         return total

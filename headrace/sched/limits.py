@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.core.request import Reach
 from headrace.core.settings import PrefixPolicy, SchedulingSettings
 from headrace.kv import CostOrder
 
@@ -19,6 +20,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     prefix_policy    which of them are evicted first: least recently used, or least cost times chance of reuse
     attention_parity position at which attending costs as much as the rest of a token; None: cost does not grow
     policy           who goes first; when none is given, nobody is refused for a long wait
+    reach            what tokens attend to; None: all before them
+    widest_window    of the model's layers, if every one has a window
     """
 
     max_num_seqs: int
@@ -29,6 +32,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     prefix_policy: PrefixPolicy = "lru"
     attention_parity: int | None = None
     policy: SchedulingSettings = SchedulingSettings(max_wait_s=None)
+    reach: Reach | None = None
+    widest_window: int | None = None
 
     def check(self) -> None:
         """Raise ValueError for a limit below 1."""

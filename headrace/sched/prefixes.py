@@ -129,7 +129,7 @@ class PrefixSharing:
         self._announce(sequence, node)
 
     def leave(self, sequence: Sequence) -> None:
-        """Forget a sequence that gives its blocks back. What it has published stays in the cache."""
+        """Forget a sequence that gives its blocks back, or some of them. What it has published stays in the cache."""
         self._silence(sequence)
         sequence.next_publish = _NEVER
 
@@ -151,9 +151,14 @@ class PrefixSharing:
     def pin(self, sequence: Sequence) -> Node | None:
         """Hold the prompt of a sequence that ends, for as long as it asked; return its last node, None if it cannot."""
         node, most = sequence.node, sequence.prompt_len // self._size
-        while node is not None and node.depth > most:
+        while node is not None and (node.depth > most or (node.is_dead and sequence.num_evicted)):
             node = node.parent
         return node if node is not None and self.pins.pin(node, sequence.pin_s) else None
+
+    def num_published(self, sequence: Sequence) -> int:
+        """Return how many blocks from the first on a running sequence has in the cache."""
+        node = sequence.node
+        return 0 if node is None or node.is_dead else node.depth
 
     def withdraw(self, sequence: Sequence) -> None:
         """Take back all that a failed sequence has published itself; its numbers were wrong from somewhere on."""
@@ -180,7 +185,7 @@ class PrefixSharing:
 
     def limit(self, sequence: Sequence) -> int:
         """Return the blocks that may be shared: not the last token's, and none whose log probabilities are wanted."""
-        most = len(sequence.tokens) - 1
+        most = min(len(sequence.tokens) - 1, sequence.num_shareable)
         if sequence.num_score_top is not None and sequence.num_scored < sequence.prompt_len - 1:
             most = min(most, sequence.num_scored)
         return most // self._size
@@ -199,7 +204,7 @@ class PrefixSharing:
         for sequence in running:
             node = sequence.node
             assert node is not None, "a running sequence has no place in the tree"
-            if not node.is_dead:
+            if not node.is_dead and not sequence.num_evicted:
                 assert node.path() == sequence.blocks[: node.depth], "a sequence's table leaves the tree's path"
                 assert node.depth * self._size <= sequence.num_computed, "a block is published before it is computed"
         fillers = [sequence for group in self._filling.values() for sequence in group]

@@ -29,6 +29,8 @@ def make_row(sequence: Sequence, start: int, count: int) -> Row:
         () if sequence.num_score_top is None else _scores(sequence, start, end),
         sequence.num_score_top or 0,
         max(min(end, sequence.peak_computed) - start, 0),
+        sequence.reach,
+        sequence.num_evicted,
     )
 
 

@@ -39,7 +39,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from headrace.core.delta import FinishReason
-from headrace.core.errors import InvalidRequest
+from headrace.core.errors import InvalidRequest, PromptTooLong
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, Step, StepResult
 from headrace.econ import StepCosts
@@ -58,6 +58,7 @@ from headrace.sched.outlook import Outlook
 from headrace.sched.paused import PausedSequences
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
+from headrace.sched.reaches import Reaches
 from headrace.sched.rows import make_row
 from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
 from headrace.sched.situation import Situation, situation_of
@@ -91,7 +92,8 @@ class Scheduler:
         self.block_size = block_size
         self.limits = limits
         # The last token of a sequence is never computed, but one slot is a small price for a simple bound.
-        self.max_context = min(limits.max_context, pool.num_blocks * block_size)
+        self._reaches = Reaches(limits, pool.num_blocks, block_size)
+        self.max_context = self._reaches.max_context
         self._live: dict[SeqId, Sequence] = {}
         self._running: list[Sequence] = []  # in order of admission
         self._background: list[Sequence] = []  # likewise; they hold blocks as well
@@ -213,7 +215,13 @@ class Scheduler:
 
     def check_search(self, leader: Sequence) -> None:
         """Raise InvalidRequest if a beam search can never be served. Any thread."""
-        width, most = leader.num_beams, min(leader.max_len, self.max_context)
+        width, most = leader.num_beams, min(leader.max_len, self._reaches.search_context)
+        if leader.prompt_len >= most:
+            raise PromptTooLong(
+                f"prompt has {leader.prompt_len:,} tokens; a search has room for {self._reaches.search_context:,}, "
+                "output included; shorten it, or leave use_beam_search out",
+                param="prompt",
+            )
         if width > self.limits.max_num_seqs:
             raise InvalidRequest(
                 f"{width} beams, and at most {self.limits.max_num_seqs} sequences run here at once; lower best_of",
@@ -247,6 +255,7 @@ class Scheduler:
         if sequence.seq_id in self._live or sequence.status not in (SequenceStatus.WAITING, SequenceStatus.PARKED):
             raise ValueError(f"sequence {sequence.seq_id} has been submitted before")
         sequence.max_len = min(sequence.max_len, self.max_context)
+        self._reaches.give(sequence)
         sequence.queued_s = now
         self._live[sequence.seq_id] = sequence
         sequence.account = self._shares.join(sequence.tenant)
@@ -343,6 +352,7 @@ class Scheduler:
         if result.step_id != step.step_id or len(result.samples) != len(step.rows):
             raise ValueError(f"result of step {result.step_id}, {len(result.samples)} rows, for step {step.step_id}")
         _, members, shape, began_s = self._in_flight.popleft()
+        self._tables.free_retired(step.step_id)
         elapsed_s = self._step_clock.end(began_s, now, has_work=bool(self._live))
         self._model.observe(shape, elapsed_s if elapsed_s > 0.0 else result.elapsed_s)
         events: list[SequenceEvent] = []
@@ -389,7 +399,6 @@ class Scheduler:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
             self._background = [s for s in self._background if s.status is SequenceStatus.RUNNING]
         self.totals.generated_tokens += num_tokens
-        self._tables.free_retired(step.step_id)
         if self._tiering is not None:
             self._tiering.note_committed(step, result)
         return events
@@ -432,7 +441,7 @@ class Scheduler:
                 continue
             budget -= 1
             num_rows += 1
-            num_reads += start
+            num_reads += start if start < sequence.num_seen else sequence.num_seen
             rows.append(self._plan(sequence, start, 1))
             members.append(sequence)
         plan.budget = budget
@@ -447,10 +456,11 @@ class Scheduler:
         """Put as much of a prompt into the plan as the step has room for."""
         start = sequence.num_computed
         count = min(len(sequence.tokens), sequence.capacity) - start
-        count = min(count, self._budget.chunk_room(plan.shape, plan.budget, start))
+        num_seen = min(start, sequence.num_seen)
+        count = min(count, self._budget.chunk_room(plan.shape, plan.budget, num_seen))
         if count > 0:
             plan.budget -= count
-            plan.shape.add(start, count)
+            plan.shape.add(num_seen, count)
             plan.rows.append(self._plan(sequence, start, count))
             plan.members.append(sequence)
 
@@ -478,6 +488,8 @@ class Scheduler:
         if sequence.beams is not None:
             self._beam_blocks.grow(sequence)
             return True
+        if sequence.reach is not None and self._roll(sequence):
+            return True
         while (blocks := self._pool.allocate(1)) is None:
             if self._evict_paused(sequence, PreemptReason.GROWTH):
                 continue
@@ -487,6 +499,21 @@ class Scheduler:
                 if self._prefixes is not None and self._prefixes.pins.give_up():
                     continue
                 return False  # it keeps what it has and waits for an older one to finish
+        self._tables.assign(sequence, blocks)
+        return True
+
+    def _roll(self, sequence: Sequence) -> bool:
+        """Take back what a sequence's next tokens do not see; give it what its prompt fills next, if that is free."""
+        num_published = 0
+        if self._prefixes is not None:
+            num_published = self._prefixes.num_published(sequence)
+            if sequence.num_computed >= sequence.num_seen:
+                self._prefixes.leave(sequence)
+        self._tables.evict(sequence, num_published)
+        num_more = -(-(len(sequence.tokens) - sequence.capacity) // self.block_size)
+        blocks = self._pool.allocate(max(min(num_more, sequence.max_blocks - len(sequence.blocks)), 1))
+        if blocks is None:
+            return False
         self._tables.assign(sequence, blocks)
         return True
 
@@ -563,7 +590,8 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence, shared: list[int], now: float) -> bool:
         """Make a waiting sequence a running one, with the shared blocks and new ones; False if there is no room."""
-        num_new = -(-len(sequence.tokens) // self.block_size) - len(shared)
+        most = min(sequence.max_blocks, self._pool.num_blocks - len(shared))
+        num_new = min(-(-len(sequence.tokens) // self.block_size) - len(shared), most)
         num_reserved = 0 if sequence.beams is None else self._beam_blocks.num_reserved(sequence)
         if not self._make_room(sequence, shared, num_new + num_reserved):
             return False
@@ -739,7 +767,7 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence, row: Row) -> None:
         """Put what a committed row has completed into the prefix cache."""
-        num_verified = row.start + len(row.tokens)
+        num_verified = min(row.start + len(row.tokens), sequence.num_shareable)
         if self._prefixes is not None and num_verified >= sequence.next_publish:
             self._prefixes.publish(sequence, num_verified)
             if sequence.is_paused:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core.delta import FinishReason
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Sample, ScoredPosition
 from headrace.kv import Node, pack_tokens
 from headrace.sched.fairness import Account
@@ -88,6 +88,7 @@ class Sequence:
         "first_token_s",
         "is_background",
         "is_paused",
+        "max_blocks",
         "max_len",
         "max_tokens",
         "min_tokens",
@@ -98,10 +99,13 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_deferrals",
+        "num_evicted",
         "num_in_flight",
         "num_preemptions",
         "num_score_top",
         "num_scored",
+        "num_seen",
+        "num_shareable",
         "num_shared",
         "peak_computed",
         "pin_s",
@@ -111,6 +115,7 @@ class Sequence:
         "prompt_len",
         "queued_s",
         "rank",
+        "reach",
         "sampling",
         "scored",
         "seq_id",
@@ -164,7 +169,14 @@ class Sequence:
         self.num_in_flight = 0  # launched steps that have not been committed
         self.blocks: list[int] = []
         self.table: tuple[int, ...] = ()  # `blocks`, as rows carry it
-        self.capacity = 0  # tokens that `blocks` hold
+        self.capacity = 0  # tokens that `blocks` hold, evicted ones counted as if they did
+
+        # What its tokens attend to, written at submit; see `sched.reaches`.
+        self.reach: Reach | None = None
+        self.num_seen = sys.maxsize  # tokens that one attends to at most
+        self.num_shareable = sys.maxsize  # tokens whose KV the prefix cache may give or take
+        self.max_blocks = sys.maxsize  # blocks it holds at a time
+        self.num_evicted = 0  # blocks that have left the table behind those of the sinks
 
         # Written by `sched.prefixes`: how far the blocks are in the prefix cache.
         self.node: Node | None = None  # last cached block: of those held when running, of those to be had when waiting

@@ -27,12 +27,32 @@ class BlockTables:
         """Put blocks that the caller has taken for it at the end of a sequence's table."""
         sequence.blocks += blocks
         sequence.table = tuple(sequence.blocks)
-        sequence.capacity = len(sequence.blocks) * self._size
+        sequence.capacity = (len(sequence.blocks) + sequence.num_evicted) * self._size
 
     def release(self, sequence: Sequence) -> None:
         """Give all blocks of a sequence back to the pool; no step in flight may read them."""
         self._pool.free(sequence.blocks)
-        sequence.blocks, sequence.table, sequence.capacity = [], (), 0
+        sequence.blocks, sequence.table, sequence.capacity, sequence.num_evicted = [], (), 0, 0
+
+    def evict(self, sequence: Sequence, num_published: int) -> None:
+        """Give back the blocks that no token still to be computed attends to, those of the sinks apart.
+
+            | sinks | evicted | window of the next token | room |
+
+        All of the first `num_published` go at once, for the prefix tree has no path with a gap in its middle.
+        """
+        reach = sequence.reach
+        assert reach is not None
+        first = -(-reach.num_sinks // self._size)
+        num_evictable = reach.num_evictable(sequence.num_computed, self._size)
+        num_new = num_evictable - sequence.num_evicted
+        if num_new <= 0 or first < num_published > first + num_evictable:
+            return
+        gone = sequence.blocks[first : first + num_new]
+        del sequence.blocks[first : first + num_new]
+        sequence.num_evicted += num_new
+        sequence.table = tuple(sequence.blocks)
+        self.retire(sequence, gone)
 
     def retire(self, sequence: Sequence, blocks: list[int]) -> None:
         """Free blocks that have left a sequence's table, once no step in flight reads them."""

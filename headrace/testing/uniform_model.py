@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from headrace.core.protocols import HostMemory
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import BlockCopy, CopyKind, Row, Sample, ScoredPosition, Step, StepResult
 
 _MAX_PENDING = 2
@@ -27,6 +27,13 @@ def next_token(history: Sequence[int], sampling: SamplingParams, vocab_size: int
     while token_id in banned:
         token_id = (token_id + 1) % vocab_size
     return token_id
+
+
+def seen_positions(length: int, reach: Reach | None) -> list[int]:
+    """Return the positions that the last of `length` tokens attends to."""
+    if reach is None or length <= reach.num_seen:
+        return list(range(length))
+    return [*range(reach.num_sinks), *range(length - reach.window, length)]
 
 
 def token_logprob(history: Sequence[int], token_id: int) -> float:
@@ -107,7 +114,10 @@ class UniformModel:
             for block in row.blocks:
                 users.setdefault(block, set()).add(row.seq_id)
         for row in rows:
-            first, last = row.start // self.block_size, (row.start + len(row.tokens) - 1) // self.block_size
+            first, last = (
+                position // self.block_size - row.num_evicted
+                for position in (row.start, row.start + len(row.tokens) - 1)
+            )
             for block in row.blocks[first : last + 1]:
                 if len(users[block]) > 1:
                     others = sorted(users[block] - {row.seq_id})
@@ -132,14 +142,17 @@ class UniformModel:
         return self._host.slot(slot).cast("q")
 
     def _slot(self, row: Row, position: int) -> int:
-        block = row.blocks[position // self.block_size]
+        place = position // self.block_size
+        if row.num_evicted and (row.reach is None or position >= row.reach.num_sinks):
+            place -= row.num_evicted
+        block = row.blocks[place] if place >= 0 else -1
         if not 0 <= block < self.num_blocks:
             raise RuntimeError(f"row of sequence {row.seq_id} names block {block} of {self.num_blocks}")
         return block * self.block_size + position % self.block_size
 
     def _read(self, row: Row, length: int) -> list[int]:
-        """Read the first `length` tokens of a row back from the store; -1 where nothing was written."""
-        found = [self._slots[self._slot(row, position)] for position in range(length)]
+        """Read what the last of `length` tokens of a row sees back from the store; -1 where nothing was written."""
+        found = [self._slots[self._slot(row, position)] for position in seen_positions(length, row.reach)]
         return [-1 if token_id is None else token_id for token_id in found]
 
     def _sample(self, row: Row) -> Sample | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headrace.core.protocols import Executor
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Row, Sample, Step
 from headrace.executor.native import problem
 
@@ -48,6 +48,7 @@ class Sequence_:
     prompt_len: int
     blocks: list[int] = field(default_factory=list)
     done: int = 0
+    num_evicted: int = 0
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -59,8 +60,13 @@ def generate(
     chunk: int = 1000,
     seed: int = 0,
     sampling: SamplingParams = GREEDY,
+    reach: Reach | None = None,
+    evicts: bool = False,
 ) -> list[list[Sample]]:
-    """Generate `count` tokens for each prompt, all in one batch, prompts cut into chunks, blocks in random order."""
+    """Generate `count` tokens for each prompt, all in one batch, prompts cut into chunks, blocks in random order.
+
+    evicts  give blocks that nobody attends to any more to whoever needs one next
+    """
     free = np.random.RandomState(seed).permutation(executor.num_blocks).tolist()
     seqs = [Sequence_(SeqId(1000 * seed + i), list(p), sampling, len(p)) for i, p in enumerate(prompts)]
     step_id = 0
@@ -68,7 +74,13 @@ def generate(
         rows = []
         for seq in running:
             stop = min(seq.done + chunk, len(seq.tokens))
-            while len(seq.blocks) * executor.block_size < stop:
+            if reach is not None and evicts:
+                first = -(-reach.num_sinks // executor.block_size)
+                gone = reach.num_evictable(seq.done, executor.block_size) - seq.num_evicted
+                free += seq.blocks[first : first + gone]
+                del seq.blocks[first : first + gone]
+                seq.num_evicted += gone
+            while (len(seq.blocks) + seq.num_evicted) * executor.block_size < stop:
                 seq.blocks.append(free.pop())
             rows.append(
                 Row(
@@ -80,6 +92,8 @@ def generate(
                     num_output=len(seq.samples),
                     prompt_len=seq.prompt_len,
                     history=tuple(seq.tokens) if seq.sampling.needs_history else None,
+                    reach=reach,
+                    num_evicted=seq.num_evicted,
                 )
             )
             seq.done = stop

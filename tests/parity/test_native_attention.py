@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from headrace.core.request import Reach
 from headrace.ops import reference
 from tests.parity.native_drive import ISAS, forced, needs_native
 
@@ -28,6 +29,18 @@ class Case(NamedTuple):
     block_size: int
     window: int | None = None
     softcap: float | None = None
+    reach: Reach | None = None
+    has_sink_logits: bool = False
+
+    @property
+    def inv_freq(self) -> NDArray[np.float32]:
+        """Part of the channels is rotated."""
+        half = max(self.head_dim // 4, 1)
+        return (100.0 ** (-np.arange(half) / half)).astype(np.float32)
+
+    @property
+    def sinks(self) -> NDArray[np.float32] | None:
+        return np.linspace(-2.0, 3.0, self.num_heads, dtype=np.float32) if self.has_sink_logits else None
 
 
 CASES = (
@@ -38,6 +51,11 @@ CASES = (
     Case(8, 2, 128, 32, window=100, softcap=50.0),
     Case(6, 2, 80, 48),
     Case(3, 3, 96, 64, window=1),
+    Case(9, 3, 64, 32, reach=Reach(window=60, num_sinks=4)),
+    Case(8, 2, 128, 16, reach=Reach(window=600, num_sinks=70), softcap=5.0, has_sink_logits=True),
+    Case(4, 1, 80, 48, reach=Reach(window=33)),
+    Case(4, 2, 64, 32, window=50, reach=Reach(window=128, num_sinks=4)),
+    Case(4, 2, 64, 32, window=300, reach=Reach(window=128, num_sinks=4), has_sink_logits=True),
 )
 
 
@@ -88,6 +106,9 @@ def attend(case: Case, f: Filled, **options: int) -> NDArray[np.float32]:
         scale=case.head_dim**-0.5,
         window=case.window,
         softcap=case.softcap,
+        sinks=case.sinks,
+        reach=case.reach,
+        inv_freq=case.inv_freq,
         **options,
     )
     return out
@@ -106,6 +127,9 @@ def exact(case: Case, kv_type: str) -> NDArray[np.float32]:
         scale=case.head_dim**-0.5,
         window=case.window,
         softcap=case.softcap,
+        sinks=case.sinks,
+        paths=[reference.Path(case.reach, 0)] * len(SPANS),
+        inv_freq=case.inv_freq,
     )
 
 

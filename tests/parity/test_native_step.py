@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.settings import KvDtype, Quantization
 from headrace.core.step import Row, Step
 from headrace.executor import ReferenceExecutor
@@ -320,3 +321,56 @@ def test_what_cannot_be_run_is_refused_with_the_numbers(tmp_path: Path) -> None:
     executor.shutdown()
     with pytest.raises(EngineDead):
         executor.launch(Step(0, (roomless,))).result()
+
+
+REACH = Reach(window=21, num_sinks=4)  # narrower than the prompts; gemma3's local layers see 8 tokens anyway
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("family", ["gemma3", "llama", "qwen3-yarn"])
+def test_sinks_and_window_give_the_same_bits_with_and_without_the_blocks_between(
+    tmp_path: Path, family: Family, kv_dtype: KvDtype, isa: str
+) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    with forced(isa):
+        one, two = (native(path, threads=n, quantization="bf16", kv_dtype=kv_dtype) for n in (1, 2))
+        expected = generate(one, prompts(0), 9, reach=REACH)
+        assert expected != generate(one, prompts(0), 9, seed=8)
+        for seed, chunk in enumerate((1, 3, 16, 64), start=1):
+            assert generate(two, prompts(0), 9, chunk=chunk, seed=seed, reach=REACH, evicts=True) == expected
+        for i, prompt in enumerate(prompts(0)):
+            assert generate(two, [prompt], 9, chunk=7, seed=20 + i, reach=REACH, evicts=True)[0] == expected[i]
+        for executor in (one, two):
+            executor.shutdown()
+
+
+def test_a_sequence_runs_past_the_models_context_in_a_few_blocks(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "llama", "llama")
+    with open_checkpoint(path) as checkpoint:
+        trained = build_program(checkpoint.config).max_positions
+    executor = native(path, num_blocks=6)
+    samples = generate(executor, [[5, 6, 7]], trained + 200, reach=REACH, evicts=True)[0]
+    executor.shutdown()
+    assert len(samples) == trained + 200
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sinks_and_window_match_the_reference(tmp_path: Path, family: Family) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    step = scored_step(prompts(3, (90,))[0], 5)
+    step = Step(0, (msgspec.structs.replace(step.rows[0], reach=REACH),))
+    expected = reference(rounded(path, "bf16", tmp_path / "rounded")).launch(step).result()
+    executor = native(path, quantization="bf16")
+    result = executor.launch(step).result()
+    executor.shutdown()
+    errors = [abs(a.logprob - b.logprob) for a, b in zip(result.scored[0], expected.scored[0], strict=True)]
+    assert np.mean(errors) < 0.04
+
+
+def test_a_table_that_lacks_blocks_somebody_sees_is_refused(tmp_path: Path) -> None:
+    executor = native(write_checkpoint(tmp_path / "llama", "llama"))
+    row = Row(SeqId(1), 3 * BLOCK_SIZE, (5,), (0, 1, 2), None, reach=Reach(window=40, num_sinks=4), num_evicted=1)
+    with pytest.raises(ValueError, match="no place in its blocks"):
+        executor.launch(Step(0, (row,))).result()
+    executor.shutdown()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
 from headrace.testing.checkpoints import Family, write_checkpoint
@@ -35,11 +35,34 @@ def test_answers_do_not_depend_on_cache_batch_chunks_or_preemption(family: Famil
     assert answers["preempted"][3] > 0
 
 
-def serve(path: Path, num_blocks: int, num_rows: int, num_tokens: int, cache: bool) -> tuple:
+REACH = Reach(window=9, num_sinks=3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_answers_with_sinks_and_a_window_do_not_depend_on_cache_batch_chunks_or_preemption(
+    family: Family, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    answers = {name: serve(path, *plan, reach=REACH) for name, plan in PLANS.items()}
+    for name, (cold, warm, num_hits, _) in answers.items():
+        assert cold == answers["alone"][0], name
+        assert warm == answers["alone"][0], name
+        assert (num_hits > 0) == PLANS[name][3], name
+    assert answers["alone"][0] != serve(path, *PLANS["alone"])[0]
+
+
+def serve(
+    path: Path, num_blocks: int, num_rows: int, num_tokens: int, cache: bool, reach: Reach | None = None
+) -> tuple:
     """Return the answers of a first and a second round, the tokens hit and the preemptions."""
     executor = opened(path, num_blocks=num_blocks, block_size=BLOCK)
     limits = SchedulerLimits(
-        max_num_seqs=num_rows, max_step_tokens=num_tokens, max_context=44, max_waiting=99, prefix_cache=cache
+        max_num_seqs=num_rows,
+        max_step_tokens=num_tokens,
+        max_context=44,
+        max_waiting=99,
+        prefix_cache=cache,
+        reach=reach,
     )
     scheduler = Scheduler(BlockPool(num_blocks), BLOCK, limits)
     outputs: dict[int, list[int]] = {}

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.core.delta import FinishReason
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.settings import SchedulingSettings
 from headrace.core.step import Step
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent, Urgency
 from headrace.testing import UniformModel, VirtualClock, next_token, token_logprob
+from headrace.testing.uniform_model import seen_positions
 
 VOCAB = 11
 
@@ -49,13 +50,14 @@ class Shape(NamedTuple):
             ),
         )
 
-    def answer_alone(self, max_context: int) -> tuple[list[int], FinishReason]:
+    def answer_alone(self, max_context: int, reach: Reach | None = None) -> tuple[list[int], FinishReason]:
         """The output and finish reason by a plain loop that knows no blocks, steps or neighbours."""
         tokens = list(self.prompt)
         sampling = SamplingParams(seed=self.seed)
         while len(tokens) < min(len(self.prompt) + self.max_tokens, max_context):
             is_early = len(tokens) - len(self.prompt) < self.min_tokens
-            token_id = next_token(tokens, sampling, VOCAB, tuple(self.stop) if is_early else ())
+            seen = [tokens[i] for i in seen_positions(len(tokens), reach)]
+            token_id = next_token(seen, sampling, VOCAB, tuple(self.stop) if is_early else ())
             tokens.append(token_id)
             if token_id in self.stop:
                 return tokens[len(self.prompt) :], FinishReason.STOP
@@ -80,12 +82,14 @@ class World:
         self.pending: deque = deque()
         self.events: dict[int, list[SequenceEvent]] = {}
         self.in_background: set[int] = set()
+        self.reaches: dict[int, Reach | None] = {}
 
     def submit(self, sequence: Sequence) -> None:
         self.events[sequence.seq_id] = []
         if sequence.is_background:
             self.in_background.add(sequence.seq_id)
         self.scheduler.submit(sequence, self.clock.now())
+        self.reaches[sequence.seq_id] = sequence.reach
         self.scheduler.check()
 
     def abort(self, seq_id: int) -> None:
@@ -164,6 +168,7 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
     """A world with a tiny pool, the sequences that will come, and the order of arrivals, steps and aborts."""
     num_blocks, block_size = draw(st.integers(2, 12)), draw(st.integers(1, 5))
     max_context = draw(st.integers(2, 40))
+    reach = draw(st.none() | st.builds(Reach, window=st.integers(1, 9), num_sinks=st.integers(0, 6)))
     limits = SchedulerLimits(
         max_num_seqs=draw(st.integers(1, 5)),
         max_step_tokens=draw(st.integers(1, 12)),
@@ -178,9 +183,14 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
             tenant_weights={"a": 3.0},
             output_ratio=draw(st.sampled_from([0.0, 0.5, 1.0])),
         ),
+        reach=reach,
+        widest_window=draw(st.none() | st.integers(1, 12)),
     )
-    context = min(max_context, num_blocks * block_size)
     depth = draw(st.sampled_from([1, 1, 2]))
+    world = World(num_blocks, block_size, limits, depth)
+    context = world.scheduler.max_context
+    if reach is None and limits.widest_window is None:
+        assert context == min(max_context, num_blocks * block_size)
     coming = draw(st.lists(shapes(context), min_size=1, max_size=8))
     acts = draw(
         st.lists(
@@ -193,7 +203,7 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
             max_size=60,
         )
     )
-    return World(num_blocks, block_size, limits, depth), coming, acts, context
+    return world, coming, acts, context
 
 
 @settings(max_examples=300, deadline=None)
@@ -241,7 +251,8 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
     for seq_id, shape in enumerate(coming):
         events = world.events[seq_id]
         output = [event.sample.token_id for event in events if event.sample is not None]
-        expected, finish = shape.answer_alone(context)
+        reach = world.reaches[seq_id]
+        expected, finish = shape.answer_alone(context, reach)
         last = events[-1]
         assert [event.finish is not None for event in events] == [False] * (len(events) - 1) + [True]
         if last.finish is FinishReason.ABORT:
@@ -260,7 +271,8 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
         assert last.finish is finish
         if shape.prompt_logprobs is not None:
             prompt = shape.prompt
-            wanted = [(prompt[i], token_logprob(prompt[:i], prompt[i])) for i in range(1, len(prompt))]
+            seen = [[prompt[j] for j in seen_positions(i, reach)] for i in range(1, len(prompt))]
+            wanted = [(prompt[i], token_logprob(seen[i - 1], prompt[i])) for i in range(1, len(prompt))]
             assert [(s.token_id, s.logprob) for s in events[0].scored] == wanted
             assert not any(event.scored for event in events[1:])
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.core.request import Reach
 from headrace.ops.kv_values import hadamard, hadamard_block
 from headrace.ops.native.step import (
     KV_LANES,
@@ -32,7 +33,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int32]
 
 MAX_ITEM_ROWS = 64
-KV_CHUNK = 512  # kKvChunk of csrc/kernels.h
+KV_CHUNK, SINK_CHUNK = 512, -1  # kKvChunk, kSinkChunk of csrc/kernels.h
 
 
 class PagedCache:
@@ -155,10 +156,13 @@ def attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Floats | None = None,
+    reach: Reach | None = None,
+    inv_freq: Floats | None = None,
     item_rows: int = 48,
     is_split: bool = False,
 ) -> Floats:
-    """Attend as `ops.reference.attention`.
+    """Attend as `ops.reference.attention`, every row with the same reach and nothing evicted.
 
     item_rows  (token, head) pairs computed together
     is_split   compute every chunk of positions apart, last chunk first, then merge
@@ -177,17 +181,27 @@ def attention(
         group=group,
         scale=scale,
         softcap=softcap or 0.0,
-        window=window or 0,
+        sink_logits=None if sinks is None else sinks.ctypes.data,
     )
+    if reach is not None and inv_freq is not None:
+        angles = np.minimum(0, reach.num_seen - 1 - positions).astype(np.float32)[:, None] * inv_freq
+        cos, sin = np.cos(angles), np.sin(angles)
+        args.half, args.turn_cos, args.turn_sin = len(inv_freq), cos.ctypes.data, sin.ctypes.data
     items = []
     for row in range(len(row_starts) - 1):
         start, stop = int(row_starts[row]), int(row_starts[row + 1])
-        pairs = (stop - start) * group
+        table, pos0, pairs = block_tables[row].ctypes.data, int(positions[start]), (stop - start) * group
+        near = pairs
+        if reach is not None and (window is None or window > reach.window):
+            near = min(max(reach.num_seen - pos0, 0), stop - start) * group
         for head in range(layer.kv_heads):
-            for first in range(0, pairs, item_rows):
+            for first in range(0, near, item_rows):
+                last = min(first + item_rows, near)
+                items.append(AttentionItem(table, start, pos0, head, first, last, 0, window or 0))
+            for first in range(near, pairs, item_rows):
+                assert reach is not None
                 last = min(first + item_rows, pairs)
-                table = block_tables[row].ctypes.data
-                items.append(AttentionItem(table, start, int(positions[start]), head, first, last, 0, None))
+                items.append(AttentionItem(table, start, pos0, head, first, last, 0, reach.window, reach.num_sinks))
     if any(item.last - item.first > MAX_ITEM_ROWS for item in items):
         raise ValueError(f"items of {item_rows} pairs; the kernel takes {MAX_ITEM_ROWS}")
     if is_split:
@@ -201,12 +215,12 @@ def attention(
 def _attend_split(args: AttentionArgs, item: AttentionItem) -> None:
     """Attend to each chunk of positions apart and merge."""
     pos_first, pos_last = item.pos0 + item.first // args.group, item.pos0 + (item.last - 1) // args.group
-    low = max(pos_first - args.window + 1, 0) if args.window else 0
-    chunks = range(low // KV_CHUNK, pos_last // KV_CHUNK + 1)
+    low = max(pos_first - item.window + 1, 0) if item.window else 0
+    chunks = [*([SINK_CHUNK] if item.num_sinks else []), *range(low // KV_CHUNK, pos_last // KV_CHUNK + 1)]
     partials = np.full((len(chunks), (item.last - item.first) * (args.kv.contents.dim + 2)), np.nan, np.float32)
-    for chunk in reversed(chunks):
-        place = partials[chunk - chunks.start].ctypes.data
-        part = AttentionItem(item.blocks, item.token0, item.pos0, item.kv_head, item.first, item.last, chunk, place)
+    for index, chunk in reversed(list(enumerate(chunks))):
+        part = AttentionItem.from_buffer_copy(item)
+        part.chunk, part.partial = chunk, partials[index].ctypes.data
         step_library().hr_attention(ctypes.byref(args), ctypes.byref(part), 1)
     step_library().hr_attention_merge(ctypes.byref(args), ctypes.byref(item), partials.ctypes.data, len(chunks))
 

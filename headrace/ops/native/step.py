@@ -52,8 +52,8 @@ class OpDesc(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_int32, "kind src dst weight bias q_norm k_norm layer num_heads num_kv_heads head_dim"),
-        *_fields(ctypes.c_int32, "rope window epilogue activation add"),
-        *_fields(ctypes.c_float, "scale eps softcap reserved"),
+        *_fields(ctypes.c_int32, "rope window epilogue activation add sinks"),
+        *_fields(ctypes.c_float, "scale eps softcap"),
     )
 
 
@@ -97,6 +97,7 @@ class StepIn(ctypes.Structure):
 ROW = np.dtype(
     [
         *_fields(np.int32, "num_tokens start entry num_output samples num_history prompt_len num_banned"),
+        *_fields(np.int32, "window num_sinks num_evicted reserved"),
         *_fields(np.int64, "history_at banned_at"),
     ]
 )
@@ -178,7 +179,8 @@ class AttentionArgs(ctypes.Structure):
         ("group", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
-        ("window", ctypes.c_int32),
+        ("half", ctypes.c_int32),
+        *_fields(ctypes.c_void_p, "sink_logits turn_cos turn_sin"),
     )
 
 
@@ -187,7 +189,7 @@ class AttentionItem(ctypes.Structure):
 
     _fields_ = (
         ("blocks", ctypes.c_void_p),
-        *_fields(ctypes.c_int32, "token0 pos0 kv_head first last chunk"),
+        *_fields(ctypes.c_int32, "token0 pos0 kv_head first last chunk window num_sinks num_evicted reserved"),
         ("partial", ctypes.c_void_p),
     )
 

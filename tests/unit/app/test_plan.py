@@ -10,6 +10,7 @@ import pytest
 from headrace.app.hardware import Hardware, detect
 from headrace.app.plan import MIB, Derived, ModelFacts, resolve
 from headrace.core.errors import ConfigError, OutOfMemory
+from headrace.core.request import Reach
 from headrace.core.settings import EngineSettings
 
 BACKEND = Derived("reference", "asked for")
@@ -114,3 +115,44 @@ def test_tiers_that_cannot_work_are_refused() -> None:
         resolve(engine(kv_disk_dir="/d", prefix_cache=False), machine(), FACTS, BACKEND)
     with pytest.raises(ConfigError, match="room for at least 8 of them: 262,144"):
         resolve(engine(kv_disk_dir="/d", kv_ram_bytes=1000), machine(), FACTS, BACKEND)
+
+
+def test_a_window_bounds_what_a_sequence_holds_and_frees_its_length() -> None:
+    settings = engine(attention_window=252, max_context=100_000, max_num_seqs=2, max_step_tokens=64)
+    plan = resolve(settings, machine(), FACTS, BACKEND)
+    assert plan.reach.value == Reach(window=252, num_sinks=4)
+    assert plan.max_context.value == 100_000
+    assert plan.num_blocks.value == 2 * (1 + 8 + 2 + 2)  # sinks, window, its two ends, a step
+    assert ("reach", "first 4 and last 252 tokens", plan.reach.reason) in plan.rows()
+
+
+def test_without_a_window_no_context_is_longer_than_the_trained_one() -> None:
+    with pytest.raises(ConfigError, match=r"trained for 1,024; lower it, or set engine\.attention_window"):
+        resolve(engine(max_context=2000), machine(), FACTS, BACKEND)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_window": 1021}, "together they may be no more than the 1,024 tokens"),
+        ({"attention_window": 100, "max_context": 2**20 + 1}, "positions are served up to 1,048,576"),
+    ],
+)
+def test_windows_and_lengths_that_cannot_be_served_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(engine(**changes), machine(), FACTS, BACKEND)
+
+
+def test_a_pool_too_small_for_a_window_is_refused() -> None:
+    with pytest.raises(OutOfMemory, match="for KV"):
+        resolve(engine(attention_window=900, max_context=5000, kv_memory_mib=1), machine(), bulky(), BACKEND)
+
+
+def test_a_model_of_windows_alone_is_not_bound_by_the_pool() -> None:
+    facts = msgspec_like(FACTS, widest_window=128)
+    plan = resolve(engine(kv_memory_mib=1, block_size=16), machine(), msgspec_like(facts, kv_token_bytes=2048), BACKEND)
+    assert plan.num_blocks.value * 16 < plan.max_context.value == 1024
+
+
+def bulky() -> ModelFacts:
+    return msgspec_like(FACTS, kv_token_bytes=4096)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from headrace.core.request import Reach
 from headrace.ops import reference as ops
 
 Floats = NDArray[np.float32]
@@ -186,3 +187,47 @@ def test_head_scales_then_caps() -> None:
     raw = x.astype(np.float64) @ table.T.astype(np.float64) * 0.5
     np.testing.assert_allclose(ops.head(x, table, scale=0.5), raw, atol=1e-5)
     np.testing.assert_allclose(ops.head(x, table, scale=0.5, softcap=2.0), 2.0 * np.tanh(raw / 2.0), atol=1e-5)
+
+
+def test_far_tokens_see_sinks_and_window_as_if_nothing_else_existed() -> None:
+    """StreamingLLM's definition: keys rotated by their place in the cache, after the evicted ones are gone."""
+    kv_heads, dim, block_size, length = 2, 8, 4, 23
+    reach, inv_freq = Reach(window=6, num_sinks=3), np.array([1.0, 0.3, 0.05], np.float32)
+    k, v, q = normal(length, kv_heads, dim), normal(length, kv_heads, dim, seed=1), normal(length, 4, dim, seed=2)
+    where = np.arange(length, dtype=np.int32)
+    cache = np.zeros((2, 6, block_size, kv_heads, dim), np.float32)
+    cache[0].reshape(-1, kv_heads, dim)[:length] = ops.rotate(k, where, inv_freq)
+    cache[1].reshape(-1, kv_heads, dim)[:length] = v
+    table, starts = np.arange(6, dtype=np.int32)[None], np.array([0, length], np.int32)
+    got = ops.attention(
+        ops.rotate(q, where, inv_freq).reshape(length, -1),
+        cache,
+        table,
+        starts,
+        where,
+        scale=0.3,
+        paths=[ops.Path(reach, 0)],
+        inv_freq=inv_freq,
+    )
+    for p in range(length):
+        kept = where[: p + 1] if p < 9 else np.r_[0:3, p - 5 : p + 1]
+        places = np.arange(len(kept), dtype=np.int32)
+        keys, query = ops.rotate(k[kept], places, inv_freq), ops.rotate(q[p : p + 1], places[-1:], inv_freq)[0]
+        want = naive_attention(query, keys, v[kept], len(kept) - 1, None, None)
+        np.testing.assert_allclose(got[p].reshape(4, dim), want, atol=5e-6)
+
+
+def test_a_sink_logit_takes_weight_and_gives_nothing() -> None:
+    kv_heads, dim, length = 2, 8, 5
+    cache = np.stack([normal(1, length, kv_heads, dim), normal(1, length, kv_heads, dim, seed=1)])
+    q, where, sinks = (
+        normal(1, 4 * dim, seed=2),
+        np.array([length - 1], np.int32),
+        np.array([-50.0, 0.0, 1.0, 50.0], np.float32),
+    )
+    table, starts = np.zeros((1, 1), np.int32), np.array([0, 1], np.int32)
+    plain = ops.attention(q, cache, table, starts, where, scale=1.0).reshape(4, dim)
+    got = ops.attention(q, cache, table, starts, where, scale=1.0, sinks=sinks).reshape(4, dim)
+    scores = np.einsum("hd,lhd->hl", q.reshape(4, dim), np.repeat(cache[0, 0], 2, axis=1))
+    total = np.exp(scores).sum(axis=1)
+    np.testing.assert_allclose(got, plain * (total / (total + np.exp(sinks)))[:, None], rtol=1e-4, atol=1e-7)

@@ -1,0 +1,104 @@
+"""Reaches: what sequences attend to, hold, share and may grow to, by limits and pool."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from headrace.core.request import Reach, SamplingParams, SeqId
+from headrace.core.settings import SchedulingSettings
+from headrace.kv import BlockPool
+from headrace.sched import Scheduler, SchedulerLimits, Sequence
+from headrace.sched.reaches import Reaches, least_blocks
+from headrace.testing import UniformModel
+
+SIZE = 4
+REACH = Reach(window=10, num_sinks=3)
+
+
+def limits(**changes: object) -> SchedulerLimits:
+    fields = {"max_num_seqs": 4, "max_step_tokens": 16, "max_context": 1000, "max_waiting": 9, **changes}
+    return SchedulerLimits(**fields)  # type: ignore[arg-type]
+
+
+def sequence(number: int = 0, prompt: int = 30, max_tokens: int = 200) -> Sequence:
+    return Sequence(SeqId(number), [1 + i % 7 for i in range(prompt)], SamplingParams(seed=3), max_tokens=max_tokens)
+
+
+def given(**changes: object) -> tuple[Reaches, Sequence]:
+    num_blocks = changes.pop("num_blocks", 50)
+    reaches, taken = Reaches(limits(**changes), num_blocks, SIZE), sequence()  # type: ignore[arg-type]
+    reaches.give(taken)
+    return reaches, taken
+
+
+def test_without_windows_nothing_is_bounded_but_by_the_pool() -> None:
+    reaches, taken = given()
+    assert taken.reach is None
+    assert (taken.num_seen, taken.max_blocks) == (sys.maxsize, sys.maxsize)
+    assert reaches.max_context == 200
+
+
+def test_a_reach_lets_a_sequence_outgrow_the_pool_but_not_a_search() -> None:
+    reaches, taken = given(reach=REACH, num_blocks=12)
+    assert taken.reach == REACH
+    assert reaches.max_context == 1000
+    assert reaches.search_context == 13
+    assert taken.num_shareable == 13
+    assert taken.max_blocks == least_blocks(REACH, SIZE) + 4
+
+
+def test_in_a_pool_without_room_for_two_windows_nothing_is_shared() -> None:
+    _, taken = given(reach=REACH, num_blocks=8)
+    assert taken.num_shareable == 0
+
+
+def test_a_pool_smaller_than_the_window_bounds_the_context() -> None:
+    reaches, taken = given(reach=REACH, num_blocks=5)
+    assert taken.reach == REACH
+    assert reaches.max_context == 5 * SIZE
+
+
+@pytest.mark.parametrize(("widest", "expected"), [(10, Reach(window=10)), (8, Reach(window=8)), (11, REACH)])
+def test_the_narrower_of_the_models_windows_and_the_wanted_one_counts(widest: int, expected: Reach) -> None:
+    assert given(reach=REACH, widest_window=widest)[1].reach == expected
+
+
+def test_a_long_sequence_keeps_a_bounded_number_of_blocks_and_leaves_the_rest_to_others() -> None:
+    pool = BlockPool(40)
+    scheduler = Scheduler(pool, SIZE, limits(reach=REACH))
+    model = UniformModel(num_blocks=40, block_size=SIZE, vocab_size=7)
+    taken = sequence(max_tokens=500)
+    scheduler.submit(taken)
+    most = 0
+    while (step := scheduler.schedule(0.0)) is not None:
+        scheduler.commit(step, model.launch(step).result(), 0.0)
+        scheduler.check()
+        most = max(most, len(taken.blocks))
+        if taken.num_computed > 100:
+            assert len(taken.blocks) <= least_blocks(REACH, SIZE)
+    assert taken.num_output == 500
+    assert most <= taken.max_blocks
+    assert pool.num_free == 40
+    assert pool.num_cached == REACH.num_seen // SIZE  # what came before the first eviction, and nothing after
+
+
+def test_a_preempted_sequence_with_a_reach_computes_its_past_again_in_bounded_memory() -> None:
+    policy = SchedulingSettings(output_ratio=0.0)
+    scheduler = Scheduler(BlockPool(14), SIZE, limits(reach=REACH, prefix_cache=False, policy=policy))
+    model = UniformModel(num_blocks=14, block_size=SIZE, vocab_size=7)
+    taken = [sequence(i, prompt=2 + i, max_tokens=60) for i in range(3)]
+    for one in taken:
+        scheduler.submit(one)
+    while (step := scheduler.schedule(0.0)) is not None:
+        scheduler.commit(step, model.launch(step).result(), 0.0)
+        scheduler.check()
+    assert scheduler.totals.num_preemptions > 0
+    alone = Scheduler(BlockPool(14), SIZE, limits(reach=REACH))
+    for one in taken:
+        same = sequence(one.seq_id, prompt=one.prompt_len, max_tokens=60)
+        alone.submit(same)
+        while (step := alone.schedule(0.0)) is not None:
+            alone.commit(step, model.launch(step).result(), 0.0)
+        assert same.tokens == one.tokens
