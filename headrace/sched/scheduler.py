@@ -28,7 +28,6 @@ Invariants, proved by `check()` and the property tests:
   above it: no deadlock;
 - steps are committed in the order they were made; at most two are in flight.
 Source: the single token counter follows vLLM's V1 scheduler; preemption by recompute is Kwon et al. 2023, §4.5.
-Long because planning and committing are two halves of one change to the same state.
 """
 
 from __future__ import annotations
