@@ -12,7 +12,7 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   using W = __m512i;
-  static constexpr int kRowsFloat = 12, kRowsInt = 12, kRowsGroup8 = 12, kRowsGroup4 = 12, kRowsTwoStreams = 6;
+  static constexpr int kRowsFloat = 12, kRowsInt = 12, kRowsGroup8 = 8, kRowsGroup4 = 8, kRowsTwoStreams = 6;
 
   static HR_INLINE __mmask16 first(int64_t count) {
     return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);

@@ -20,6 +20,17 @@ HR_INLINE const uint8_t* block_at(const Job& job, int64_t block) {
   return static_cast<const uint8_t*>(job.args->w->base) + block * job.weight.block_bytes;
 }
 
+// Asks for the lines that `finish` will write. Without it the sums of groups queue up behind stores that miss, because
+// stores leave in order.
+HR_INLINE void fetch_output(const LinearArgs& args, int64_t block, int64_t row, int rows) {
+  const bool gated = args.epilogue == Epilogue::Glu;
+  const float* y = args.y + row * args.ldy + block * (gated ? kTileColumns : kBlockColumns);
+  for (int r = 0; r < rows; ++r, y += args.ldy) {
+    __builtin_prefetch(y, 1);
+    if (!gated) __builtin_prefetch(y + kTileColumns, 1);
+  }
+}
+
 // R rows from `row` and NB blocks: `block` and, for NB = 2, `other`.
 template <class Vec, class Micro, int R, int NB>
 HR_NOINLINE void tile(const Job& job, int64_t block, int64_t other, int64_t row, Ahead ahead) {
@@ -33,6 +44,8 @@ HR_NOINLINE void tile(const Job& job, int64_t block, int64_t other, int64_t row,
                    job.acts.groups,
                    ahead.next,
                    ahead.pace};
+  fetch_output(*job.args, block, row, R);
+  if constexpr (NB == 2) fetch_output(*job.args, other, row, R);
   alignas(64) float sums[R * NB * kBlockColumns];
   Micro::template run<R, NB>(o, sums);
   finish<Vec>(*job.args, block, row, R, sums, NB * kBlockColumns);
