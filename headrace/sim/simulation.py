@@ -77,8 +77,11 @@ class _Simulation:
     def run(self) -> SimReport:
         began = time.perf_counter()
         self._skip_to_arrival()
+        has_none = (
+            not self._live
+        )  # every request was refused at the door; from the start on the engine's thread decides
         self._engine.start(self._deliver)
-        if not self._live:  # every request was refused at the door
+        if has_none:
             self._engine.stop()
         self._engine.dead.result()
         self._scheduler.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis.stateful import invariant
 
-from headrace.kv import BlockPool, CostOrder, RadixCache
+from headrace.kv import BlockPool, CostOrder, Pins, RadixCache
 from tests.property.test_radix import BLOCK, NUM_BLOCKS, RadixMachine
 
 
@@ -17,6 +17,7 @@ class CostRadixMachine(RadixMachine):
         self.pool = BlockPool(NUM_BLOCKS)
         self.order = CostOrder(NUM_BLOCKS, BLOCK, attention_parity=4)
         self.cache = RadixCache(self.pool, BLOCK, self.order)
+        self.pins = Pins(self.pool)
 
     @invariant()
     def exactly_the_leaves_are_queued(self) -> None:
