@@ -115,6 +115,11 @@ class LLM:
         return self._vocab_size
 
     @property
+    def prompt_vocab_size(self) -> int:
+        """Tokens that a prompt of ids may hold: those the tokenizer knows."""
+        return min(self._vocab_size, self._model.tokenizer.vocab_size)
+
+    @property
     def plan(self) -> Plan:
         """How its engine was built, each value with its reason."""
         return self._plan

@@ -55,7 +55,7 @@ def _offline(args: argparse.Namespace) -> int:
     local = pull_with_bar(settings, settings.first_model)
     shape = OfflineShape(prompt_tokens=args.prompt_len, output_tokens=args.output_len, batch=args.batch)
     with LLM(settings=settings) as llm, Progress(transient=True, console=Console(stderr=True)) as progress:
-        generator, prompts = LocalGenerator(llm), TokenPrompts(llm.vocab_size)
+        generator, prompts = LocalGenerator(llm), TokenPrompts(llm.prompt_vocab_size)
         generator.generate_tokens(prompts.batch(1, 1, 0), 1)
         first_token_s = seconds_since_start()
         task = progress.add_task("measuring")

@@ -7,7 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from headrace.app import LLM
 from headrace.bench import random_models
+from headrace.bench.local import LocalGenerator
+from headrace.bench.token_prompts import TokenPrompts
 from headrace.core.errors import UnknownModel
 from headrace.core.settings import Settings
 from headrace.model import open_checkpoint
@@ -44,6 +47,12 @@ def test_a_random_model_is_written_once_and_opens_like_any_other(settings: Setti
     random_models.with_random_model(settings)
     assert (path / "model.safetensors").stat().st_mtime_ns == made
     assert [entry.name for entry in path.parent.iterdir()] == ["small"]
+
+
+def test_the_engine_runs_a_model_whose_tokenizer_knows_fewer_tokens(settings: Settings) -> None:
+    with LLM(settings=random_models.with_random_model(settings)) as llm:
+        assert llm.prompt_vocab_size == 260 < llm.vocab_size
+        LocalGenerator(llm).generate_tokens(TokenPrompts(llm.prompt_vocab_size).batch(2, 8, 0), 3)
 
 
 def test_an_unknown_shape_is_refused_with_the_names_there_are(settings: Settings) -> None:
