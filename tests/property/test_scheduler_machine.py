@@ -86,7 +86,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         live = [sequence.seq_id for sequence in self.world.scheduler.live()]
         self.given_up.update(live)
         self.world.take(self.world.scheduler.abort_all("the engine failed"))
-        assert self.world.pool.num_free == self.world.pool.num_blocks
+        assert self.num_unheld == self.world.pool.num_blocks
+
+    @property
+    def num_unheld(self) -> int:
+        """Blocks that no sequence holds: free ones, and those that are pinned."""
+        return self.world.pool.num_free + self.world.scheduler.num_pinned_blocks
 
     @invariant()
     def every_block_is_somewhere(self) -> None:
@@ -106,7 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not self.world.step():
                 break
         assert not self.world.scheduler.has_work, "work is left after 4000 steps"
-        assert self.world.pool.num_free == self.world.pool.num_blocks
+        assert self.num_unheld == self.world.pool.num_blocks
         for seq_id, shape in self.shapes.items():
             self.check_answer(seq_id, shape)
 
