@@ -16,10 +16,9 @@ from headrace.core.upstream_settings import UpstreamSettings
 from headrace.gateway.upstream.address import api_base, limits_of, request_headers
 from headrace.gateway.upstream.anthropic_body import encode_count, encode_request
 from headrace.gateway.upstream.anthropic_events import AnthropicEvents
-from headrace.gateway.upstream.failure import transient
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.refusals import unsupported
-from headrace.gateway.upstream.replies import checked, events_of, whole_body
+from headrace.gateway.upstream.replies import decoded, deltas_of
 from headrace.gateway.upstream.transport import Transport
 
 
@@ -43,24 +42,10 @@ class AnthropicAdapter:
         reply = await self._transport.post(
             self._name, self._base + "/messages", headers, body, self._limits, first_byte_s
         )
-        try:
-            await checked(self._name, reply)
-            reader = AnthropicEvents(self._name)
-            if not reply.is_event_stream:
-                for delta in reader.read_whole(await whole_body(self._name, reply)):
-                    yield delta
-                return
-            async with aclosing(events_of(self._name, reply, self._settings.max_event_bytes)) as events:
-                async for event in events:
-                    for delta in reader.read(event.data):
-                        yield delta
-                    if reader.is_done:
-                        break
-            for delta in reader.end():
+        reader = AnthropicEvents(self._name)
+        async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:
+            async for delta in deltas:
                 yield delta
-            await reply.drain()
-        finally:
-            reply.close()
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt has. Raises Failure."""
@@ -68,13 +53,7 @@ class AnthropicAdapter:
         url = self._base + "/messages/count_tokens"
         headers = self._headers(request, secret)
         reply = await self._transport.post(self._name, url, headers, body, self._limits, self._limits.first_byte_s)
-        try:
-            await checked(self._name, reply)
-            return msgspec.json.decode(await whole_body(self._name, reply), type=_Count).input_tokens
-        except msgspec.DecodeError as err:
-            raise transient(self._name, "sent what is no count of tokens") from err
-        finally:
-            reply.close()
+        return (await decoded(self._name, reply, _Count, "count of tokens")).input_tokens
 
     async def detokenize(self, token_ids: Sequence[int], model: str, secret: str | None) -> str:
         """Raise Failure: this wire has no tokens."""

@@ -16,12 +16,11 @@ from headrace.core.delta import Delta
 from headrace.core.request import Request
 from headrace.core.upstream_settings import UpstreamSettings
 from headrace.gateway.upstream.address import api_base, limits_of, request_headers, server_root
-from headrace.gateway.upstream.failure import transient
 from headrace.gateway.upstream.openai_body import Dialect, encode_count, encode_request
 from headrace.gateway.upstream.openai_events import OpenAIEvents
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.refusals import unsupported
-from headrace.gateway.upstream.replies import checked, events_of, whole_body
+from headrace.gateway.upstream.replies import decoded, deltas_of
 from headrace.gateway.upstream.transport import Transport
 
 T = TypeVar("T")
@@ -56,24 +55,10 @@ class OpenAIAdapter:
         first_byte_s = self._limits.first_byte_s if wants_stream else self._limits.total_s
         headers = request_headers(self._settings, self._profile, secret, request.request_id)
         reply = await self._transport.post(self._name, self._base + path, headers, body, self._limits, first_byte_s)
-        try:
-            await checked(self._name, reply)
-            reader = OpenAIEvents(self._name, request.n)
-            if not reply.is_event_stream:
-                for delta in reader.read_whole(await whole_body(self._name, reply)):
-                    yield delta
-                return
-            async with aclosing(events_of(self._name, reply, self._settings.max_event_bytes)) as events:
-                async for event in events:
-                    for delta in reader.read(event.data):
-                        yield delta
-                    if reader.is_done:
-                        break
-            for delta in reader.end():
+        reader = OpenAIEvents(self._name, request.n)
+        async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:
+            async for delta in deltas:
                 yield delta
-            await reply.drain()
-        finally:
-            reply.close()
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt has. Raises Failure, for servers that cannot count as well."""
@@ -92,10 +77,4 @@ class OpenAIAdapter:
         headers = request_headers(self._settings, self._profile, secret, request_id)
         url = server_root(self._settings.url) + path
         reply = await self._transport.post(self._name, url, headers, body, self._limits, self._limits.first_byte_s)
-        try:
-            await checked(self._name, reply)
-            return msgspec.json.decode(await whole_body(self._name, reply), type=kind)
-        except msgspec.DecodeError as err:
-            raise transient(self._name, f"sent what is no reply of {path}") from err
-        finally:
-            reply.close()
+        return await decoded(self._name, reply, kind, f"reply of {path}")

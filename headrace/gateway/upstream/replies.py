@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import Protocol, TypeVar
 
+import msgspec
+
+from headrace.core.delta import Delta
 from headrace.gateway.upstream.failure import Failure, of_status, transient
 from headrace.gateway.upstream.sse_events import EventReader, EventTooLarge, SentEvent
 from headrace.gateway.upstream.transport import Reply
 
+T = TypeVar("T")
 _ERROR_BYTES = 64 << 10
 
 
@@ -48,3 +53,55 @@ async def events_of(upstream: str, reply: Reply, max_event_bytes: int) -> AsyncG
                     yield event
             except EventTooLarge as err:
                 raise transient(upstream, f"sent {err} (max_event_bytes of this upstream)") from err
+
+
+class DeltaReader(Protocol):
+    """Turns one wire's answer into deltas. `is_done` once the wire's own end has come."""
+
+    is_done: bool
+
+    def read(self, data: bytes) -> Iterator[Delta]:
+        """Yield the deltas of one event. Raises Failure."""
+        ...
+
+    def read_whole(self, body: bytes) -> Iterator[Delta]:
+        """Yield the deltas of an answer that is no stream. Raises Failure."""
+        ...
+
+    def end(self) -> Iterator[Delta]:
+        """Yield what is left once the stream has ended. Raises Failure for one that was cut off."""
+        ...
+
+
+async def deltas_of(
+    upstream: str, reply: Reply, reader: DeltaReader, max_event_bytes: int
+) -> AsyncGenerator[Delta, None]:
+    """Yield a reply's deltas, streamed or whole, and close it on every way out. Raises Failure."""
+    try:
+        await checked(upstream, reply)
+        if not reply.is_event_stream:
+            for delta in reader.read_whole(await whole_body(upstream, reply)):
+                yield delta
+            return
+        async with aclosing(events_of(upstream, reply, max_event_bytes)) as events:
+            async for event in events:
+                for delta in reader.read(event.data):
+                    yield delta
+                if reader.is_done:
+                    break
+        for delta in reader.end():
+            yield delta
+        await reply.drain()
+    finally:
+        reply.close()
+
+
+async def decoded(upstream: str, reply: Reply, kind: type[T], what: str) -> T:
+    """Return a small JSON reply as `kind` and close it. Raises Failure for an error, or for what is no `what`."""
+    try:
+        await checked(upstream, reply)
+        return msgspec.json.decode(await whole_body(upstream, reply), type=kind)
+    except msgspec.DecodeError as err:
+        raise transient(upstream, f"sent what is no {what}") from err
+    finally:
+        reply.close()
