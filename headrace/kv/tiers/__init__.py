@@ -1,7 +1,7 @@
 """Places for KV blocks below the pool: what is where, what is worth keeping, and when loading beats computing."""
 
 from headrace.kv.tiers.hierarchy import Search, TierHierarchy
-from headrace.kv.tiers.keys import KeyChain, derive_format, derive_secret, namespace_salt
+from headrace.kv.tiers.keys import KeyChain, derive_format, derive_secret
 from headrace.kv.tiers.prefill_cost import PrefillCost
 
 __all__ = [
@@ -11,5 +11,4 @@ __all__ = [
     "TierHierarchy",
     "derive_format",
     "derive_secret",
-    "namespace_salt",
 ]

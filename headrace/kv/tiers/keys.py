@@ -4,7 +4,7 @@
     block  = H(secret, key of the block before, its tokens)
 
 Who can read a shared disk or server, but has not the secret, learns from keys neither prompts nor which tenants share
-one; and a namespace that a caller makes up is of no use without the server's salt. 160 bits of BLAKE2b: two prompts
+one; namespaces come from the server's own tenants. 160 bits of BLAKE2b: two prompts
 are not taken for each other. Pure; about a microsecond per block.
 """
 
@@ -16,7 +16,7 @@ from headrace.kv.radix import Node
 from headrace.kv.transfer.frames import KEY_BYTES
 
 _SECRET_BYTES = 32
-_ROOT, _BLOCK, _SALT, _FORMAT = b"headrace kv root", b"headrace kv blck", b"headrace kv salt", b"headrace kv form"
+_ROOT, _BLOCK, _FORMAT = b"headrace kv root", b"headrace kv blck", b"headrace kv form"
 
 
 def derive_secret(passphrase: str) -> bytes:
@@ -27,16 +27,6 @@ def derive_secret(passphrase: str) -> bytes:
 def derive_format(*parts: object) -> bytes:
     """Return the id of a format: equal only if every part is."""
     return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16, person=_FORMAT).digest()
-
-
-def namespace_salt(secret: bytes, tenant: str, *, epoch: int = 0, adapter: str = "") -> str:
-    """Return the namespace of a tenant's prefixes: `Request.namespace`. Never made from what a caller sent alone.
-
-    epoch    counts changes of the weights while the server runs; prefixes of an older epoch are never found again
-    adapter  name of the adapter that the request is computed with
-    """
-    text = f"{len(tenant)}:{tenant}|{epoch}|{adapter}".encode()
-    return hashlib.blake2b(text, digest_size=16, key=secret, person=_SALT).hexdigest()
 
 
 class KeyChain:

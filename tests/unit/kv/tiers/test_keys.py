@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from headrace.kv import BlockPool, RadixCache, pack_tokens
-from headrace.kv.tiers import KeyChain, derive_format, derive_secret, namespace_salt
+from headrace.kv.tiers import KeyChain, derive_format, derive_secret
 
 SECRET, FORMAT = derive_secret("s"), derive_format("model", 32)
 TOKENS = pack_tokens([1, 2, 3, 4])
@@ -33,19 +33,6 @@ def test_a_node_of_the_tree_has_the_key_of_its_path() -> None:
     chain = KeyChain(SECRET, FORMAT)
     expected = chain.next(chain.next(chain.root("n"), pack_tokens([1, 2])), pack_tokens([3, 4]))
     assert chain.of(node) == expected == node.digest
-
-
-def test_a_tenants_namespace_needs_the_secret_and_changes_with_the_weights() -> None:
-    salts = {
-        namespace_salt(SECRET, "acme"),
-        namespace_salt(derive_secret("other"), "acme"),
-        namespace_salt(SECRET, "acme", epoch=1),
-        namespace_salt(SECRET, "acme", adapter="law"),
-        namespace_salt(SECRET, "acme|1"),
-        namespace_salt(SECRET, ""),
-    }
-    assert len(salts) == 6
-    assert not any("acme" in salt for salt in salts)
 
 
 def test_parts_of_a_format_do_not_run_into_each_other() -> None:
