@@ -1,4 +1,8 @@
-"""What every adapter does with a reply before its wire matters: status, kind of body, events within their limit."""
+"""What every adapter does with a reply before its wire matters: status, kind of body, events within their limit.
+
+Owns nothing: a reply's transport is closed by whoever opened it. Callers are the adapters in `wires/`; a reply that is
+none, too large or no JSON becomes a `Failure` here, so that failover sees one kind of error from every vendor.
+"""
 
 from __future__ import annotations
 
