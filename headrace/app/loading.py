@@ -23,6 +23,7 @@ from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
 from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
+from headrace.econ import AttributionPolicy
 from headrace.engine import AsyncEngine, Engine, StreamLimits
 from headrace.executor.packed_cache import fingerprint
 from headrace.model import open_checkpoint
@@ -163,6 +164,7 @@ def load_model(
             vocab_size=opened.program.vocab_size,
             observer=observer,
             limits=opened.streams,
+            policy=AttributionPolicy(opened.engine.step_shares),
             began_s=began_s,
         ),
         shares_prefixes=opened.engine.share_prefixes,

@@ -107,6 +107,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      redis); None: none
     kv_secret        passphrase that names and seals of blocks outside this process are made with; servers that share
                      blocks need the same; None: one that is made once and kept in cache_dir
+    step_shares      who pays for what a step costs however many share it, in the account of the engine's time: equal,
+                     each row the same, or tokens, in proportion to the tokens computed
     decision_log     file that the scheduler's inputs and decisions are written to, for `headrace replay`; None: no log.
                      Without content: blocks of tokens are there as keyed digests only
     decision_log_mib  MiB that this file and the older ones beside it may take
@@ -132,6 +134,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_disk_bytes: Positive = 10 << 30
     kv_redis_url: str | None = None
     kv_secret: str | None = None
+    step_shares: Literal["equal", "tokens"] = "equal"
     decision_log: str | None = None
     decision_log_mib: Positive = 256
 
