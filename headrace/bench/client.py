@@ -93,13 +93,16 @@ def _has_content(data: bytes) -> bool:
     return False
 
 
-async def stream_request(url: str, body: Mapping[str, object], *, timeout_s: float) -> RequestLog:
+async def stream_request(
+    url: str, body: Mapping[str, object], *, timeout_s: float, api_key: str | None = None
+) -> RequestLog:
     """POST `body` to `url`, read the SSE answer to its end and return its log. Errors are told in the log."""
     parts = urlsplit(url)
     payload = msgspec.json.encode(body)
+    key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(payload)}\r\n\r\n"
+        f"Accept: text/event-stream\r\n{key}Connection: close\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
     log = RequestLog(scheduled_s=time.perf_counter())

@@ -62,6 +62,7 @@ class LoadPlan:
     prompt_words: int
     output_tokens: int
     seed: int = 0
+    api_key: str | None = None
     timeout_s: float = 600.0
     extra: tuple[tuple[str, object], ...] = (("ignore_eos", True),)
 
@@ -88,7 +89,7 @@ async def run_load(plan: LoadPlan, progress: Callable[[int], None] | None = None
                 "stream_options": {"include_usage": True},
                 **dict(plan.extra),
             }
-            logs.append(await stream_request(plan.url, body, timeout_s=plan.timeout_s))
+            logs.append(await stream_request(plan.url, body, timeout_s=plan.timeout_s, api_key=plan.api_key))
             if progress is not None:
                 progress(len(logs))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import secrets
 import sys
 from contextlib import closing
 
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from headrace.app import LLM
 from headrace.app.hardware import detect
+from headrace.app.llm import Options
 from headrace.app.loading import open_model
 from headrace.bench.load import LoadPlan, run_load
 from headrace.bench.local import LocalGenerator
@@ -30,6 +32,7 @@ from headrace.bench.token_prompts import TokenPrompts
 from headrace.bench.utilization import Utilization, utilization
 from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
+from headrace.cli.remote import RemoteChat
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,13 +98,17 @@ def _steps(args: argparse.Namespace) -> int:
 
 
 def _http(args: argparse.Namespace) -> int:
+    with RemoteChat(args.url, args.model, args.api_key, Options()) as remote:
+        model = remote.name
     plan = LoadPlan(
-        url=args.url.rstrip("/") + "/v1/completions",
-        model=args.model,
+        url=args.url.rstrip("/").removesuffix("/v1") + "/v1/completions",
+        model=model,
         num_clients=args.clients,
         num_requests=args.requests,
         prompt_words=args.prompt_len,
         output_tokens=args.output_len,
+        seed=secrets.randbits(32) if args.seed is None else args.seed,
+        api_key=args.api_key,
     )
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("requests", total=plan.num_requests)
@@ -171,9 +178,12 @@ def _print_http(report: LoadReport, plan: LoadPlan) -> None:
         ("end to end", report.e2e_ms),
     ]
     for name, found in rows:
-        table.add_row(name, *(f"{v:,.2f}" for v in (found.mean, found.p50, found.p90, found.p99, found.max)))
+        values = (found.mean, found.p50, found.p90, found.p99, found.max)
+        table.add_row(name, *(f"{v:,.2f}" if found.count else "–" for v in values))
     console = Console()
     console.print(table)
+    rate = report.prompt_tokens / max(report.duration_s, 1e-9)
+    console.print(f"prompts: {report.prompt_tokens:,} tokens, {rate:,.0f} a second; seed {plan.seed}", soft_wrap=True)
     for error in report.errors:
         console.print(f"failed: {error}")
 

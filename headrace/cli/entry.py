@@ -194,11 +194,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
     http = kinds.add_parser("http", help="load on a running server: N streaming clients in a closed loop")
     http.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
-    http.add_argument("--model", default="smollm2-135m", help="name the server knows (default: smollm2-135m)")
+    http.add_argument("--model", help="name the server knows (default: the first that it serves)")
     http.add_argument("--clients", type=int, default=16, help="streams at a time (default: 16)")
     http.add_argument("--requests", type=int, default=32, help="requests in all (default: 32)")
     http.add_argument("--prompt-len", type=int, default=256, help="words in a prompt (default: 256)")
     http.add_argument("--output-len", type=int, default=64, help="tokens in an answer (default: 64)")
+    http.add_argument("--api-key", help="key of the server, if it asks for one")
+    http.add_argument("--seed", type=int, help="draw the same prompts again (default: new ones, unknown to any cache)")
     http.add_argument("--json", action="store_true", help="write JSON")
 
     peers = kinds.add_parser("peers", help="compare with other engines, each in its own environment")

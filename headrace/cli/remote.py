@@ -53,7 +53,11 @@ class RemoteChat:
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
         self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout, trust_env=False)
         self._options = options
-        self.name = model or self._first_model()
+        try:
+            self.name = model or self._first_model()
+        except HeadraceError:
+            self._client.close()
+            raise
 
     def __enter__(self) -> RemoteChat:
         return self
