@@ -96,7 +96,11 @@ async def _core_request(
         prompt_logprobs=None,
     )
     sampling = GenerationBody(
-        temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, stop=body.stop_sequences or None
+        stream=body.stream,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=body.stop_sequences or None,
     )
     return build_request(sampling, wanted, model, reply_id, arrival_s)
 

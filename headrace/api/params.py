@@ -73,6 +73,7 @@ def build_request(
         priority=optional_bounded("priority", body.priority, PRIORITIES[0], PRIORITIES[-1]) or 0,
         is_background=body.service_tier == "flex",
         deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+        wants_stream=bool(body.stream),
     )
 
 

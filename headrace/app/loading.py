@@ -7,6 +7,7 @@ Invariant: memory is checked before weights are read, and nothing is left open w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class LoadedModel:
     engine: AsyncEngine
     shares_prefixes: bool
     fingerprint: str
+    num_weights: int
     is_retired: bool = False  # other weights have taken its name
 
 
@@ -169,6 +171,7 @@ def load_model(
         ),
         shares_prefixes=opened.engine.share_prefixes,
         fingerprint=weights,
+        num_weights=sum(math.prod(spec.shape) for spec in opened.program.weights),
     )
 
 

@@ -49,6 +49,7 @@ from headrace.core.protocols import Clock, Upstream
 from headrace.core.settings import HealthSettings, ResumeSettings, Settings
 from headrace.engine.health import HealthLimits
 from headrace.gateway import Gateway
+from headrace.gateway.ledger import EngineBuild
 from headrace.model.store import LocalModel, Progress
 from headrace.obs import Metrics, ModelMetrics, Timeline, configure_logging
 
@@ -259,7 +260,7 @@ class _Server:
 
     def _look_after(self, model: LoadedModel) -> None:
         if self._gateway is not None:
-            model.engine.bill_to(self._gateway.add_engine(model.name, model.engine.time))
+            model.engine.bill_to(self._gateway.add_engine(model.name, model.engine.time, _build_of(model)))
         self._watches.append(asyncio.ensure_future(self._watch(model)))
 
     async def _watch(self, model: LoadedModel) -> None:
@@ -307,6 +308,23 @@ class _Server:
             cors_origins=self._settings.server.cors_origins,
         )
         return http_server(build_app(state), self._settings.server)
+
+
+def _build_of(model: LoadedModel) -> EngineBuild:
+    """Return how an engine was built, for the ledger."""
+    plan = model.plan
+    return EngineBuild(
+        backend=plan.backend.value,
+        weights=plan.quantization.value,
+        kv_dtype=plan.kv_dtype.value,
+        machine=detect().cpu,
+        threads=plan.threads.value,
+        num_weights=model.num_weights,
+        weight_bytes=plan.weight_bytes.value,
+        kv_bytes=plan.kv_bytes.value,
+        kv_tokens=plan.num_blocks.value * plan.block_size.value,
+        max_num_seqs=plan.max_num_seqs.value,
+    )
 
 
 def _limits(health: HealthSettings) -> HealthLimits:

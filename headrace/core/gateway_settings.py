@@ -20,6 +20,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     price_book      file of dated prices, made by `headrace prices import`
     usd_per_hour    what this machine costs in an hour, in dollars or as a machine of the catalogue such as h100-sxm
     ledger_s        seconds between two records of the engines' time in the ledger
+    digests         keep keyed digests of requests and of beginnings of prompts in the ledger, never their content: for
+                    `headrace audit stack` to find repeats and common prefixes
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
@@ -30,3 +32,4 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     price_book: str | None = None
     usd_per_hour: str | None = None
     ledger_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    digests: bool = True

@@ -31,6 +31,8 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int
     tenant: str = ""  # whose request it was; empty where there are no tenants
     engine_ns: int = 0  # of the engine's time, charged to the request
+    prompt_ns: int = 0  # of that: for computing its prompt
+    paused_s: float = 0.0  # not computed, since nobody read what was there
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,6 +56,11 @@ class StepWork(NamedTuple):
     num_again: int = 0
     samples: bool = False
 
+    @property
+    def is_decode(self) -> bool:
+        """Say whether it goes on with an answer, or computes a prompt: a prompt's last token alone is an answer's."""
+        return self.samples and self.num_tokens == 1
+
 
 class StepCharges(NamedTuple):
     """Nanoseconds of one step: `members` in the order given, and what falls to the pool."""

@@ -272,6 +272,7 @@ class AsyncEngine:
         """Forget a stream, and abort what it has left running."""
         for seq_id in stream.seq_ids:
             del self._streams[SeqId(seq_id)]
+        stream.prompt_ns = self._meter.read_prompt(stream.all_ids.start)
         stream.engine_ns = self._meter.close(stream.all_ids)
         same_id = self._by_request[stream.request.request_id]
         same_id.remove(stream)
@@ -279,6 +280,8 @@ class AsyncEngine:
             del self._by_request[stream.request.request_id]
         if stream.stuck_timer is not None:
             stream.stuck_timer.cancel()
+        if stream.paused_since_s is not None:
+            stream.paused_s += self._clock.now() - stream.paused_since_s
         if live_ids := stream.live_ids:
             self._engine.abort(live_ids)
             stream.abandon(self._clock.now())
@@ -298,12 +301,16 @@ class AsyncEngine:
         for seq_id in seq_ids:
             stream = self._streams[seq_id]
             if stream.stuck_timer is None:
+                stream.paused_since_s = self._clock.now()
                 stream.stuck_timer = loop.call_later(self._limits.slow_reader_s, self._abandon, stream)
 
     def _resume(self, stream: RequestStream) -> None:
         assert stream.stuck_timer is not None
         stream.stuck_timer.cancel()
         stream.stuck_timer = None
+        if stream.paused_since_s is not None:
+            stream.paused_s += self._clock.now() - stream.paused_since_s
+            stream.paused_since_s = None
         self._engine.resume(stream.release())
 
     def _abandon(self, stream: RequestStream) -> None:

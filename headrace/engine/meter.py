@@ -42,6 +42,7 @@ class StepMeter:
         self._loading_ns = self._requests_ns = self._recomputed_ns = self._abandoned_ns = self._idle_ns = 0
         self._owners: dict[SeqId, SeqId] = {}
         self._charges: dict[SeqId, int] = {}  # by the request's first sequence
+        self._prompt_charges: dict[SeqId, int] = {}  # of those: for chunks of its prompt
 
     def note_ready(self, now_s: float) -> None:
         """Book the time until now as loading; once, before the first step."""
@@ -50,7 +51,7 @@ class StepMeter:
     def open(self, seq_ids: range) -> None:
         """Charge the rows of these sequences to one request from now on."""
         first = SeqId(seq_ids.start)
-        self._charges[first] = 0
+        self._charges[first] = self._prompt_charges[first] = 0
         for seq_id in seq_ids:
             self._owners[SeqId(seq_id)] = first
 
@@ -58,10 +59,15 @@ class StepMeter:
         """Return what an open request has been charged so far, in nanoseconds."""
         return self._charges[SeqId(first_id)]
 
+    def read_prompt(self, first_id: int) -> int:
+        """Return what of that was for computing its prompt."""
+        return self._prompt_charges[SeqId(first_id)]
+
     def close(self, seq_ids: range) -> int:
         """Charge the request no more; return its nanoseconds."""
         for seq_id in seq_ids:
             del self._owners[SeqId(seq_id)]
+        del self._prompt_charges[SeqId(seq_ids.start)]
         return self._charges.pop(SeqId(seq_ids.start))
 
     def on_step(self, rows: Sequence[Row], began_s: float, ended_s: float) -> None:
@@ -71,13 +77,15 @@ class StepMeter:
         charges = attribute(self._advance(ended_s), works, self._costs(), self._policy)
         self._recomputed_ns += charges.pool
         owners, by_request = self._owners, self._charges
-        for row, charge in zip(rows, charges.members, strict=True):
+        for row, work, charge in zip(rows, works, charges.members, strict=True):
             owner = owners.get(row.seq_id)
             if owner is None:
                 self._abandoned_ns += charge
-            else:
-                by_request[owner] += charge
-                self._requests_ns += charge
+                continue
+            by_request[owner] += charge
+            self._requests_ns += charge
+            if not work.is_decode:
+                self._prompt_charges[owner] += charge
 
     def time(self) -> EngineTime:
         """Return the accounts up to the end of the last step."""

@@ -105,9 +105,13 @@ class RequestStream:
         self._timings: dict[SeqId, SequenceTiming] = {}
         self._first_token_s: float | None = None
         self._finished_s = request.arrival_s
-        # Written by the engine's facade: all of the request's sequences, and what they were charged so far.
+        # Written by the engine's facade: all of the request's sequences, what they were charged so far, and how long
+        # they waited for their reader.
         self.all_ids = self.seq_ids
         self.engine_ns = 0
+        self.prompt_ns = 0
+        self.paused_since_s: float | None = None
+        self.paused_s = 0.0
 
     @property
     def seq_ids(self) -> range:
@@ -218,6 +222,8 @@ class RequestStream:
             num_preemptions=sum(t.num_preemptions for t in self._timings.values()),
             tenant=self.request.tenant,
             engine_ns=usage.engine_ns,
+            prompt_ns=self.prompt_ns,
+            paused_s=self.paused_s,
         )
 
     def _accept_sample(self, choice: _Choice, sample: Sample, now: float) -> None:

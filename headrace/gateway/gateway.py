@@ -23,7 +23,7 @@ from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.identity import Directory
 from headrace.gateway.identity.gate import Gate
 from headrace.gateway.identity.permission import Permission
-from headrace.gateway.ledger import LedgerRecorder
+from headrace.gateway.ledger import Digests, EngineBuild, LedgerRecorder, read_digest_key
 from headrace.gateway.pipeline import Pipeline
 from headrace.gateway.store import migrate, open_database
 from headrace.gateway.store.watch import Watch
@@ -41,20 +41,20 @@ class Gateway:
         book = None if settings.price_book is None else read_book(Path(settings.price_book).expanduser())
         rate = None if settings.usd_per_hour is None else machine_rate(settings.usd_per_hour)
         self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)
-        self._stages = (
-            Permission(self._directory),
-            Admission(
-                self._authority,
-                self._rulebook,
-                PriceTable(settings.prices, book),
-                AdmissionRules(
-                    least_output=settings.least_output,
-                    default_output=settings.default_output,
-                    is_unpriced_allowed=settings.unpriced == "allow",
-                ),
-                self._recorder.claim,
+        self._keeps_digests = settings.digests
+        self._admission = Admission(
+            self._authority,
+            self._rulebook,
+            PriceTable(settings.prices, book),
+            AdmissionRules(
+                least_output=settings.least_output,
+                default_output=settings.default_output,
+                is_unpriced_allowed=settings.unpriced == "allow",
             ),
+            self._recorder.claim,
+            clock,
         )
+        self._stages = (Permission(self._directory), self._admission)
         self.gatekeeper: Gatekeeper = Gate(self._directory, self._watch)
 
     @property
@@ -66,9 +66,11 @@ class Gateway:
         """Return `upstream` behind every stage."""
         return Pipeline(self._stages, upstream)
 
-    def add_engine(self, model: str, time: Callable[[], EngineTime]) -> Callable[[RequestStats], None]:
+    def add_engine(
+        self, model: str, time: Callable[[], EngineTime], build: EngineBuild | None = None
+    ) -> Callable[[RequestStats], None]:
         """Bill an engine of this process from now on; return what has to hear of its ended requests."""
-        return self._recorder.add_engine(model, time)
+        return self._recorder.add_engine(model, time, build)
 
     def admin_routes(self, version: str) -> AdminRoutes:
         """Return the routes of the administration."""
@@ -88,6 +90,8 @@ class Gateway:
         """Do the same, and keep accounts from now on."""
         await self.look()
         await self._authority.open()
+        if self._keeps_digests:
+            self._admission.use_digests(Digests(await read_digest_key(self._database)))
         self._recorder.start()
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from headrace.gateway.admission.book import Book, Reservation, Track, decode_hol
 from headrace.gateway.budgets.account import Spend
 from headrace.gateway.budgets.rules import account_window_s
 from headrace.gateway.budgets.settlement import Settlement
+from headrace.gateway.ledger import Course
 from headrace.gateway.store import Row, Transaction, Value
 
 Dialect = Literal["sqlite", "postgres"]
@@ -48,17 +49,18 @@ _SAVE_RESERVATION = (
     "ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, lease_until_ns = excluded.lease_until_ns, "
     "progress_nano = excluded.progress_nano, num_input = excluded.num_input, num_output = excluded.num_output"
 )
+# What an expired reservation has written is corrected by its real end; who and what it was stays.
+_SETTLEMENT_OF = ("id", "tenant", "key_id", "model", "task", "reserved_nano")
+_SETTLEMENT = (
+    *("id", "request_id", "settled_ns", "tenant", "key_id", "model", "task", "outcome"),
+    *("input_uncached", "cache_read", "cache_write", "output_text", "output_reasoning", "is_estimate"),
+    *("reserved_nano", "cost_nano", "price_source", "engine_ns", "machine_nano"),
+    *Course._fields,
+)
 _SAVE_SETTLEMENT = (
-    "INSERT INTO settlements (id, request_id, settled_ns, tenant, key_id, model, task, outcome, input_uncached, "
-    "cache_read, cache_write, output_text, output_reasoning, is_estimate, reserved_nano, cost_nano, price_source, "
-    "engine_ns, machine_nano) "
-    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) "
-    "ON CONFLICT (id) DO UPDATE SET request_id = excluded.request_id, settled_ns = excluded.settled_ns, "
-    "outcome = excluded.outcome, input_uncached = excluded.input_uncached, cache_read = excluded.cache_read, "
-    "cache_write = excluded.cache_write, output_text = excluded.output_text, "
-    "output_reasoning = excluded.output_reasoning, is_estimate = excluded.is_estimate, "
-    "cost_nano = excluded.cost_nano, price_source = excluded.price_source, engine_ns = excluded.engine_ns, "
-    "machine_nano = excluded.machine_nano"
+    f"INSERT INTO settlements ({', '.join(_SETTLEMENT)}) "
+    f"VALUES ({', '.join(f'${place}' for place in range(1, len(_SETTLEMENT) + 1))}) ON CONFLICT (id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _SETTLEMENT if name not in _SETTLEMENT_OF)
 )
 
 
@@ -243,7 +245,7 @@ def _reservation_row(r: Reservation) -> tuple[Value, ...]:
 def _settlement_row(s: Settlement) -> tuple[Value, ...]:
     identity = (s.id, s.request_id, s.settled_ns, s.tenant, s.key_id, s.model, s.task, s.outcome)
     money = (s.reserved_nano, s.cost_nano, s.price_source, s.engine_ns, s.machine_nano)
-    return (*identity, *astuple(s.counts), int(s.is_estimate), *money)
+    return (*identity, *astuple(s.counts), int(s.is_estimate), *money, *s.course)
 
 
 def _int(row: Row, name: str) -> int:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from headrace.core.clock import MonotonicClock
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import BudgetExceeded, StoreUnavailable
+from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId
 from headrace.econ.money import show_usd
 from headrace.gateway.admission.asks import Ask
@@ -27,7 +29,7 @@ from headrace.gateway.admission.rulebook import Rulebook
 from headrace.gateway.admission.sizes import limited, most_input, num_sequences, output_of
 from headrace.gateway.budgets.price import PriceOf, TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
-from headrace.gateway.ledger import Charge
+from headrace.gateway.ledger import Charge, Digests, Stopwatch
 from headrace.gateway.pipeline import Next
 
 _log = logging.getLogger(__name__)
@@ -57,23 +59,35 @@ class Admission:
         price_of: PriceOf,
         rules: AdmissionRules,
         claim: Callable[[RequestId], Charge | None] = lambda request_id: None,
+        clock: Clock | None = None,
     ) -> None:
-        """Make the stage. `claim` bills the engine's time of a request that has ended."""
+        """Make the stage. `claim` bills the engine's time of a request that has ended; `clock` is the engines' too."""
         self._authority = authority
         self._rulebook = rulebook
         self._price_of = price_of
         self._rules = rules
         self._claim = claim
+        self._clock = clock or MonotonicClock()
+        self._digests = Digests(None)
         self._warned: set[str] = set()
+
+    def use_digests(self, digests: Digests) -> None:
+        """Keep digests of requests from now on."""
+        self._digests = digests
 
     async def __call__(self, request: Request, following: Next, /) -> AsyncIterator[Delta]:
         """Stream the answer if limits and budgets allow it. Raises what `Authority.reserve` raises."""
+        watch = Stopwatch(self._clock, request.arrival_s)
         grant = await self._authority.reserve(self._ask(request))
+        watch.grant()
         meter = _Meter(grant)
         try:
             async with aclosing(_generator(following(_fitted(request, grant)))) as deltas:
                 async for delta in deltas:
-                    yield meter.count(delta)
+                    counted = meter.count(delta)
+                    watch.hand_over(has_words=delta.has_words)
+                    yield counted
+                    watch.come_back()
                     if meter.is_over or self._authority.is_lost(grant):
                         break
                 else:
@@ -84,7 +98,7 @@ class Admission:
             meter.outcome = meter.outcome or ("error" if isinstance(err, Exception) else "abort")
             raise
         finally:
-            self._authority.settle(grant, self._settlement(grant, meter))
+            self._authority.settle(grant, self._settlement(request, grant, meter, watch))
 
     def _ask(self, request: Request) -> Ask:
         now_ns = self._authority.now_ns()
@@ -137,9 +151,15 @@ class Admission:
             for index in open_choices
         ]
 
-    def _settlement(self, grant: Grant, meter: _Meter) -> Settlement:
+    def _settlement(self, request: Request, grant: Grant, meter: _Meter, watch: Stopwatch) -> Settlement:
         ask, counts = grant.ask, meter.counts()
-        charge = self._claim(RequestId(ask.request_id)) or Charge(0, None)
+        claimed = self._claim(RequestId(ask.request_id))
+        charge = claimed or Charge(0, None)
+        traces = self._digests.trace(request, ask.num_output)
+        course = watch.course(claimed, is_remote=request.given is not None, traces=traces)
+        if ask.price is not None:
+            _, cached_nano, output_nano = ask.price.parts_nano(counts)
+            course = course._replace(cached_nano=cached_nano, output_nano=output_nano)
         return Settlement(
             id=ask.id,
             request_id=ask.request_id,
@@ -156,6 +176,7 @@ class Admission:
             price_source=None if ask.price is None else ask.price.source,
             engine_ns=charge.engine_ns,
             machine_nano=charge.machine_nano,
+            course=course,
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.econ.attribution import divide
 from headrace.econ.money import rounded
 
 _MTOK = 10**6
@@ -53,18 +54,27 @@ class TokenPrice:
 
     def cost_nano(self, counts: TokenCounts) -> int:
         """Return what these tokens cost, to the nearest nano-dollar."""
+        return rounded(sum(self._exact(counts)), _MTOK)
+
+    def parts_nano(self, counts: TokenCounts) -> tuple[int, int, int]:
+        """Divide that cost over input computed or written, input read from a cache, and output; the parts add up."""
+        exact = self._exact(counts)
+        if not any(exact):
+            return 0, 0, 0
+        fresh, cached, output = divide(self.cost_nano(counts), exact)
+        return fresh, cached, output
+
+    def _exact(self, counts: TokenCounts) -> tuple[int, int, int]:
+        """Return the cost of fresh input, cached input and output in millionths of a nano-dollar."""
         price = self
         for above, other in self.longer:
             if counts.num_input > above:
                 price = other
-        exact = (
-            counts.input_uncached * price.input_uncached
-            + counts.cache_read * price.cache_read
-            + counts.cache_write * price.cache_write
-            + counts.output_text * price.output_text
-            + counts.output_reasoning * price.output_reasoning
+        return (
+            counts.input_uncached * price.input_uncached + counts.cache_write * price.cache_write,
+            counts.cache_read * price.cache_read,
+            counts.output_text * price.output_text + counts.output_reasoning * price.output_reasoning,
         )
-        return rounded(exact, _MTOK)
 
     def most_nano(self, num_input: int, num_output: int) -> int:
         """Return the most that a request can cost: all of it in the dearest buckets."""

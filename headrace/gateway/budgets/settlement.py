@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.gateway.budgets.price import TokenCounts
+from headrace.gateway.ledger.course import UNKNOWN, Course
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class Settlement:
     is_estimate   tokens were counted from what came by, since the upstream did not say
     reserved_nano what had been set aside
     engine_ns     of an engine of ours: its time; machine_nano: what that cost, where the machine's rate is known
+    course        where its time was and what it looked like
     """
 
     id: str
@@ -37,3 +39,4 @@ class Settlement:
     price_source: str | None
     engine_ns: int = 0
     machine_nano: int | None = None
+    course: Course = UNKNOWN

@@ -1,6 +1,8 @@
 """Where the money went: every request's charge and every nanosecond of the engines, append-only."""
 
-from headrace.gateway.ledger.engine_account import Charge, EngineSpan
+from headrace.gateway.ledger.course import Course, Stopwatch
+from headrace.gateway.ledger.digests import Digests, read_digest_key
+from headrace.gateway.ledger.engine_account import Charge, EngineBuild, EngineSpan
 from headrace.gateway.ledger.recorder import LedgerRecorder
 from headrace.gateway.ledger.report import (
     Balance,
@@ -18,13 +20,18 @@ __all__ = [
     "Balance",
     "By",
     "Charge",
+    "Course",
+    "Digests",
+    "EngineBuild",
     "EngineSpan",
     "LedgerRecorder",
     "PoolLine",
+    "Stopwatch",
     "UsageLine",
     "allocate",
     "balances",
     "pool",
+    "read_digest_key",
     "settlements",
     "usage",
 ]

@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from headrace.core.request import RequestId
 from headrace.core.stats import EngineTime, RequestStats
 from headrace.econ import MachineRate, cost_of_time
@@ -20,10 +22,40 @@ _MOST_UNCLAIMED = 100_000
 
 
 class Charge(NamedTuple):
-    """Of an engine's time: a request's part, and what it cost; None where the machine's rate is not known."""
+    """Of an engine's time: a request's part, and what it cost; None where the machine's rate is not known.
+
+    prompt_ns  of that part: for computing its prompt
+    Times are of the engine's clock, None where the request never got that far.
+    """
 
     engine_ns: int
     machine_nano: int | None
+    engine: str | None = None
+    prompt_ns: int = 0
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    paused_s: float = 0.0
+    num_preemptions: int = 0
+
+
+class EngineBuild(NamedTuple):
+    """How an engine was built; the names are those of the columns.
+
+    weights    how they are kept, `auto`: as they were stored
+    kv_tokens  how many the pool of `kv_bytes` holds
+    """
+
+    backend: str
+    weights: str
+    kv_dtype: str
+    machine: str
+    threads: int
+    num_weights: int
+    weight_bytes: int
+    kv_bytes: int
+    kv_tokens: int
+    max_num_seqs: int
 
 
 class EngineSpan(NamedTuple):
@@ -53,29 +85,48 @@ class EngineAccount:
     """Bills one engine."""
 
     def __init__(
-        self, model: str, rate: MachineRate | None, time: Callable[[], EngineTime], wall_ns: Callable[[], int]
+        self,
+        model: str,
+        rate: MachineRate | None,
+        time: Callable[[], EngineTime],
+        wall_ns: Callable[[], int],
+        build: EngineBuild | None = None,
     ) -> None:
         self.model = model
+        self.build = build
         self.engine = f"eng-{secrets.token_hex(6)}"
         self._rate = rate
         self._time = time
         self._wall_ns = wall_ns
         self._billed_ns = 0
-        self._unclaimed: dict[RequestId, int] = {}
+        self._unclaimed: dict[RequestId, RequestStats] = {}
         self._last = EngineTime(total_ns=0)
         self._last_wall_ns = wall_ns() - time().total_ns
         self._num_spans = 0
 
     def on_finished(self, stats: RequestStats) -> None:
         """Keep what an ended request was charged, for its stage; beyond a bound the oldest goes to the pool."""
-        self._unclaimed[stats.request_id] = self._unclaimed.get(stats.request_id, 0) + stats.engine_ns
+        before = self._unclaimed.get(stats.request_id)
+        self._unclaimed[stats.request_id] = stats if before is None else _together(before, stats)
         if len(self._unclaimed) > _MOST_UNCLAIMED:
             self._unclaimed.pop(next(iter(self._unclaimed)))
 
     def claim(self, request_id: RequestId) -> Charge | None:
         """Bill an ended request, once; None if it never was this engine's."""
-        engine_ns = self._unclaimed.pop(request_id, None)
-        return None if engine_ns is None else Charge(engine_ns, self._bill(engine_ns))
+        stats = self._unclaimed.pop(request_id, None)
+        if stats is None:
+            return None
+        return Charge(
+            engine_ns=stats.engine_ns,
+            machine_nano=self._bill(stats.engine_ns),
+            engine=self.engine,
+            prompt_ns=stats.prompt_ns,
+            first_scheduled_s=stats.first_scheduled_s,
+            first_token_s=stats.first_token_s,
+            finished_s=stats.finished_s,
+            paused_s=stats.paused_s,
+            num_preemptions=stats.num_preemptions,
+        )
 
     def span(self) -> EngineSpan:
         """Book the engine's time since the last span and bill the pool's part of it."""
@@ -111,3 +162,19 @@ class EngineAccount:
         before = cost_of_time(self._billed_ns, self._rate.nano_per_hour)
         self._billed_ns += span_ns
         return cost_of_time(self._billed_ns, self._rate.nano_per_hour) - before
+
+
+def _together(one: RequestStats, other: RequestStats) -> RequestStats:
+    """Sum up two streams of one request: its time begins with the first and ends with the last."""
+    starts = [s for s in (one.first_scheduled_s, other.first_scheduled_s) if s is not None]
+    firsts = [s for s in (one.first_token_s, other.first_token_s) if s is not None]
+    return msgspec.structs.replace(
+        one,
+        engine_ns=one.engine_ns + other.engine_ns,
+        prompt_ns=one.prompt_ns + other.prompt_ns,
+        first_scheduled_s=min(starts, default=None),
+        first_token_s=min(firsts, default=None),
+        finished_s=max(one.finished_s, other.finished_s),
+        paused_s=one.paused_s + other.paused_s,
+        num_preemptions=one.num_preemptions + other.num_preemptions,
+    )

@@ -17,13 +17,18 @@ from headrace.core.errors import HeadraceError
 from headrace.core.request import RequestId
 from headrace.core.stats import EngineTime, RequestStats
 from headrace.econ import MachineRate
-from headrace.gateway.ledger.engine_account import Charge, EngineAccount, EngineSpan
+from headrace.gateway.ledger.engine_account import Charge, EngineAccount, EngineBuild, EngineSpan
 from headrace.gateway.store import Database, Transaction
 
 _MOST_WAITING = 10_000
 _SAVE = (
     f"INSERT INTO engine_spans ({', '.join(EngineSpan._fields)}) "
     f"VALUES ({', '.join(f'${place}' for place in range(1, len(EngineSpan._fields) + 1))}) ON CONFLICT (id) DO NOTHING"
+)
+_BUILD = ("engine", "model", *EngineBuild._fields)
+_SAVE_BUILD = (
+    f"INSERT INTO engines ({', '.join(_BUILD)}) "
+    f"VALUES ({', '.join(f'${place}' for place in range(1, len(_BUILD) + 1))}) ON CONFLICT (engine) DO NOTHING"
 )
 _log = logging.getLogger(__name__)
 
@@ -47,9 +52,11 @@ class LedgerRecorder:
         self._waiting: deque[EngineSpan] = deque(maxlen=_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
 
-    def add_engine(self, model: str, time: Callable[[], EngineTime]) -> Callable[[RequestStats], None]:
+    def add_engine(
+        self, model: str, time: Callable[[], EngineTime], build: EngineBuild | None = None
+    ) -> Callable[[RequestStats], None]:
         """Bill one more engine; return what has to hear of its ended requests."""
-        account = EngineAccount(model, self._rate, time, self._wall_ns)
+        account = EngineAccount(model, self._rate, time, self._wall_ns, build)
         self._accounts.append(account)
         return account.on_finished
 
@@ -78,11 +85,14 @@ class LedgerRecorder:
         """Book every engine's time since the last span, and write what waits."""
         self._waiting.extend(account.span() for account in self._accounts)
         rows = [tuple(span) for span in self._waiting]
+        builds = [(a.engine, a.model, *a.build) for a in self._accounts if a.build is not None]
         if not rows:
             return
 
         async def save(tx: Transaction) -> None:
             await tx.execute_many(_SAVE, rows)
+            if builds:
+                await tx.execute_many(_SAVE_BUILD, builds)
 
         try:
             await self._database.run(save)

@@ -92,3 +92,13 @@ def test_a_served_load_with_searches_disconnects_and_preemptions_adds_up(run: Ma
             assert bench.service.snapshot().num_preemptions > 0
 
     asyncio.run(main())
+
+
+def test_a_requests_time_is_told_apart_by_prompt_and_answer() -> None:
+    meter = StepMeter(0.0, lambda: StepCosts(shared=0, per_prompt_token=1, per_decode_token=1))
+    meter.open(range(0, 1))
+    meter.open(range(1, 2))
+    meter.on_step([row(0, 8, 0), row(1)], 0.0, 0.9)
+    meter.on_step([row(0), row(1)], 0.9, 1.1)
+    assert (meter.read_prompt(0), meter.read(0)) == (800_000_000, 900_000_000)
+    assert (meter.read_prompt(1), meter.read(1)) == (0, 200_000_000)

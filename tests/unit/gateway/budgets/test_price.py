@@ -54,3 +54,10 @@ def test_prices_are_read_from_the_configuration_exactly() -> None:
 def test_a_price_that_does_not_fit_names_model_and_form(text: str) -> None:
     with pytest.raises(ConfigError, match=r"gateway.prices.m is .*INPUT/OUTPUT"):
         PriceTable({"m": text})
+
+
+@given(prices, tokens)
+def test_the_parts_of_a_cost_are_the_cost(price: TokenPrice, used: TokenCounts) -> None:
+    parts = price.parts_nano(used)
+    assert sum(parts) == price.cost_nano(used)
+    assert min(parts) >= 0
