@@ -625,10 +625,14 @@ class Scheduler:
         pool, running, most_running = self._pool, self._running, self.limits.max_num_seqs - sequence.num_beams
         if len(running) > most_running or (sequence.is_background and self.num_running > most_running):
             return False
-        num_needed = num_new + pool.count_unheld(shared)
+        num_to_come = 0
         if running or (sequence.is_background and self._background):  # alone, it may have all there is
             others = (*running, *self._background) if sequence.is_background else running
-            num_needed += self._forecast.num_blocks_to_come((sequence, *others), self.block_size)
+            num_to_come = self._forecast.num_blocks_to_come((sequence, *others), self.block_size)
+        if num_new + len(shared) + num_to_come <= pool.num_free and self.num_running <= most_running:
+            self._is_full = False
+            return True
+        num_needed = num_new + pool.count_unheld(shared) + num_to_come
         while num_needed > pool.num_free and self._evict_paused(sequence, PreemptReason.PLACE):
             num_needed = max(num_needed, num_new + pool.count_unheld(shared))
         if self._prefixes is not None and not self.num_running:  # pins give way to what would else never run

@@ -85,3 +85,29 @@ def test_a_block_has_one_node_and_a_pool_one_cache() -> None:
         RadixCache(pool, BLOCK)
     with pytest.raises(ValueError, match="not held and cannot be kept"):
         pool.keep(3)
+
+
+@pytest.mark.parametrize("shared", range(9))
+def test_prompts_that_part_anywhere_in_a_run_find_what_they_share(shared: int) -> None:
+    """Also after the first of them has lost its end, and with a third that parts later from the second."""
+    pool = BlockPool(32)
+    cache = RadixCache(pool, BLOCK)
+    first = list(range(100, 116))
+    second = [*first[: shared * BLOCK], *range(200, 216 - shared * BLOCK)]
+    third = [*second[:14], 300, 301]
+    blocks = plant(pool, cache, first)
+    for tokens in (second, third):
+        node = find(cache, tokens)
+        new = pool.allocate(8 - node.depth)
+        assert new is not None
+        for i in range(node.depth, 8):
+            node = cache.extend(node, pack_tokens(tokens[i * BLOCK : (i + 1) * BLOCK]), new[i - 8])
+        pool.free(new)
+        cache.check()
+    assert find(cache, second).path()[:shared] == blocks[:shared]
+    assert [find(cache, tokens).depth for tokens in (first, second, third)] == [8, 8, 8]
+    assert find(cache, [*second[:10], 0, 0]).depth == 5
+    cache.withdraw(find(cache, first[:12]))
+    assert find(cache, first).depth == 5
+    cache.check()
+    pool.check()
