@@ -14,7 +14,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,7 @@ from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import Clock, Upstream
 from headrace.core.settings import HealthSettings, ResumeSettings, Settings
+from headrace.econ import machine_rate
 from headrace.engine.health import HealthLimits
 from headrace.gateway import Gateway
 from headrace.gateway.ledger import EngineBuild
@@ -108,7 +109,9 @@ class _Server:
         self._clock = MonotonicClock()
         self._gateway = _gateway(settings, self._clock)
         self._timeline = Timeline(self._clock)
-        self._metrics = Metrics()
+        self._metrics = Metrics(settings.slo)
+        if settings.gateway.usd_per_hour is not None:
+            self._metrics.set_rate(machine_rate(settings.gateway.usd_per_hour).nano_per_hour)
         self._engines: list[LoadedModel] = []
         self._watchdog = Watchdog(
             _limits(settings.health), self._clock, on_stall=self._metrics.count_stall, on_dead=self._hear_dead
@@ -194,9 +197,16 @@ class _Server:
         self._timeline.finish()
         self._metrics.set_startup(self._timeline.phases_s)
         self._status.started()
+        self._warn_of_unknown(self._settings.slo.by_model, "slo.by_model")
         wants_key = self._settings.server.api_key is not None or (self._gateway is not None and self._gateway.has_keys)
         url = url_of(self._sock, has_tls=self._settings.server.tls_cert is not None)
         print(_invitation(url, next(iter(self._models)), wants_key), flush=True)
+
+    def _warn_of_unknown(self, names: Iterable[str], setting: str) -> None:
+        """Say which names of a setting are served by nobody here."""
+        served = {model.name for model in self._models}
+        for name in set(names) - served:
+            _log.warning("%s names '%s', which is not served; it has no effect", setting, name)
 
     async def _keep_prefixes(self, loaded: LoadedModel, wanted: list[PrefixBody], *, is_first: bool) -> None:
         """Compute what the warm file wants of a model, before anybody can ask for it."""

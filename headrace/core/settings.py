@@ -21,6 +21,7 @@ import msgspec
 
 from headrace.core.errors import ConfigError
 from headrace.core.gateway_settings import GatewaySettings
+from headrace.core.slo_settings import SloSettings
 from headrace.core.toml_lines import line_of
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 
@@ -217,6 +218,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scheduling whom to serve first
     gateway    whom to serve at all
     failover   when remote upstreams fail
+    slo        what counts as a good answer
     upstreams  remote servers by name
     models     names or sources of the models to serve from here, the default one first; none where upstreams are set
     cache_dir  directory that holds pulled models
@@ -232,6 +234,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     failover: FailoverSettings = FailoverSettings()
     upstreams: dict[str, UpstreamSettings] = {}
     gateway: GatewaySettings = GatewaySettings()
+    slo: SloSettings = SloSettings()
     models: tuple[str, ...] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
     database: str | None = None

@@ -167,7 +167,11 @@ class Observer(Protocol):
 
 
 class AdmissionStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What the accounts of a gateway have decided so far; `live` and `late` are of this moment."""
+    """What the accounts of a gateway have decided so far; `live`, `late` and `budget_used` are of this moment.
+
+    charged_nano  nano-dollars that callers were charged, by model
+    budget_used   share of each budget that is spent, by its id
+    """
 
     live: int
     late: int
@@ -177,3 +181,5 @@ class AdmissionStats(msgspec.Struct, frozen=True, kw_only=True):
     shadowed: int
     failures: int
     refused: dict[str, int]
+    charged_nano: dict[str, int] = {}
+    budget_used: dict[str, float] = {}

@@ -23,6 +23,12 @@ LATENCY_EDGES_S = (
     1920.0, 7680.0,
 )  # fmt: skip
 STEP_TOKEN_EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+LENGTH_EDGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+
+
+def with_edge(edges: Sequence[float], edge: float | None) -> Sequence[float]:
+    """Return the edges with one more, in order, so that what lies below it is counted exactly."""
+    return edges if edge is None else sorted({*edges, edge})
 
 
 class Histogram:

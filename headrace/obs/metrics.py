@@ -17,28 +17,46 @@ from prometheus_client.registry import Collector
 from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
 from headrace.core.health import HealthState, ModelHealth
+from headrace.core.slo_settings import SloSettings
 from headrace.core.stats import AdmissionStats, EngineSnapshot, RequestStats, StepStats
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import accounts
 from headrace.obs.door import DoorMetrics
-from headrace.obs.histogram import ITL_EDGES_S, LATENCY_EDGES_S, STEP_TOKEN_EDGES, TTFT_EDGES_S, Histogram
+from headrace.obs.histogram import (
+    ITL_EDGES_S,
+    LATENCY_EDGES_S,
+    LENGTH_EDGES,
+    STEP_TOKEN_EDGES,
+    TTFT_EDGES_S,
+    Histogram,
+    with_edge,
+)
+from headrace.obs.money import charge_families, engine_families
+from headrace.obs.slo import SloCounts, slo_families, tpot_s
 from headrace.obs.tenants import TenantCounts, tenant_families
 from headrace.obs.tiers import tier_families
 from headrace.obs.upstream_metrics import upstream_families
 
 _LABELS = ("model_name",)
-_ACCOUNTS = ("loading", "requests", "recomputed", "abandoned", "idle")
 
 
 class ModelMetrics:
     """What one engine has told so far. Implements `core.stats.Observer`."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, slo: SloSettings) -> None:
         self.model_name = model_name
-        self.ttft = Histogram(TTFT_EDGES_S)
-        self.itl = Histogram(ITL_EDGES_S)
-        self.e2e = Histogram(LATENCY_EDGES_S)
+        objectives = slo.of(model_name)
+        self.slo = SloCounts(objectives, slo.target)
+        self.ttft = Histogram(with_edge(TTFT_EDGES_S, objectives.ttft_s))
+        self.itl = Histogram(with_edge(ITL_EDGES_S, objectives.tpot_s))
+        self.tpot = Histogram(with_edge(ITL_EDGES_S, objectives.tpot_s))
+        self.e2e = Histogram(with_edge(LATENCY_EDGES_S, objectives.e2e_s))
         self.queue = Histogram(LATENCY_EDGES_S)
+        self.prefill = Histogram(LATENCY_EDGES_S)
+        self.decode = Histogram(LATENCY_EDGES_S)
+        self.inference = Histogram(LATENCY_EDGES_S)
+        self.prompt_lengths = Histogram(LENGTH_EDGES)
+        self.answer_lengths = Histogram(LENGTH_EDGES)
         self.step_tokens = Histogram(STEP_TOKEN_EDGES)
         self.device_s = 0.0
         self.loop_s = 0.0
@@ -65,9 +83,18 @@ class ModelMetrics:
     def on_finished(self, stats: RequestStats) -> None:
         """Count an ended request."""
         self.tenants.on_finished(stats)
+        self.slo.on_finished(stats)
         self.e2e.observe(stats.finished_s - stats.arrival_s)
+        if (mean_gap_s := tpot_s(stats)) is not None:
+            self.tpot.observe(mean_gap_s)
         if stats.first_scheduled_s is not None:
             self.queue.observe(stats.first_scheduled_s - stats.arrival_s)
+            self.inference.observe(stats.finished_s - stats.first_scheduled_s)
+            if stats.first_token_s is not None:
+                self.prefill.observe(stats.first_token_s - stats.first_scheduled_s)
+                self.decode.observe(stats.finished_s - stats.first_token_s)
+        self.prompt_lengths.observe(stats.prompt_tokens)
+        self.answer_lengths.observe(stats.completion_tokens)
         self.prompt_tokens += stats.prompt_tokens
         self.cached_tokens += stats.cached_tokens
         for finish in stats.finishes:
@@ -75,6 +102,7 @@ class ModelMetrics:
 
     def on_refused(self, error: HeadraceError) -> None:
         """Count a request refused at the door."""
+        self.slo.on_refused(error)
         self.refused[error.code] = self.refused.get(error.code, 0) + 1
 
 
@@ -85,11 +113,13 @@ def _no_accounts() -> AdmissionStats:
 class Metrics(Collector):
     """All engines' metrics and the process's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, slo: SloSettings | None = None) -> None:
+        self._slo = slo or SloSettings()
         self._engines: list[tuple[ModelMetrics, Callable[[], EngineSnapshot]]] = []
         self._healths: dict[str, Callable[[], ModelHealth]] = {}
         self._stalls: dict[str, int] = {}
         self._startup_s: dict[str, float] = {}
+        self._nano_per_hour: int | None = None
         self.door = DoorMetrics()
         self._upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple
         self._accounts: Callable[[], AdmissionStats] = _no_accounts
@@ -99,7 +129,7 @@ class Metrics(Collector):
 
     def observer(self, model_name: str) -> ModelMetrics:
         """Make the observer that the engine of `model_name` reports to."""
-        return ModelMetrics(model_name)
+        return ModelMetrics(model_name, self._slo)
 
     def add(self, metrics: ModelMetrics, snapshot: Callable[[], EngineSnapshot]) -> None:
         """Show an engine: its observer's counts, and the gauges that `snapshot` reads."""
@@ -138,6 +168,10 @@ class Metrics(Collector):
         """Show what the gateway's accounts decide."""
         self._accounts = stats
 
+    def set_rate(self, nano_per_hour: int) -> None:
+        """Say what this machine costs, so that the engines' time can be shown as money."""
+        self._nano_per_hour = nano_per_hour
+
     def set_startup(self, phases_s: dict[str, float]) -> None:
         """Record how long each phase of the start took."""
         self._startup_s = dict(phases_s)
@@ -149,19 +183,24 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield every family. Called by prometheus-client."""
         engines = [(metrics, snapshot()) for metrics, snapshot in self._engines]
+        snapshots = [(metrics.model_name, snapshot) for metrics, snapshot in engines]
         yield from _gauges(engines)
         yield from _counters(engines)
         yield from _histograms(engines)
+        yield from engine_families(snapshots, self._nano_per_hour)
+        yield from slo_families([(metrics.model_name, metrics.slo) for metrics, _ in engines])
         yield from tenant_families([(metrics.model_name, metrics.tenants) for metrics, _ in engines])
         yield from self._health_families()
         yield from upstream_families(self._upstreams())
-        yield from tier_families([(metrics.model_name, snapshot) for metrics, snapshot in engines])
+        yield from tier_families(snapshots)
         startup = GaugeMetricFamily("headrace_startup_seconds", "Time each phase of the start took", labels=("phase",))
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)
         yield startup
         yield from self.door.families()
-        yield from accounts.families(self._accounts())
+        decided = self._accounts()
+        yield from accounts.families(decided)
+        yield from charge_families(decided.charged_nano, decided.budget_used)
 
     def _health_families(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("headrace_health", "1 for the state the engine is in", labels=(*_LABELS, "state"))
@@ -240,22 +279,20 @@ def _counters(engines: _Engines) -> Iterator[Metric]:
             refused.add_metric((metrics.model_name, code), count)
     yield success
     yield refused
-    time = CounterMetricFamily(
-        "headrace_engine_time_seconds", "The engine's time by whose it was; all of it", labels=(*_LABELS, "account")
-    )
-    for metrics, snapshot in engines:
-        if snapshot.time is not None:
-            for account in _ACCOUNTS:
-                time.add_metric((metrics.model_name, account), getattr(snapshot.time, f"{account}_ns") / 1e9)
-    yield time
 
 
 def _histograms(engines: _Engines) -> Iterator[Metric]:
     table: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
         ("vllm:time_to_first_token_seconds", "Arrival to first token", lambda m: m.ttft),
         ("vllm:inter_token_latency_seconds", "Gap between tokens of a choice", lambda m: m.itl),
+        ("vllm:request_time_per_output_token_seconds", "Mean gap between an answer's tokens", lambda m: m.tpot),
         ("vllm:e2e_request_latency_seconds", "Arrival to end", lambda m: m.e2e),
         ("vllm:request_queue_time_seconds", "Arrival to first step", lambda m: m.queue),
+        ("vllm:request_prefill_time_seconds", "First step to first token", lambda m: m.prefill),
+        ("vllm:request_decode_time_seconds", "First token to end", lambda m: m.decode),
+        ("vllm:request_inference_time_seconds", "First step to end", lambda m: m.inference),
+        ("vllm:request_prompt_tokens", "Tokens of a request's prompt", lambda m: m.prompt_lengths),
+        ("vllm:request_generation_tokens", "Tokens of a request's answers", lambda m: m.answer_lengths),
         ("vllm:iteration_tokens_total", "Tokens computed in a step", lambda m: m.step_tokens),
     )
     for name, text, read in table:

@@ -92,6 +92,7 @@ class Granted:
     num_output     tokens that the money surely pays for, at most what was asked
     requests, tokens  where the tightest limits stand now
     warnings       budgets that are past their soft mark
+    spent_nano     what each budget had spent before
     """
 
     holds: Holds
@@ -100,3 +101,4 @@ class Granted:
     requests: Pace | None = None
     tokens: Pace | None = None
     warnings: tuple[str, ...] = ()
+    spent_nano: tuple[int, ...] = ()

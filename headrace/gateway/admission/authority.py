@@ -28,6 +28,7 @@ from headrace.core.stats import AdmissionStats
 from headrace.gateway.admission.asks import Ask, Granted
 from headrace.gateway.admission.batch import Answer, Batch, Command, Renew, Reserve, Settle, expire
 from headrace.gateway.admission.book import Book, Reservation
+from headrace.gateway.admission.fullness import Fullness
 from headrace.gateway.admission.upkeep import database_ahead_ns, find_expired, forget_old
 from headrace.gateway.budgets.price import TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
@@ -75,6 +76,7 @@ class _Counts:
     shadowed: int = 0
     failures: int = 0
     refused: dict[str, int] = field(default_factory=dict)
+    charged_nano: dict[str, int] = field(default_factory=dict)
 
 
 class Authority:
@@ -94,6 +96,7 @@ class Authority:
         self._live: dict[str, Grant] = {}
         self._shadow = Book()
         self._counts = _Counts()
+        self._fullness = Fullness()
 
     def stats(self) -> AdmissionStats:
         """Return what has been done so far."""
@@ -107,6 +110,8 @@ class Authority:
             shadowed=counts.shadowed,
             failures=counts.failures,
             refused=dict(counts.refused),
+            charged_nano=dict(counts.charged_nano),
+            budget_used=self._fullness.read(self.now_ns()),
         )
 
     def now_ns(self) -> int:
@@ -154,6 +159,9 @@ class Authority:
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """End a request. Takes effect with the next batch; not waited for."""
         self._live.pop(grant.ask.id, None)
+        if settlement.cost_nano:
+            charged = self._counts.charged_nano
+            charged[settlement.model] = charged.get(settlement.model, 0) + settlement.cost_nano
         if grant.is_shadow:
             self._shadow.settle(grant.reservation, settlement, self.now_ns())
             self._shadow.settlements.clear()
@@ -165,6 +173,7 @@ class Authority:
 
     def _begin(self, ask: Ask, granted: Granted, *, is_shadow: bool = False) -> Grant:
         now_ns = self.now_ns()
+        self._fullness.note(ask.budgets, granted.spent_nano, now_ns)
         reservation = Reservation(
             id=ask.id,
             lease_until_ns=now_ns + int(self._lease_s * _NS),

@@ -95,6 +95,7 @@ class Book:
             requests=self._tightest(ask, What.REQUESTS, now_ns),
             tokens=self._tightest(ask, What.TOKENS, now_ns),
             warnings=tuple(hold.rule.describe() for hold in ask.budgets if self._is_past_soft(hold)),
+            spent_nano=tuple(self.spends[hold.account].spent_nano for hold in ask.budgets),
         )
 
     def settle(self, known: Reservation, settlement: Settlement, now_ns: int) -> None:

@@ -280,3 +280,17 @@ def test_a_request_in_words_is_bounded_before_and_settled_by_what_the_upstream_t
         assert [row[name] for name in buckets] == [4, 2, 3, 3, 4]
 
     sqlite_play(tmp_path)(scene)
+
+
+def test_monitors_hear_what_callers_were_charged_and_how_full_budgets_are(url: str) -> None:
+    async def scene(s: Scene) -> None:
+        await s.budgets.set("all", 200)
+        await s.load()
+        for _ in range(2):
+            await take(front(s, EchoUpstream(ByteTokenizer())), request())
+            await s.written()
+        stats = s.gateway.stats()
+        assert stats.charged_nano == {"m": 20}
+        assert list(stats.budget_used.values()) == [10 / 200]  # as the second request found it
+
+    play(url, scene)
