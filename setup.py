@@ -164,6 +164,8 @@ def build_native() -> Path:
             compiler.run([*arguments, *deps, "-c", str(source), "-o", str(partial)])
             partial.replace(target)
 
+    # The files of an instruction set take longest: begin with them, so that none is left for the end.
+    jobs.sort(key=lambda job: job[0].stem.rpartition("_")[2] not in SUFFIXES)
     with ThreadPoolExecutor(os.cpu_count() or 1) as workers:
         list(workers.map(compile_one, jobs))
     library = ROOT / LIBRARY

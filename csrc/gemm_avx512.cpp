@@ -1,4 +1,4 @@
-// Linear layers on AVX-512 with VNNI; bf16 products by AVX512_BF16 or, on CPUs without it, by fp32 fma.
+// Linear layers on AVX-512 with VNNI, those in groups apart (gemm_bytes_avx512, gemm_nibbles_avx512); bf16 products by AVX512_BF16 or, on CPUs without it, by fp32 fma.
 #include "gemm_avx512_vec.h"
 
 namespace headrace {

@@ -5,10 +5,17 @@
 #include "gemm_impl.h"
 
 namespace headrace {
+
+// Each in a file of its own, so that they compile side by side.
+void bytes_in_groups_avx512(const LinearArgs& args, const Share& share);
+void nibbles_avx512(const LinearArgs& args, const Share& share);
+
 namespace {
 
 template <bool HasBf16>
 struct Avx512 {
+  static constexpr auto bytes_in_groups = bytes_in_groups_avx512;
+  static constexpr auto nibbles = nibbles_avx512;
   using F = __m512;
   using I = __m512i;
   using W = __m512i;

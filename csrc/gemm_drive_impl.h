@@ -10,6 +10,11 @@ struct Job {
   ActLayout acts;
 };
 
+HR_INLINE Job job_of(const LinearArgs& args) {
+  const PackedWeight& w = *args.w;
+  return {&args, weight_layout(w), act_layout(w.format, w.k, w.group)};
+}
+
 // What a walk fetches for a later one, see Operands.
 struct Ahead {
   const uint8_t* next;
@@ -118,37 +123,45 @@ void drive(const Job& job, const Share& share) {
   drive_many<Vec, Micro>(job, share);
 }
 
-template <class Vec, template <class, int, bool> class Micro>
-void drive_grouped(const Job& job, const Share& share) {
-  const PackedWeight& w = *job.args->w;
-  switch (w.group) {
-    case 32:
-      return w.asymmetric ? drive<Vec, Micro<Vec, 32, true>>(job, share) : drive<Vec, Micro<Vec, 32, false>>(job, share);
-    case 64:
-      return w.asymmetric ? drive<Vec, Micro<Vec, 64, true>>(job, share) : drive<Vec, Micro<Vec, 64, false>>(job, share);
-    case 128:
-      return w.asymmetric ? drive<Vec, Micro<Vec, 128, true>>(job, share) : drive<Vec, Micro<Vec, 128, false>>(job, share);
+// Both formats in groups of bytes: with a fixed length of 32, or as long as the step.
+template <class Vec>
+void linear_bytes_in_groups(const LinearArgs& args, const Share& share) {
+  const PackedWeight& w = *args.w;
+  const Job job = job_of(args);
+  if (w.format == WeightFormat::I8R) return drive<Vec, MicroI8G<Vec, 0, false>>(job, share);
+  if (w.group == 32) {
+    return w.asymmetric ? drive<Vec, MicroI8G<Vec, 32, true>>(job, share) : drive<Vec, MicroI8G<Vec, 32, false>>(job, share);
   }
+  return w.asymmetric ? drive<Vec, MicroI8G<Vec, 0, true>>(job, share) : drive<Vec, MicroI8G<Vec, 0, false>>(job, share);
 }
 
-// Bf: the vectors for bf16 weights, where they differ from the others'.
+template <class Vec>
+void linear_nibbles(const LinearArgs& args, const Share& share) {
+  const PackedWeight& w = *args.w;
+  const Job job = job_of(args);
+  if (w.group == 32) {
+    return w.asymmetric ? drive<Vec, MicroI4G<Vec, 32, true>>(job, share) : drive<Vec, MicroI4G<Vec, 32, false>>(job, share);
+  }
+  return w.asymmetric ? drive<Vec, MicroI4G<Vec, 0, true>>(job, share) : drive<Vec, MicroI4G<Vec, 0, false>>(job, share);
+}
+
+// Bf: the vectors for bf16 weights, where they differ from the others'. Vec may have its groups compiled in other files.
 template <class Vec, class Bf>
 void linear_share(const LinearArgs& args, const Share& share) {
-  const PackedWeight& w = *args.w;
-  const Job job{&args, weight_layout(w), act_layout(w.format, w.k, w.group)};
-  switch (w.format) {
+  switch (args.w->format) {
     case WeightFormat::F32:
-      return drive<Vec, MicroF32<Vec>>(job, share);
+      return drive<Vec, MicroF32<Vec>>(job_of(args), share);
     case WeightFormat::BF16:
-      return drive<Bf, MicroBf16<Bf>>(job, share);
+      return drive<Bf, MicroBf16<Bf>>(job_of(args), share);
     case WeightFormat::I8:
-      return drive<Vec, MicroI8<Vec>>(job, share);
+      return drive<Vec, MicroI8<Vec>>(job_of(args), share);
     case WeightFormat::I8G:
-      return drive_grouped<Vec, MicroI8G>(job, share);
-    case WeightFormat::I4G:
-      return drive_grouped<Vec, MicroI4G>(job, share);
     case WeightFormat::I8R:
-      return drive<Vec, MicroI8G<Vec, 0, false>>(job, share);
+      if constexpr (requires { Vec::bytes_in_groups; }) return Vec::bytes_in_groups(args, share);
+      else return linear_bytes_in_groups<Vec>(args, share);
+    case WeightFormat::I4G:
+      if constexpr (requires { Vec::nibbles; }) return Vec::nibbles(args, share);
+      else return linear_nibbles<Vec>(args, share);
   }
 }
 

@@ -182,10 +182,13 @@ HR_INLINE void store_sums(Grid<typename Vec::F, R, T>& sums, float* s) {
   unroll<R>([&] HR_EACH(r) { unroll<T>([&] HR_EACH(t) { Vec::store(s + (r * T + t) * 16, sums(r, t)); }); });
 }
 
+template <class Vec>
+constexpr int kFewRows = Vec::kRowsTwoStreams > 0 ? Vec::kRowsTwoStreams : 1;
+
 // ---- fp32 ---------------------------------------------------------------------------------------------------------------
 template <class Vec>
 struct MicroF32 {
-  static constexpr int kRows = Vec::kRowsFloat;
+  static constexpr int kRows = kFewRows<Vec>;  // for tests: fewer row counts to compile
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, float* s) {
     Grid<typename Vec::F, R, 2 * NB> acc;
@@ -315,14 +318,10 @@ HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t bias_
   });
 }
 
-template <class Vec>
-constexpr int kFewerRows = Vec::kRowsTwoStreams > 0 ? Vec::kRowsTwoStreams : 1;
-
-// int8. G = 0: a step is one group of any number of 64-k parts.
+// int8. G = 32, or 0: a step is one group of any number of 64-k parts.
 template <class Vec, int G, bool Asym>
 struct MicroI8G {
-  // Groups of 64 and 128 are not what files hold: fewer row counts are worth compiling for them.
-  static constexpr int kRows = G == 32 || G == 0 ? Vec::kRowsGroup8 : kFewerRows<Vec>;
+  static constexpr int kRows = Vec::kRowsGroup8;
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, float* s) {
     clear_sums<Vec, R, 2 * NB>(s);
@@ -361,12 +360,14 @@ struct MicroI8G {
 // int4. A row of 64 bytes gives two operands: low nibbles (k 0..31 of the part) and high nibbles (k 32..63). Few rows read
 // each line of weights once, from memory, and take both operands. Many rows take the low nibbles of both tiles and then the
 // high ones: the lines are in L1 by then, an activation serves two products, and twice the rows fit the registers. The
-// sums are the same either way.
+// sums are the same either way. G = 32, or 0: a step is one group of any number of 64-k parts. Groups of 64 and more are not
+// what files hold: fewer row counts are worth compiling for them.
 template <class Vec, int G, bool Asym>
 struct MicroI4G {
-  static constexpr int kRows = G == 32 ? Vec::kRowsGroup4 : kFewerRows<Vec>;
-  static constexpr int kParts = G > 64 ? G / 64 : 1;
-  static constexpr int kGroups = G > 64 ? 1 : 64 / G;
+  static constexpr int kRows = G == 32 ? Vec::kRowsGroup4 : kFewRows<Vec>;
+  static constexpr int kGroups = G == 32 ? 2 : 1;
+
+  HR_INLINE static int64_t parts(const Operands& o) { return G == 32 ? 1 : o.data_bytes / 1024; }
 
   template <int R, int NB>
   HR_INLINE static void run(const Operands& o, float* s) {
@@ -379,20 +380,21 @@ struct MicroI4G {
       } else {
         unroll<2 * NB>([&] HR_EACH(t) { add_step_of_tile<R, NB>(o, walk, meta, t, s); });
       }
-      walk.move(o.step_bytes, kParts * 64);
+      walk.move(o.step_bytes, parts(o) * 64);
       meta.move(kGroups * 4);
     }
   }
 
   // fn(byte offsets of weights and of activations) for each 4 tile rows of a step.
   template <bool WrittenOut, class Fn>
-  HR_INLINE static void each_quad(Fn&& fn) {
+  HR_INLINE static void each_quad(const Operands& o, Fn&& fn) {
     if constexpr (WrittenOut) {
       fn(0, 0);
       fn(256, 16);
     } else {
+      const int64_t quads = parts(o) * 2;
 HR_NO_UNROLL
-      for (int64_t quad = 0; quad < kParts * 2; ++quad) fn(quad / 2 * 1024 + quad % 2 * 256, quad / 2 * 64 + quad % 2 * 16);
+      for (int64_t quad = 0; quad < quads; ++quad) fn(quad / 2 * 1024 + quad % 2 * 256, quad / 2 * 64 + quad % 2 * 16);
     }
   }
 
@@ -403,7 +405,7 @@ HR_NO_UNROLL
     constexpr Int<1> right;
     unroll<2>([&] HR_EACH(high) {
       if constexpr (high == 0 || kGroups == 2) start_group<Vec, Asym, 2>(o, meta, acc);
-      each_quad<kParts == 1>([&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
+      each_quad<G == 32>(o, [&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
         each_row<Vec, 4>([&] HR_EACH(i) {
           walk.fetch.row();
           const uint8_t* p = walk.w.head + weights_at + i * 64;
@@ -418,7 +420,7 @@ HR_NO_UNROLL
         });
       });
       if constexpr (high == 1 || kGroups == 2) {
-        const uint8_t* scales = walk.w.head + kParts * 1024 + (kGroups == 2 ? high * 64 : 0);
+        const uint8_t* scales = walk.w.head + o.data_bytes + (kGroups == 2 ? high * 64 : 0);
         add_group<Vec, Asym, 2>(o, scales, kGroups * 64, meta, left, acc, left, s);
         add_group<Vec, Asym, 2>(o, scales, kGroups * 64, meta, right, acc, right, s);
         meta.move(4);
@@ -437,7 +439,7 @@ HR_NO_UNROLL
       acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset));
       acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset + 4));
     });
-    each_quad<false>([&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
+    each_quad<false>(o, [&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
       each_row<Vec, 4>([&] HR_EACH(i) {
         walk.fetch.row();
         const uint8_t* p = walk.block_of(t) + T % 2 * 512 + weights_at + i * 64;
@@ -451,7 +453,7 @@ HR_NO_UNROLL
         });
       });
     });
-    const uint8_t* scales = walk.block_of(t) + kParts * 1024;
+    const uint8_t* scales = walk.block_of(t) + o.data_bytes;
     if constexpr (kGroups == 1) unroll<R>([&] HR_EACH(r) { acc(low, r) = Vec::add_int(acc(low, r), acc(high, r)); });
     add_group<Vec, Asym, 2 * NB>(o, scales, kGroups * 64, meta, t, acc, low, s);
     if constexpr (kGroups == 2) {
