@@ -56,7 +56,7 @@ class Recording:
             num_blocks=num_blocks,
             block_size=block_size,
             limits=limits,
-            has_tiers=tiers is not None,
+            tiers=None if tiers is None else tiers.shape,
             version=headrace.__version__,
         )
         return RecordingScheduler(pool, block_size, limits, log.note, tiers)

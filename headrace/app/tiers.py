@@ -20,7 +20,7 @@ from headrace.app.plan import Plan
 from headrace.core.protocols import Clock
 from headrace.core.settings import EngineSettings
 from headrace.executor.packed_cache import fingerprint
-from headrace.kv.tiers import KeyChain, TierHierarchy, derive_format, derive_secret
+from headrace.kv.tiers import KeyChain, Places, TierHierarchy, derive_format, derive_secret
 from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover, RedisTransport
 from headrace.kv.transfer.host_pool import copy_rate
 from headrace.model.checkpoint import Checkpoint
@@ -62,7 +62,7 @@ def open_tiers(host: HostPool, plan: Plan, origin: Origin, clock: Clock) -> Tier
         server = RedisTransport(engine.kv_redis_url)
         movers.append(Mover("redis", server, codec, host, clock, bytes_per_s=_REDIS_BYTES_PER_S))
     copy_s = host.block_bytes / copy_rate()
-    return TierHierarchy(host.num_slots, host.block_bytes, KeyChain(secret, format_id), movers, copy_s=copy_s)
+    return TierHierarchy(host.num_slots, host.block_bytes, KeyChain(secret, format_id), Places(movers), copy_s=copy_s)
 
 
 def _format(plan: Plan, origin: Origin) -> bytes:

@@ -11,7 +11,8 @@ import time
 
 import msgspec
 
-from headrace.sim.replay import Deviation, ReplayReport, measured_steps, read_log, replay
+from headrace.sim.log_files import measured_steps, read_log
+from headrace.sim.replay import Deviation, ReplayReport, replay
 
 _SAME, _DEVIATES = 0, 1
 _SHOWN = 600  # characters of a line

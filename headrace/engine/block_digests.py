@@ -44,6 +44,10 @@ class BlockDigests:
         self._tails[seq_id] = array("i")
         return self.digest(pack_tokens(tail))
 
+    def fork(self, child: SeqId, parent: SeqId) -> None:
+        """Let a sequence have the tokens of another."""
+        self._tails[child] = array("i", self._tails[parent])
+
     def forget(self, seq_id: SeqId) -> None:
         """Drop the tail of a sequence that has ended."""
         self._tails.pop(seq_id, None)

@@ -3,9 +3,10 @@
 Values, and one encoder that is used for writing and for replaying alike: a decision is the same when its line is the
 same, byte for byte. A line is a JSON array whose first element names its kind; a file begins with a `log` line.
 
-    log      what engine this was        submit  a sequence came       plan  rows and decisions of a step
-    result   what a step brought         abort, pause, expire, end     take  a step id used by warm-up
-    search   a beam: not replayed        lost    records that did not fit the ring
+    log      what engine this was        submit  a sequence came       plan  rows, copies and decisions of a step
+    result   what a step brought         beam    one more of a search  take  a step id used by warm-up
+    abort, pause, expire, end            lost    records that did not fit the ring
+    below    what the next plan or result learned from the places below the pool
     refused  a request that was not let in: told, not replayed
 
 Tokens are not in a log: a full block of them is there as a keyed digest, of which the key is not kept, so that equal
@@ -15,15 +16,17 @@ blocks are equal in the log and nothing else can be learned.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
 from headrace.core.request import SeqId
 from headrace.core.step import Step
+from headrace.kv.tiers import TierShape
 from headrace.sched import SchedulerLimits, SequenceEvent
 from headrace.sched.decisions import Decision
 
-FORMAT = 1
+FORMAT = 2
 
 
 class _Line(msgspec.Struct, frozen=True, array_like=True):
@@ -40,17 +43,21 @@ class LogLine(_Line, frozen=True, tag="log"):
     num_blocks: int
     block_size: int
     limits: SchedulerLimits
-    has_tiers: bool = False
+    tiers: TierShape | None = None
 
 
-class SearchLine(_Line, frozen=True, tag="search"):
-    """A beam of a search: what it goes on with depends on tokens, so what follows cannot be replayed."""
+class SearchShape(msgspec.Struct, frozen=True, array_like=True):
+    """A beam search: its beams, the first of which reads the prompt, and how many of them bear an answer."""
 
-    seq_id: SeqId
+    members: list[SeqId]
+    num_answers: int
 
 
 class SubmitLine(_Line, frozen=True, tag="submit"):
-    """A sequence. `blocks` are the digests of the prompt's full blocks, `namespace` is one, too."""
+    """A sequence. `blocks` are the digests of the prompt's full blocks, `namespace` is one, too.
+
+    search  of the first beam of a search; the others come as `beam` lines
+    """
 
     now: float
     seq_id: SeqId
@@ -63,6 +70,15 @@ class SubmitLine(_Line, frozen=True, tag="submit"):
     priority: int
     is_background: bool
     deadline_s: float | None
+    pin_s: float
+    search: SearchShape | None
+
+
+class BeamLine(_Line, frozen=True, tag="beam"):
+    """A beam that a `submit` line has named."""
+
+    now: float
+    seq_id: SeqId
 
 
 class RowChange(msgspec.Struct, frozen=True, array_like=True):
@@ -76,13 +92,22 @@ class RowChange(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PlanLine(_Line, frozen=True, tag="plan"):
-    """A step, or None. `members` in row order, None if they are those of the last step."""
+    """A step, or None. `members` in row order, None if they are those of the last step; `copies` as in the step."""
 
     now: float
     step_id: int | None
     members: list[SeqId] | None
     changes: list[RowChange]
+    copies: list[tuple[int, int, int]]
     decisions: list[Decision]
+
+
+class RoundLine(msgspec.Struct, frozen=True, array_like=True):
+    """A round of a search: each [beam, beam that it goes on from], in order; or at its end each answer's finish."""
+
+    leader: SeqId
+    moves: list[tuple[int, int]]
+    finishes: list[str]
 
 
 class ResultLine(_Line, frozen=True, tag="result"):
@@ -95,6 +120,23 @@ class ResultLine(_Line, frozen=True, tag="result"):
     failed: list[SeqId]
     filled: list[tuple[SeqId, str]]
     ends: list[tuple[SeqId, str]]
+    rounds: list[RoundLine]
+
+
+class ArrivedLine(msgspec.Struct, frozen=True, array_like=True):
+    """A place's result: so many leading blocks located or fetched, or the oldest block in line stored (1) or not."""
+
+    place: int
+    kind: Literal["located", "fetched", "stored"]
+    ticket: int
+    count: int
+
+
+class BelowLine(_Line, frozen=True, tag="below"):
+    """Results in the order in which they were taken in, and answers in the order of the questions."""
+
+    arrived: list[ArrivedLine]
+    answers: list[bool | float]
 
 
 class AbortLine(_Line, frozen=True, tag="abort"):
@@ -148,8 +190,9 @@ class RefusedLine(_Line, frozen=True, tag="refused"):
 Line = (
     LogLine
     | SubmitLine
-    | SearchLine
+    | BeamLine
     | PlanLine
+    | BelowLine
     | ResultLine
     | AbortLine
     | PauseLine
@@ -176,7 +219,7 @@ class Shorthand:
     def plan(self, now: float, step: Step | None, decisions: Iterable[Decision]) -> PlanLine:
         """Return the line of a plan."""
         if step is None:
-            return PlanLine(now, None, None, [], list(decisions))
+            return PlanLine(now, None, None, [], [], list(decisions))
         changes: list[RowChange] = []
         known = self._known
         for row in step.rows:
@@ -190,7 +233,8 @@ class Shorthand:
         members = [row.seq_id for row in step.rows]
         is_same = members == self._members
         self._members = members
-        return PlanLine(now, step.step_id, None if is_same else members, changes, list(decisions))
+        copies = [(int(copy.kind), copy.source, copy.target) for copy in step.copies]
+        return PlanLine(now, step.step_id, None if is_same else members, changes, copies, list(decisions))
 
     def forget(self, ends: Iterable[tuple[SeqId, str]]) -> None:
         """Drop what is known of sequences that have ended."""

@@ -2,7 +2,7 @@
 
 Owns: a ring of records between the engine thread and the writer's, and the files. The engine thread puts references
 and goes on: no formatting, no lock of ours, no wait; a full ring drops records and says how many. The writer turns them
-into lines (`decision_lines`), a few records at a time, so that it never keeps the interpreter for long.
+into lines (`line_maker`), a few records at a time, so that it never keeps the interpreter for long.
 Files: PATH and up to three older ones, PATH.1 being the newest of them; together at most the limit. A disk that fails
 ends the log with one warning; serving goes on.
 """
@@ -21,37 +21,10 @@ from typing import BinaryIO
 import msgspec
 
 from headrace.core.errors import ConfigError
-from headrace.core.request import SeqId
-from headrace.engine.block_digests import BlockDigests
-from headrace.engine.decision_lines import (
-    FORMAT,
-    AbortLine,
-    EndLine,
-    ExpireLine,
-    Line,
-    LogLine,
-    LostLine,
-    PauseLine,
-    RefusedLine,
-    ResultLine,
-    SearchLine,
-    Shorthand,
-    SubmitLine,
-    TakeLine,
-    ends_of,
-)
-from headrace.engine.recording import (
-    Aborted,
-    AllAborted,
-    Committed,
-    Expired,
-    Paused,
-    Planned,
-    Record,
-    Refused,
-    StepIdTaken,
-    Submitted,
-)
+from headrace.engine.decision_lines import FORMAT, LogLine, LostLine
+from headrace.engine.line_maker import LineMaker
+from headrace.engine.recording import AllAborted, Record
+from headrace.kv.tiers import TierShape
 from headrace.sched import SchedulerLimits
 
 RING_RECORDS = 4096
@@ -59,74 +32,6 @@ _NUM_FILES = 4
 _GATHER_S = 0.05
 _CLOSE_S = 5.0
 _log = logging.getLogger(__name__)
-
-
-class LineMaker:
-    """Turns records into lines, in order. Keeps what live sequences need for that."""
-
-    def __init__(self, block_size: int) -> None:
-        self._shorthand = Shorthand()
-        self._digests = BlockDigests(block_size)
-
-    def line(self, record: Record) -> Line:
-        """Return the line of a record."""
-        match record:
-            case Planned(now, step, decisions):
-                return self._shorthand.plan(now, step, decisions)
-            case Committed():
-                return self._result(record)
-            case Submitted(_, sequence) if sequence.beams is not None:
-                return SearchLine(sequence.seq_id)
-            case Submitted(now, sequence):
-                return SubmitLine(
-                    now,
-                    sequence.seq_id,
-                    sequence.prompt_len,
-                    sequence.max_tokens,
-                    self._digests.prompt(sequence.seq_id, sequence.prompt_key),
-                    self._digests.digest(sequence.namespace.encode()),
-                    sequence.num_score_top,
-                    sequence.tenant,
-                    sequence.priority,
-                    sequence.is_background,
-                    sequence.deadline_s,
-                )
-            case Aborted(seq_id, is_failed):
-                self._forget([(seq_id, "")])
-                return AbortLine(seq_id, is_failed)
-            case Paused(seq_id, is_paused):
-                return PauseLine(seq_id, is_paused)
-            case Expired(now, events):
-                ends = ends_of(events)
-                self._forget(ends)
-                return ExpireLine(now, ends)
-            case AllAborted(is_failed, events):
-                ends = ends_of(events)
-                self._forget(ends)
-                return EndLine(is_failed, ends)
-            case StepIdTaken(step_id):
-                return TakeLine(step_id)
-            case Refused(now, error):
-                return RefusedLine(now, error.code, error.message)
-
-    def _result(self, record: Committed) -> ResultLine:
-        now, step, result, events = record
-        filled: list[tuple[SeqId, str]] = []
-        for event in events:
-            if event.sample is not None:
-                digest = self._digests.push(event.seq_id, event.sample.token_id)
-                if digest is not None:
-                    filled.append((event.seq_id, digest))
-        ends = ends_of(events)
-        self._forget(ends)
-        stopped = [event.seq_id for event in events if event.stop_token is not None]
-        failed = list(result.failures)
-        return ResultLine(now, step.step_id, result.elapsed_s, stopped, failed, filled, ends)
-
-    def _forget(self, ends: list[tuple[SeqId, str]]) -> None:
-        self._shorthand.forget(ends)
-        for seq_id, _ in ends:
-            self._digests.forget(seq_id)
 
 
 class DecisionLog:
@@ -141,11 +46,11 @@ class DecisionLog:
         block_size: int,
         limits: SchedulerLimits,
         version: str,
-        has_tiers: bool = False,
+        tiers: TierShape | None = None,
     ) -> None:
         self._path = path
         self._segment_bytes = max(limit_bytes // _NUM_FILES, 1)
-        self._head = LogLine(FORMAT, version, secrets.token_hex(8), 0, num_blocks, block_size, limits, has_tiers)
+        self._head = LogLine(FORMAT, version, secrets.token_hex(8), 0, num_blocks, block_size, limits, tiers)
         self._lines = LineMaker(block_size)
         self._ring: SimpleQueue[Record | LostLine | None] = SimpleQueue()
         self._num_lost = 0

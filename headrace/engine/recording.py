@@ -1,9 +1,10 @@
 """A scheduler that writes down all that goes in and all that it decides.
 
-Owns nothing but the sink. The same class runs in the server, where the sink is a log, and in `headrace replay`, where
-it compares: the record of a plan and of a commit is made here, in one place, for both. Without a log the plain
-`Scheduler` runs, so recording costs nothing then.
-Invariant: each record holds what is needed to make the same call again, except for the tokens.
+Owns nothing but the sink, and what has come in from elsewhere since the last call: answers of the places below the
+pool, and the rounds of beam searches, whose outcome depends on tokens. Without a log the plain `Scheduler` runs, so
+recording costs nothing then.
+Invariant: each record holds what is needed to make the same call again, except for the tokens; what a call has learned
+from below comes before its own record.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
+from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
 from headrace.core.request import SeqId
 from headrace.core.step import Step, StepResult
 from headrace.kv import BlockPool
-from headrace.kv.tiers import TierHierarchy
+from headrace.kv.tiers import Learned, TierHierarchy
 from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent
+from headrace.sched.beams import BeamGroup, Move
 from headrace.sched.decisions import Decision
 
 
@@ -36,6 +39,14 @@ class Planned(NamedTuple):
     decisions: Items[Decision]
 
 
+class Round(NamedTuple):
+    """A beam search has gone on, by `moves`, or has ended with answers that `finishes` tells of."""
+
+    leader: SeqId
+    moves: Items[Move]
+    finishes: Items[FinishReason] = ()
+
+
 class Committed(NamedTuple):
     """`commit` was called and returned `events`."""
 
@@ -43,6 +54,13 @@ class Committed(NamedTuple):
     step: Step
     result: StepResult
     events: Items[SequenceEvent]
+    rounds: Items[Round] = ()
+
+
+class FromBelow(NamedTuple):
+    """What the call that is recorded next has learned from the places below the pool."""
+
+    learned: Items[Learned]
 
 
 class Aborted(NamedTuple):
@@ -86,7 +104,7 @@ class Refused(NamedTuple):
     error: HeadraceError
 
 
-Record = Submitted | Planned | Committed | Aborted | Paused | Expired | AllAborted | StepIdTaken | Refused
+Record = Submitted | Planned | Committed | FromBelow | Aborted | Paused | Expired | AllAborted | StepIdTaken | Refused
 
 
 class RecordingScheduler(Scheduler):
@@ -103,6 +121,11 @@ class RecordingScheduler(Scheduler):
         super().__init__(pool, block_size, limits, tiers)
         self._sink = sink
         self._is_nested = False
+        self._rounds: list[Round] = []
+        self._learned: list[Learned] = []
+        self._tiers = tiers
+        if tiers is not None:
+            tiers.watch(self._learned.append)
 
     def check_admission(self, sequences: list[Sequence], now: float, *, num_queued: int = 0) -> None:
         """Refuse what cannot be served."""
@@ -114,6 +137,8 @@ class RecordingScheduler(Scheduler):
 
     def submit(self, sequence: Sequence, now: float = 0.0) -> None:
         """Take a sequence."""
+        if sequence.beams is not None:
+            sequence.beams.on_round = self._note_round
         super().submit(sequence, now)
         self._sink(Submitted(now, sequence))
 
@@ -145,19 +170,24 @@ class RecordingScheduler(Scheduler):
         """End every live sequence."""
         self._is_nested = True
         events = super().abort_all(error)
+        if self._tiers is not None:
+            self._tiers.watch(None)
         self._sink(AllAborted(error is not None, events))
         return events
 
     def schedule(self, now: float) -> Step | None:
         """Plan the next step."""
         step = super().schedule(now)
+        self._note_learned()
         self._sink(Planned(now, step, self.decisions))
         return step
 
     def commit(self, step: Step, result: StepResult, now: float) -> list[SequenceEvent]:
         """Take in a result."""
         events = super().commit(step, result, now)
-        self._sink(Committed(now, step, result, events))
+        self._note_learned()
+        rounds, self._rounds = self._rounds, []
+        self._sink(Committed(now, step, result, events, rounds))
         return events
 
     def take_step_id(self) -> int:
@@ -165,3 +195,12 @@ class RecordingScheduler(Scheduler):
         step_id = super().take_step_id()
         self._sink(StepIdTaken(step_id))
         return step_id
+
+    def _note_learned(self) -> None:
+        if self._learned:
+            self._sink(FromBelow(tuple(self._learned)))
+            self._learned.clear()
+
+    def _note_round(self, group: BeamGroup, moves: list[Move]) -> None:
+        finishes = () if moves else tuple(answer.finish for answer in group.answers())
+        self._rounds.append(Round(group.members[0].seq_id, moves, finishes))

@@ -19,6 +19,7 @@ Source: the rules are those of `transformers.generate(num_beams=…)`, so that a
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from typing import NamedTuple
 
 from headrace.core.delta import FinishReason
@@ -67,9 +68,9 @@ class BeamGroup:
         "_offers",
         "has_forked",
         "is_over",
-        "is_over",
         "members",
         "num_answers",
+        "on_round",
         "params",
         "reserve",
     )
@@ -81,9 +82,9 @@ class BeamGroup:
         self.members = members
         self.num_answers = num_answers
         self.has_forked = False
-        self.is_over = False  # its beams compute no more; set by the scheduler
         self.is_over = False  # its beams compute no more; the scheduler's
         self.reserve: list[int] = []  # blocks held for the beams to grow into; the scheduler's
+        self.on_round: Callable[[BeamGroup, list[Move]], None] | None = None  # told of each round; a log's
         self._logprobs = [0.0] * params.width
         self._offers: dict[int, Sample] = {}
         self._num_finished = 0
@@ -104,6 +105,15 @@ class BeamGroup:
 
     def advance(self) -> list[Move]:
         """End a round: finish hypotheses, return the moves to the next beams, forks first; none at the search's end."""
+        moves = self._choose()
+        self._offers.clear()
+        self.has_forked |= bool(moves)
+        if self.on_round is not None:
+            self.on_round(self, moves)
+        return moves
+
+    def _choose(self) -> list[Move]:
+        """Decide who goes on with what."""
         width, leader = self.params.width, self.members[0]
         ends_at = leader.stop_token_ids
         may_end = leader.num_output >= leader.min_tokens
@@ -115,7 +125,6 @@ class BeamGroup:
                     break
             elif may_end and rank < width:
                 self._finish(candidate, FinishReason.STOP)
-        self._offers.clear()
         length = leader.num_output + 1
         if self._has_ended(-best[0].loss / length**self.params.length_penalty):
             return []
@@ -123,7 +132,6 @@ class BeamGroup:
             for candidate in best:
                 self._finish(candidate, FinishReason.LENGTH)
             return []
-        self.has_forked = True
         return self._place(best)
 
     def answers(self) -> list[Hypothesis]:

@@ -1,14 +1,14 @@
 """Run the scheduler again on what a decision log says went in, and compare what it decides, byte for byte.
 
-Owns one replay. The scheduler, the pool and the prefix cache are the code that serves; the clock is virtual; what the
-executor brought is in the log. Tokens are stand-ins: equal blocks of the log become equal blocks here.
+Owns one replay. The scheduler, the pool, the prefix cache and the hierarchy of places below the pool are the code that
+serves; the clock is virtual; what the executor and the places brought is in the log (`told`). Tokens are stand-ins:
+equal blocks of the log become equal blocks here.
 A plan or a result is made into a line by the same code that wrote the log; the two lines must be the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -16,8 +16,9 @@ from headrace.core.errors import ConfigError
 from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Row, Sample, ScoredPosition, Step, StepResult
 from headrace.engine.decision_lines import (
-    FORMAT,
     AbortLine,
+    BeamLine,
+    BelowLine,
     EndLine,
     ExpireLine,
     Line,
@@ -27,21 +28,22 @@ from headrace.engine.decision_lines import (
     PlanLine,
     RefusedLine,
     ResultLine,
-    SearchLine,
     Shorthand,
     SubmitLine,
     TakeLine,
     ends_of,
 )
 from headrace.kv import BlockPool
-from headrace.sched import Scheduler, Sequence, SequenceEvent, Urgency
-from headrace.sim.step_times import StepTimes, fit, step_terms
+from headrace.kv.tiers import KeyChain, TierHierarchy
+from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, Urgency
+from headrace.sched.beams import BeamGroup
+from headrace.sim.told import ToldBeams, ToldPlaces
 from headrace.testing import VirtualClock
 
+_CHAIN = KeyChain(bytes(32), bytes(16))  # names that nobody else sees
 _END_TOKEN = -1  # what a sequence draws that ended by a token
 _HALF = (1 << 31) - 1
 _encode = msgspec.json.encode
-_lines: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
 class Deviation(msgspec.Struct, frozen=True):
@@ -68,65 +70,27 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     deviation: Deviation | None = None
 
 
-def read_log(path: Path) -> Iterator[tuple[str, Line]]:
-    """Yield (where, line) of an engine's whole log: PATH and the older files beside it that belong to it.
-
-    Raises ConfigError if it is not a log, not whole, or of another format. A last line that was cut off is left out.
-    """
-    for file in _files_of(path):
-        with file.open("rb") as lines:
-            for number, text in enumerate(lines, 1):
-                if not text.endswith(b"\n"):
-                    return  # the process ended while it was written
-                where = f"{file}:{number}"
-                line = _decode(text, where)
-                if not (isinstance(line, LogLine) and line.segment):
-                    yield where, line
-
-
 def replay(lines: Iterable[tuple[str, Line]]) -> ReplayReport:
     """Run a log again. Raises ConfigError where the log cannot be followed."""
     iterator = iter(lines)
     where, head = next(iterator, ("the log", None))
     if not isinstance(head, LogLine):
         raise ConfigError(f"{where}: a decision log begins with a 'log' line")
-    if head.has_tiers:
-        raise ConfigError(
-            f"{where}: this engine kept blocks below the pool, and what came back from there is not in a log; "
-            "record without engine.kv_ram_bytes, kv_disk_dir and kv_redis_url to replay"
-        )
     return _Replay(head).run(iterator)
-
-
-def measured_steps(lines: Iterable[tuple[str, Line]], source: str) -> StepTimes:
-    """Fit step times to the steps of a log. Raises ConfigError if there are too few."""
-    ends: dict[SeqId, int] = {}
-    members: list[SeqId] = []
-    terms: dict[int, tuple[int, int, int, float]] = {}
-    observed: list[tuple[tuple[int, int, int, float], float]] = []
-    for _, line in lines:
-        if isinstance(line, PlanLine) and line.step_id is not None:
-            members = line.members if line.members is not None else members
-            changed = {change.seq_id: (change.start, change.count) for change in line.changes}
-            parts = [changed.get(seq_id) or (ends[seq_id], 1) for seq_id in members]
-            terms[line.step_id] = step_terms(parts)
-            ends = {seq_id: start + count for seq_id, (start, count) in zip(members, parts, strict=True)} | {
-                seq_id: end for seq_id, end in ends.items() if seq_id not in members
-            }
-        elif isinstance(line, ResultLine) and line.step_id in terms:
-            observed.append((terms.pop(line.step_id), line.elapsed_s))
-            for seq_id, _ in line.ends:
-                ends.pop(seq_id, None)
-    return fit(observed, source)
 
 
 class _Replay:
     def __init__(self, head: LogLine) -> None:
         self._size = head.block_size
-        self._scheduler = Scheduler(BlockPool(head.num_blocks), head.block_size, head.limits)
+        self._places = ToldPlaces(() if head.tiers is None else head.tiers.places)
+        tiers = None
+        if head.tiers is not None:
+            tiers = TierHierarchy(head.tiers.num_slots, 0, _CHAIN, self._places, copy_s=head.tiers.copy_s)
+        self._scheduler = Scheduler(BlockPool(head.num_blocks), head.block_size, head.limits, tiers)
         self._clock = VirtualClock(float("-inf"))
         self._shorthand = Shorthand()
         self._sequences: dict[SeqId, Sequence] = {}
+        self._searches: dict[SeqId, ToldBeams] = {}  # by leader
         self._flying: list[Step] = []
         self._counts = {"steps": 0, "sequences": 0, "refused": 0}
         self._ends: dict[str, int] = {}
@@ -142,14 +106,9 @@ class _Replay:
                     f"{where}: {line.count} records were lost here, because the disk was slower than the engine; "
                     f"all {self._counts['steps']} steps before are the same, what follows cannot be replayed"
                 )
-            if isinstance(line, SearchLine):
-                raise ConfigError(
-                    f"{where}: a beam search begins here, and what it goes on with depends on tokens, which are not in "
-                    f"a log; all {self._counts['steps']} steps before are the same"
-                )
             try:
                 replayed = self._follow(line)
-            except (AssertionError, KeyError, ValueError) as err:
+            except (AssertionError, LookupError, ValueError) as err:
                 replayed = f"{type(err).__name__}: {err}"
             if replayed is not None:
                 deviation = self._deviation(where, line, replayed)
@@ -166,12 +125,16 @@ class _Replay:
     def _follow(self, line: Line) -> Line | str | None:
         """Do what a line says; return what was done instead, or None if it was that."""
         match line:
+            case BelowLine():
+                self._places.tell(line)
             case PlanLine():
-                return self._plan(line)
+                return self._plan(line) or self._unasked()
             case ResultLine():
-                return self._result(line)
+                return self._result(line) or self._unasked()
             case SubmitLine():
                 self._submit(line)
+            case BeamLine():
+                self._take(self._sequences[line.seq_id], line.now)
             case AbortLine():
                 event = self._scheduler.abort(line.seq_id, "failed" if line.is_failed else None)
                 if event is None:
@@ -190,7 +153,7 @@ class _Replay:
                 return _unless_same(line, TakeLine(self._scheduler.take_step_id()))
             case RefusedLine():
                 self._counts["refused"] += 1
-            case LogLine() | LostLine() | SearchLine():
+            case LogLine() | LostLine():
                 return "a line that does not belong here"
         return None
 
@@ -199,14 +162,30 @@ class _Replay:
         if not 0 <= num_tail < size:
             raise ValueError(f"{len(line.blocks)} blocks of {size} tokens for a prompt of {line.prompt_len}")
         prompt = [token for digest in line.blocks for token in stand_in(digest, size)] + [0] * num_tail
-        sequence = Sequence(
-            line.seq_id,
+        if (search := line.search) is None:
+            self._sequences[line.seq_id] = self._sequence(line, line.seq_id, prompt)
+        else:
+            members = tuple(self._sequence(line, seq_id, prompt) for seq_id in search.members)
+            group = ToldBeams(members, search.num_answers)
+            for member in members:
+                member.beams = group
+                self._sequences[member.seq_id] = member
+            for member in members[1:]:
+                member.status = SequenceStatus.PARKED
+                member.tokens = []
+            self._searches[line.seq_id] = group
+        self._take(self._sequences[line.seq_id], line.now)
+
+    def _sequence(self, line: SubmitLine, seq_id: SeqId, prompt: list[int]) -> Sequence:
+        return Sequence(
+            seq_id,
             prompt,
             SamplingParams(),
             max_tokens=line.max_tokens,
             stop_token_ids=frozenset({_END_TOKEN}),
-            prompt_logprobs=line.num_score_top,
+            prompt_logprobs=line.num_score_top if line.seq_id == seq_id else None,
             namespace=line.namespace,
+            pin_s=line.pin_s if line.seq_id == seq_id else 0.0,
             urgency=Urgency(
                 tenant=line.tenant,
                 priority=line.priority,
@@ -214,8 +193,9 @@ class _Replay:
                 deadline_s=line.deadline_s,
             ),
         )
-        self._scheduler.submit(sequence, line.now)
-        self._sequences[line.seq_id] = sequence
+
+    def _take(self, sequence: Sequence, now: float) -> None:
+        self._scheduler.submit(sequence, now)
         self._counts["sequences"] += 1
 
     def _plan(self, line: PlanLine) -> Line | None:
@@ -234,7 +214,12 @@ class _Replay:
         scored = tuple(tuple(ScoredPosition(token_id, 0.0) for _, token_id in row.score) for row in step.rows)
         failures = dict.fromkeys(line.failed, "failed")
         result = StepResult(line.step_id, samples, scored if any(scored) else (), failures, line.elapsed_s)
+        for told in line.rounds:
+            self._searches[told.leader].tell(told)
         events = self._scheduler.commit(step, result, line.now)
+        for told in line.rounds:
+            if self._searches[told.leader].has_left:
+                raise ValueError(f"the search of sequence {told.leader} did not go on as the log says")
         for seq_id, digest in line.filled:
             sequence = self._sequences[seq_id]
             end = len(sequence.tokens)
@@ -243,13 +228,27 @@ class _Replay:
             sequence.tokens[end - self._size :] = stand_in(digest, self._size)
         return _unless_same(line, msgspec.structs.replace(line, ends=self._note_ends(events)))
 
+    def _unasked(self) -> str | None:
+        """Say what was told of the places below the pool and not asked for."""
+        count = self._places.num_left
+        return f"{count} answers of the places below the pool were not asked for" if count else None
+
     def _note_ends(self, events: Iterable[SequenceEvent]) -> list[tuple[SeqId, str]]:
         ends = ends_of(events)
         self._shorthand.forget(ends)
         for seq_id, finish in ends:
             self._ends[finish] = self._ends.get(finish, 0) + 1
-            self._sequences.pop(seq_id, None)
+            sequence = self._sequences.pop(seq_id, None)
+            if sequence is not None and sequence.beams is not None:
+                self._forget_search(sequence.beams)
         return ends
+
+    def _forget_search(self, group: BeamGroup) -> None:
+        """Drop what is known of beams: the end of one is that of all."""
+        for member in group.members:
+            self._searches.pop(member.seq_id, None)
+            if not group.bears_answer(member):
+                self._sequences.pop(member.seq_id, None)
 
     def _move(self, now: float) -> None:
         self._clock.move_to(max(now, self._clock.now()))
@@ -292,43 +291,3 @@ def _difference(logged: Line, replayed: Line | str) -> str:
                 return f"{name}[{index}]: logged {a}, replayed {b}"
             return f"{name}: logged {a}, replayed {b}"
     return "the same fields, spelled otherwise"
-
-
-def _files_of(path: Path) -> list[Path]:
-    """Return the files of the engine's life that `path` belongs to, first to last."""
-    head = _head(path)
-    base = path.name.rstrip("0123456789").removesuffix(".") if path.suffix[1:].isdigit() else path.name
-    found: dict[int, Path] = {}
-    for other in path.parent.glob(f"{base}*"):
-        if other.name == base or other.name.removeprefix(base + ".").isdigit():
-            other_head = _head(other)
-            if other_head.run == head.run:
-                found[other_head.segment] = other
-    if sorted(found) != list(range(max(found) + 1)):
-        missing = next(i for i in range(max(found) + 1) if i not in found)
-        raise ConfigError(
-            f"decision log {path}: file {missing} of {max(found) + 1} of this engine's life is gone, and a replay "
-            "begins at the beginning; raise engine.decision_log_mib to keep more"
-        )
-    return [found[segment] for segment in sorted(found)]
-
-
-def _head(path: Path) -> LogLine:
-    try:
-        with path.open("rb") as file:
-            text = file.readline()
-    except OSError as err:
-        raise ConfigError(f"decision log {path} cannot be read: {err}") from err
-    line = _decode(text, f"{path}:1")
-    if not isinstance(line, LogLine):
-        raise ConfigError(f"{path}:1 is no head of a decision log")
-    if line.format != FORMAT:
-        raise ConfigError(f"decision log {path} has format {line.format}; this version replays format {FORMAT}")
-    return line
-
-
-def _decode(text: bytes, where: str) -> Line:
-    try:
-        return _lines.decode(text)
-    except msgspec.MsgspecError as err:
-        raise ConfigError(f"{where} is no line of a decision log: {err}") from err

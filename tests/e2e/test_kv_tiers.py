@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from headrace.cli import main
 from tests.redis_server import has_redis, running_redis
 
 SMALL = ["--backend", "reference", "--kv-memory-mib", "8", "--max-num-seqs", "16", "--max-step-tokens", "64"]
@@ -31,7 +32,7 @@ def tier(server: Any, name: str, metric: str) -> float:
 
 
 def test_a_restarted_server_finds_on_disk_what_the_last_one_computed(
-    tiny_path: Path, start_server: Any, tmp_path: Path
+    tiny_path: Path, start_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [f"file:{tiny_path}", *SMALL, "--kv-disk-dir", str(tmp_path / "kv"), "--cache-dir", str(tmp_path / "c")]
     with start_server(*arguments) as server:
@@ -39,10 +40,15 @@ def test_a_restarted_server_finds_on_disk_what_the_last_one_computed(
         assert num_cached == 0
         assert server.stop() == 0, server.log
     assert list((tmp_path / "kv").rglob("*.kv"))
-    with start_server(*arguments) as server:
+    log = tmp_path / "decisions.jsonl"
+    with start_server(*arguments, "--decision-log", str(log)) as server:
         assert answer(server) == (cold, len(PROMPT) // 32 * 32)
         assert tier(server, "disk", "hits_total") == len(PROMPT) // 32
+        searched = server.post("/v1/completions", prompt=PROMPT, max_tokens=40, use_beam_search=True, best_of=3)
+        assert searched.json()["choices"][0]["text"]
         assert server.stop() == 0, server.log
+    assert main(["replay", str(log)]) == 0
+    assert "every decision is the same\n" in capsys.readouterr().out
     secret = tmp_path / "c" / "kv_secret"
     assert secret.stat().st_mode & 0o077 == 0
     assert secret.read_text().strip() not in server.log

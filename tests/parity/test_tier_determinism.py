@@ -15,7 +15,7 @@ from headrace.core.request import SamplingParams, SeqId
 from headrace.executor import ReferenceExecutor, block_bytes
 from headrace.executor.native import NativeExecutor, kv_block_bytes
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
 from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover, RedisTransport
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
@@ -76,7 +76,7 @@ class Server:
         clock, host = MonotonicClock(), HostPool(max(num_slots, 1), self.block_bytes)
         codec = FrameCodec(SECRET, FORMAT, self.block_bytes)
         movers = [] if place is None else [Mover("m", place(), codec, host, clock)]
-        tiers = TierHierarchy(num_slots, self.block_bytes, KeyChain(SECRET, FORMAT), movers, cost=Dear())
+        tiers = TierHierarchy(num_slots, self.block_bytes, KeyChain(SECRET, FORMAT), Places(movers), cost=Dear())
         executor = self._executor(num_blocks, host)
         limits = SchedulerLimits(max_num_seqs=num_rows, max_step_tokens=64, max_context=144, max_waiting=99)
         scheduler = Scheduler(BlockPool(num_blocks), BLOCK, limits, tiers if num_slots else None)

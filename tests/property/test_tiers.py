@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.core.delta import FinishReason
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
 from headrace.kv.transfer import FrameCodec, HostPool, Mover
 from headrace.sched import Scheduler, SchedulerLimits
 from headrace.testing import UniformModel
@@ -101,7 +101,7 @@ class TieredWorld(World):
             Mover(f"p{i}", place, codec, self.host, self.clock, latency_s=0.0) for i, place in enumerate(self.places)
         ]
         self.tiers = TierHierarchy(
-            self.host.num_slots, self.host.block_bytes, KeyChain(SECRET, FORMAT), self.movers, cost=DearTokens()
+            self.host.num_slots, self.host.block_bytes, KeyChain(SECRET, FORMAT), Places(self.movers), cost=DearTokens()
         )
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(self.pool, self.block_size, self.scheduler.limits, self.tiers)

@@ -1,7 +1,7 @@
-"""The places below the pool, as one: host memory, and below it disk and Redis, each behind a `Mover`.
+"""The places below the pool, as one: host memory, and below it disk and Redis, met through `Places`.
 
-Owns: which blocks are in host memory, what has been asked of the movers, and the copies of the step being planned.
-Called on the engine thread alone; movers answer into a queue that `poll` empties, so nothing here waits for I/O.
+Owns: which blocks are in host memory, what has been asked of the places, and the copies of the step being planned.
+Called on the engine thread alone; places answer into a line that `poll` empties, so nothing here waits for I/O.
 
     block of the pool ─ evicted, or used again ─► host slot ─ used again, or soon to go ─► disk, Redis
     waiting sequence  ─► search: locate below ─► does loading beat computing? ─► fetch into host slots ─► ready
@@ -14,18 +14,20 @@ has been admitted or is gone, at most half of the slots.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from headrace.core.protocols import Clock
 from headrace.core.stats import TierStats
 from headrace.core.step import BlockCopy, CopyKind
 from headrace.kv.tiers.host_slots import Entry, HostSlots
 from headrace.kv.tiers.keys import KeyChain
+from headrace.kv.tiers.places import Learned, Places
 from headrace.kv.tiers.prefill_cost import PrefillCost
-from headrace.kv.transfer.mover import Drop, Fetch, Fetched, Locate, Located, Mover, Result, Store, Stored
+from headrace.kv.transfer.mover import Drop, Fetch, Fetched, Locate, Located, Store, Stored
 
 _LEAST_WAIT_S = 0.02
 _PATIENCE_S = 0.05
@@ -40,13 +42,21 @@ class Search:
     saves_s: tuple[float, ...]  # by block: seconds that computing it takes
     deadline_s: float
     tickets: set[int] = field(default_factory=set)
-    found: dict[str, int] = field(default_factory=dict)  # by mover: leading keys that it has
+    found: dict[int, int] = field(default_factory=dict)  # by place: leading keys that it has
     held: list[bytes] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
         """Say whether nothing is asked any more."""
         return not self.tickets
+
+
+class TierShape(msgspec.Struct, frozen=True):
+    """What a hierarchy is made with: slots of host memory, seconds a block's copy takes, the places' names."""
+
+    num_slots: int
+    copy_s: float
+    places: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -56,7 +66,7 @@ class _Fetching:
 
 
 class TierHierarchy:
-    """Host memory of `num_slots` slots and the movers below it, nearest first.
+    """Host memory of `num_slots` slots and the places below it, nearest first.
 
     copy_s  seconds that one block takes between pool and host memory
     """
@@ -66,7 +76,7 @@ class TierHierarchy:
         num_slots: int,
         block_bytes: int,
         chain: KeyChain,
-        movers: Sequence[Mover] = (),
+        places: Places | None = None,
         *,
         copy_s: float = 0.0,
         cost: PrefillCost | None = None,
@@ -74,29 +84,34 @@ class TierHierarchy:
         self.chain = chain
         self.cost = cost or PrefillCost()
         self.host = HostSlots(num_slots)
-        self._on_result: Callable[[], None] = lambda: None
-        self._movers = tuple(movers)
+        self._places = Places() if places is None else places
+        self._every_place = range(len(self._places.names))
         self._block_bytes = block_bytes
         self._copy_s = copy_s
         self._copies: list[BlockCopy] = []
-        self._results: deque[tuple[Mover, Result]] = deque()
         self._searches: dict[int, Search] = {}
         self._fetches: dict[int, _Fetching] = {}
         self._filling: dict[bytes, int] = {}  # ticket of the fetch that brings a block
         self._to_store: deque[bytes] = deque()
         self._doomed: set[bytes] = set()  # forgotten, and still in the hands of an I/O thread
         self._next_ticket = 0
-        self._arrived = threading.Event()
         self._ram = TierStats(name="ram")
-        for mover in self._movers:
-            mover.deliver = self._receiver(mover)
 
     # --- blocks of the pool --------------------------------------------------------------------------------------
 
     @property
     def has_places_below(self) -> bool:
         """Say whether there is more than host memory."""
-        return bool(self._movers)
+        return bool(self._every_place)
+
+    @property
+    def shape(self) -> TierShape:
+        """Return what a hierarchy that decides the same is made with, the places' answers apart."""
+        return TierShape(self.host.num_slots, self._copy_s, self._places.names)
+
+    def watch(self, note: Callable[[Learned], None] | None) -> None:
+        """Have `note` told what is learned from the places from now on, in order; None: nobody."""
+        self._places.watch(note)
 
     def save(self, key: bytes, block: int, saves_s: float, now: float, *, num_uses: int = 0) -> bool:
         """Copy a block to host memory in the step being planned, unless it is there; False if there is no room."""
@@ -124,8 +139,8 @@ class TierHierarchy:
                 self._doomed.add(key)
             else:
                 self.host.drop(key)  # its slot is fenced, if a step in flight still reads it
-        for mover in self._movers:
-            mover.submit(Drop(key))
+        for place in self._every_place:
+            self._places.ask(place, Drop(key))
 
     def num_ready(self, keys: Sequence[bytes]) -> int:
         """Count the leading keys whose blocks are in host memory."""
@@ -182,16 +197,16 @@ class TierHierarchy:
     def search(self, keys: Sequence[bytes], saves_s: Sequence[float], now: float) -> Search | None:
         """Look below for blocks that are not in host memory; None if nobody can be asked or it cannot pay."""
         total_s = sum(saves_s)
-        asked = [mover for mover in self._movers if mover.is_up and self._can_pay(mover, total_s)]
+        asked = [place for place in self._every_place if self._places.is_up(place) and self._can_pay(place, total_s)]
         if not keys or not asked:
             return None
         wait_s = max(total_s, _LEAST_WAIT_S) if self.cost.is_known else 1.0
         search = Search(tuple(keys), tuple(saves_s), now + wait_s)
-        for mover in asked:
+        for place in asked:
             ticket = self._next_ticket = self._next_ticket + 1
             search.tickets.add(ticket)
             self._searches[ticket] = search
-            mover.submit(Locate(ticket, search.keys))
+            self._places.ask(place, Locate(ticket, search.keys))
         return search
 
     def is_pending(self, search: Search, now: float) -> bool:
@@ -210,12 +225,12 @@ class TierHierarchy:
         search.held.clear()
 
     def poll(self, now: float) -> None:
-        """Take in what the movers have answered."""
-        while self._results:
-            mover, result = self._results.popleft()
+        """Take in what the places have answered."""
+        while (arrived := self._places.take_result()) is not None:
+            place, result = arrived
             match result:
                 case Located():
-                    self._located(mover, result, now)
+                    self._located(place, result, now)
                 case Fetched():
                     self._fetched(result)
                 case Stored():
@@ -238,7 +253,7 @@ class TierHierarchy:
     def note_committed(self) -> None:
         """A step has run: what it saved can be sent below. Called once per step, in order."""
         self.host.note_committed()
-        if self._movers:
+        if self._every_place:
             if self.host.is_crowded:
                 self._clean()
             self._send_below()
@@ -248,26 +263,22 @@ class TierHierarchy:
         ram = self._ram
         ram.num_dropped = self.host.num_dropped
         ram.stored_bytes = len(self.host) * self._block_bytes
-        return (ram, *(mover.stats() for mover in self._movers))
+        return (ram, *self._places.stats())
 
     def start(self, on_result: Callable[[], None]) -> None:
-        """Start the movers' threads; `on_result` is called on them when there is something to `poll`."""
-        self._on_result = on_result
-        for mover in self._movers:
-            mover.start()
+        """Start the places' threads; `on_result` is called on them when there is something to `poll`."""
+        self._places.start(on_result)
 
     def stop(self, clock: Clock, timeout_s: float) -> None:
-        """Send below what is still to be sent, for at most `timeout_s` seconds, and end the movers. Idempotent."""
+        """Send below what is still to be sent, for at most `timeout_s` seconds, and end the places. Idempotent."""
         self.host.settle()
         until = clock.now() + timeout_s
         while self._to_store and (left_s := until - clock.now()) > 0:
-            self._arrived.clear()
             self._send_below(is_patient=True)
             if self._to_store:
-                self._arrived.wait(min(left_s, _PATIENCE_S))
+                self._places.wait(min(left_s, _PATIENCE_S))
             self.poll(clock.now())
-        for mover in self._movers:
-            mover.stop(max(until - clock.now(), 0.0))
+        self._places.stop(clock, until)
 
     def check(self) -> None:
         """Raise AssertionError unless slots, searches and fetches agree."""
@@ -281,38 +292,28 @@ class TierHierarchy:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _receiver(self, mover: Mover) -> Callable[[Result], None]:
-        """Return what a mover's thread calls with a result."""
+    def _can_pay(self, place: int, saves_s: float) -> bool:
+        return not self.cost.is_known or self._places.fetch_s(place, 1) < saves_s
 
-        def receive(result: Result) -> None:
-            self._results.append((mover, result))
-            self._arrived.set()
-            self._on_result()
-
-        return receive
-
-    def _can_pay(self, mover: Mover, saves_s: float) -> bool:
-        return not self.cost.is_known or mover.predict_s(1) < saves_s
-
-    def _located(self, mover: Mover, result: Located, now: float) -> None:
+    def _located(self, place: int, result: Located, now: float) -> None:
         search = self._searches.pop(result.ticket, None)
         if search is None:
             return
         search.tickets.remove(result.ticket)
-        search.found[mover.name] = result.num_blocks
+        search.found[place] = result.num_blocks
         if search.is_over:
             self._fetch(search, now)
 
     def _fetch(self, search: Search, now: float) -> None:
         """Everybody has answered: fetch from the nearest place what it has, from the next what it has beyond that."""
         first = 0
-        for mover in self._movers:
-            count = search.found.get(mover.name, 0)
+        for place in self._every_place:
+            count = search.found.get(place, 0)
             if count <= first:
                 continue
             saves_s = sum(search.saves_s[first:count])
-            if self.cost.is_known and mover.predict_s(count - first) >= saves_s:
-                mover.skip(count - first)
+            if self.cost.is_known and self._places.fetch_s(place, count - first) >= saves_s:
+                self._places.skip(place, count - first)
                 continue
             keys, slots = self._take_slots(search, first, count, now)
             if keys:
@@ -320,7 +321,7 @@ class TierHierarchy:
                 search.tickets.add(ticket)
                 self._fetches[ticket] = _Fetching(tuple(keys), [search])
                 self._filling.update(dict.fromkeys(keys, ticket))
-                mover.submit(Fetch(ticket, tuple(keys), tuple(slots)))
+                self._places.ask(place, Fetch(ticket, tuple(keys), tuple(slots)))
             first = count
 
     def _take_slots(self, search: Search, first: int, last: int, now: float) -> tuple[list[bytes], list[int]]:
@@ -381,7 +382,7 @@ class TierHierarchy:
 
     def _want_stored(self, key: bytes, entry: Entry) -> None:
         """Have an entry sent below, once."""
-        if self._movers and entry.is_filled and not entry.is_stored:
+        if self._every_place and entry.is_filled and not entry.is_stored:
             entry.is_stored = True
             self._to_store.append(key)
 
@@ -393,16 +394,19 @@ class TierHierarchy:
                 self._want_stored(key, entry)
 
     def _send_below(self, *, is_patient: bool = False) -> None:
-        """Hand the movers what has reached its slot. `is_patient`: rather later than not at all."""
+        """Hand the places what has reached its slot. `is_patient`: rather later than not at all."""
+        places = self._places
         for _ in range(len(self._to_store)):
             key = self._to_store.popleft()
             entry = self.host.get(key)
             if entry is None:
                 continue
-            has_room = all(mover.has_room or not mover.is_up for mover in self._movers)
-            if not self.host.is_settled(entry) or (is_patient and not has_room):
+            is_late = is_patient and not all(
+                places.has_room(place) or not places.is_up(place) for place in self._every_place
+            )
+            if is_late or not self.host.is_settled(entry):
                 self._to_store.append(key)
                 continue
-            for mover in self._movers:
-                if mover.is_up and mover.submit(Store(key, entry.slot, entry.saves_s)):
+            for place in self._every_place:
+                if places.is_up(place) and places.store(place, Store(key, entry.slot, entry.saves_s)):
                     entry.num_readers += 1

@@ -33,13 +33,13 @@ class PrefillCost:
         return self._num_steps >= _LEAST_STEPS
 
     def note(self, step: Step, elapsed_s: float) -> None:
-        """Learn from a step, unless it only decoded."""
+        """Learn from a step, unless it only decoded, or only copied."""
         tokens = pairs = 0.0
         for row in step.rows:
             count = len(row.tokens)
             tokens += count
             pairs += count * (row.start + 0.5 * count)
-        if tokens < 2 * len(step.rows):
+        if not step.rows or tokens < 2 * len(step.rows):
             return
         moments, sums = self._moments, self._sums
         new = (1.0, tokens, pairs, tokens * tokens, tokens * pairs, pairs * pairs)

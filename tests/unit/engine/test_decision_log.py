@@ -21,7 +21,8 @@ from headrace.engine.decision_log import DecisionLog
 from headrace.engine.recording import RecordingScheduler, StepIdTaken
 from headrace.kv import BlockPool
 from headrace.sched import SchedulerLimits, Sequence
-from headrace.sim.replay import read_log, replay
+from headrace.sim.log_files import read_log
+from headrace.sim.replay import replay
 from headrace.testing import ByteTokenizer, UniformModel
 
 LIMITS = SchedulerLimits(max_num_seqs=4, max_step_tokens=16, max_context=64, max_waiting=3)

@@ -9,7 +9,7 @@ from headrace.core.request import SamplingParams, SeqId
 from headrace.core.settings import SchedulingSettings
 from headrace.core.step import CopyKind, Step
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
 from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
 from headrace.testing import UniformModel, VirtualClock, next_token
@@ -44,7 +44,7 @@ class World:
         codec = FrameCodec(SECRET, FORMAT, host.block_bytes)
         self.disk = Mover("disk", DiskTransport(path / "kv", 1 << 20, self.clock), codec, host, self.clock)
         self.tiers = TierHierarchy(
-            num_slots, host.block_bytes, KeyChain(SECRET, FORMAT), [self.disk], copy_s=0.1, cost=Costs(token_s)
+            num_slots, host.block_bytes, KeyChain(SECRET, FORMAT), Places([self.disk]), copy_s=0.1, cost=Costs(token_s)
         )
         limits = SchedulerLimits(
             max_num_seqs=8, max_step_tokens=64, max_context=99, max_waiting=9, policy=SchedulingSettings(output_ratio=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -10,15 +11,20 @@ import pytest
 
 from headrace.cli import main
 from headrace.core.errors import ConfigError
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import BeamParams, Request, RequestId, SamplingParams, SeqId, StopRules
 from headrace.core.settings import SchedulingSettings
-from headrace.core.step import Row, Sample, Step, StepResult
+from headrace.core.step import CopyKind, Row, Sample, Step, StepResult
 from headrace.engine.decision_log import DecisionLog
 from headrace.engine.recording import RecordingScheduler
 from headrace.kv import BlockPool
-from headrace.sched import SchedulerLimits, Sequence
+from headrace.kv.tiers import KeyChain, Places, TierHierarchy
+from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover
+from headrace.sched import SchedulerLimits, Sequence, sequences_of
 from headrace.sim import StepTimes
-from headrace.sim.replay import read_log, replay
+from headrace.sim.log_files import read_log
+from headrace.sim.replay import replay
+from headrace.testing import UniformModel, VirtualClock
+from headrace.testing.uniform_model import TOKEN_BYTES
 
 LIMITS = SchedulerLimits(
     max_num_seqs=4,
@@ -46,6 +52,58 @@ def log(tmp_path: Path) -> Path:
         now += elapsed_s
         samples = tuple(_sample(step, row) for row in step.rows)
         scheduler.commit(step, StepResult(step.step_id, samples, elapsed_s=elapsed_s), now)
+    scheduler.abort_all()
+    return path
+
+
+@pytest.fixture
+def tiered_log(tmp_path: Path) -> Path:
+    """Two prompts that begin alike, whose beginning a process before has left on a disk."""
+    path = tmp_path / "log.jsonl"
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        clock, host = VirtualClock(), HostPool(16, BLOCK * TOKEN_BYTES)
+        codec = FrameCodec(bytes(32), bytes(16), host.block_bytes)
+        disk = Mover("disk", DiskTransport(tmp_path / "kv", 1 << 20, clock), codec, host, clock)
+        tiers = TierHierarchy(16, host.block_bytes, KeyChain(bytes(32), bytes(16)), Places([disk]))
+        sink = DecisionLog(
+            path, 1 << 20, num_blocks=40, block_size=BLOCK, limits=LIMITS, version="1", tiers=tiers.shape
+        )
+        scheduler = RecordingScheduler(BlockPool(40), BLOCK, LIMITS, sink.note, tiers)
+        model = UniformModel(num_blocks=40, block_size=BLOCK, vocab_size=50, host=host)
+        for seq_id in range(2):
+            scheduler.submit(Sequence(SeqId(seq_id), [*range(20), seq_id], SamplingParams(), max_tokens=4), clock.now())
+            while scheduler.has_work:
+                if (step := scheduler.schedule(clock.now())) is not None:
+                    scheduler.commit(step, model.launch(step).result(), clock.now())
+                disk.work_off()
+        scheduler.abort_all()
+        if (step := scheduler.save_all(clock.now())) is not None:
+            model.launch(step).result()
+        tiers.stop(clock, 1.0)
+    return path
+
+
+@pytest.fixture
+def searching_log(tmp_path: Path) -> Path:
+    """One beam search, and its prompt again."""
+    path = tmp_path / "log.jsonl"
+    sink = DecisionLog(path, 1 << 20, num_blocks=40, block_size=BLOCK, limits=LIMITS, version="1")
+    scheduler = RecordingScheduler(BlockPool(40), BLOCK, LIMITS, sink.note)
+    model = UniformModel(num_blocks=40, block_size=BLOCK, vocab_size=50)
+    request = Request(
+        request_id=RequestId("r"),
+        model="m",
+        prompt=tuple(range(9)),
+        sampling=SamplingParams(),
+        stop=StopRules(max_tokens=8),
+        beam=BeamParams(width=3),
+    )
+    for first_id in (0, 3):
+        for sequence in sequences_of(request, first_id):
+            scheduler.submit(sequence, 0.5)
+        while (step := scheduler.schedule(1.0)) is not None:
+            scheduler.commit(step, model.launch(step).result(), 1.0)
     scheduler.abort_all()
     return path
 
@@ -100,6 +158,53 @@ def test_another_scheduler_deviates(log: Path) -> None:
     assert "members" in deviation.what
 
 
+def test_a_disk_that_had_something_else_is_another_story(tiered_log: Path) -> None:
+    assert replay(read_log(tiered_log)).deviation is None
+    lines = [json.loads(line) for line in tiered_log.read_text().splitlines()]
+    found = [line for line in lines if line[0] == "below" and any(each[1] == "fetched" for each in line[1])]
+    assert [each[3] for line in found for each in line[1] if each[1] == "fetched"] == [5]
+    loads = [copy for line in lines if line[0] == "plan" for copy in line[5] if copy[0] == CopyKind.LOAD]
+    assert len(loads) == 5
+    found[0][1][0][3] = 4
+    tiered_log.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    deviation = replay(read_log(tiered_log)).deviation
+    assert deviation is not None
+    assert "changes" in deviation.what
+
+
+def test_places_that_are_asked_more_or_less_than_the_log_says_are_a_deviation(tiered_log: Path) -> None:
+    text = tiered_log.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    number, line = next((i, line) for i, line in enumerate(lines) if line[0] == "below" and line[2])
+    for answers, what in [(line[2][:-1], "asked more than the log has"), ([*line[2], True], "1 answers .* not asked")]:
+        changed = [*lines[:number], ["below", line[1], answers], *lines[number + 1 :]]
+        tiered_log.write_text("".join(json.dumps(each, separators=(",", ":")) + "\n" for each in changed))
+        deviation = replay(read_log(tiered_log)).deviation
+        assert deviation is not None
+        assert deviation.where == f"{tiered_log}:{number + 2}"
+        assert re.search(what, deviation.replayed)
+
+
+def test_a_search_that_goes_on_otherwise_is_told(searching_log: Path) -> None:
+    report = replay(read_log(searching_log))
+    assert report.deviation is None
+    assert (report.sequences, report.ends) == (6, {"length": 2})
+    lines = [json.loads(line) for line in searching_log.read_text().splitlines()]
+    places = [i for i, line in enumerate(lines) if line[0] == "result" and line[8] and line[8][0][1]]
+    forks = [move for i in places for move in lines[i][8][0][1] if move[0] != move[1]]
+    assert len(forks) > 2, "beams give way to others"
+    first = lines[places[0]]
+    lines[places[0]] = [*first[:8], [[0, [[1, 0], [0, 0]], []]]]  # a beam less than there was
+    searching_log.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    deviation = replay(read_log(searching_log)).deviation
+    assert deviation is not None
+    lines[places[0]] = [*first[:8], []]
+    searching_log.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    deviation = replay(read_log(searching_log)).deviation
+    assert deviation is not None
+    assert "the log does not say how" in deviation.replayed
+
+
 def test_a_line_cut_off_by_a_crash_is_left_out(log: Path) -> None:
     log.write_bytes(log.read_bytes()[:-5])
     report = replay(read_log(log))
@@ -122,20 +227,16 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str) -> N
         list(read_log(path))
 
 
-def test_what_cannot_be_replayed_says_why(log: Path) -> None:
+def test_a_log_with_a_gap_says_how_far_it_could_be_followed(log: Path) -> None:
     lines = log.read_text().splitlines(keepends=True)
-    log.write_text("".join([*lines[:12], '["search",90]\n', *lines[12:]]))
-    with pytest.raises(ConfigError, match=r"a beam search begins here.*steps before are the same"):
-        replay(read_log(log))
-    log.write_text("".join(lines))
-    change(log, "log", 0, 8, True)
-    with pytest.raises(ConfigError, match=r"blocks below the pool.*kv_ram_bytes"):
+    log.write_text("".join([*lines[:12], '["lost",3]\n', *lines[12:]]))
+    with pytest.raises(ConfigError, match=r"log.jsonl:13: 3 records were lost here.*all \d steps before are the same"):
         replay(read_log(log))
 
 
 def test_another_format_is_refused_by_number(log: Path) -> None:
     change(log, "log", 0, 1, 99)
-    with pytest.raises(ConfigError, match="format 99; this version replays format 1"):
+    with pytest.raises(ConfigError, match="format 99; this version replays format 2"):
         list(read_log(log))
 
 

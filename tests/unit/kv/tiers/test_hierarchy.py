@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.core.step import BlockCopy, CopyKind
-from headrace.kv.tiers import KeyChain, PrefillCost, Search, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, PrefillCost, Search, TierHierarchy
 from headrace.kv.transfer import DiskTransport, Drop, FrameCodec, HostPool, Mover
 from headrace.testing import VirtualClock
 
@@ -39,7 +39,7 @@ class World:
             for i in range(num_places)
         ]
         chain = KeyChain(b"s" * 32, b"f" * 16)
-        self.tiers = TierHierarchy(num_slots, 16, chain, self.movers, copy_s=0.1, cost=Costs())
+        self.tiers = TierHierarchy(num_slots, 16, chain, Places(self.movers), copy_s=0.1, cost=Costs())
 
     def step(self) -> tuple[BlockCopy, ...]:
         """Plan a step with what is to be copied, and run it: the bytes of block b are b."""
@@ -196,7 +196,7 @@ def test_a_forgotten_block_is_gone_everywhere(world: World) -> None:
     assert world.tiers.num_ready(KEYS) == 0
     search = world.search(0)
     world.work()
-    assert search.found == {"m0": 0}
+    assert search.found == {0: 0}
 
 
 def test_a_block_forgotten_while_it_is_fetched_or_stored_is_never_shown(world: World) -> None:
@@ -215,7 +215,7 @@ def test_a_block_forgotten_while_it_is_fetched_or_stored_is_never_shown(world: W
     assert KEYS[1] not in world.tiers.host
     search = world.search(1)
     world.work()
-    assert search.found == {"m0": 0}
+    assert search.found == {0: 0}
 
 
 def test_searches_hold_at_most_half_of_the_slots(tmp_path: Path) -> None:

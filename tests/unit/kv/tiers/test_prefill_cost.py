@@ -29,6 +29,12 @@ def test_steps_that_only_decode_teach_nothing() -> None:
     assert not cost.is_known
 
 
+def test_a_step_that_only_copies_teaches_nothing() -> None:
+    cost = PrefillCost()
+    cost.note(step(), 1e-3)
+    assert cost.recompute_s(0, 2) == 2 * PrefillCost().recompute_s(0, 1)
+
+
 def test_steps_of_one_size_give_their_mean_and_never_a_negative_cost() -> None:
     cost = PrefillCost()
     for elapsed_s in (0.2, 0.1, 0.3):
