@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from headrace.core.request import SamplingParams, SeqId
-from headrace.core.settings import PrefixPolicy, SchedulingSettings
+from headrace.core.settings import KvDtype, PrefixPolicy, Quantization, SchedulingSettings
 from headrace.executor.native import NativeExecutor
 from headrace.kv import BlockPool
 from headrace.model import build_program, open_checkpoint
@@ -22,6 +22,13 @@ from tests.parity.native_drive import ISAS, forced, needs_native
 BLOCK, LENGTH = 16, 30
 SYSTEM = [(37 * i + 11) % 256 for i in range(86)]
 PROMPTS = [[*SYSTEM, 1, 2], [*SYSTEM, 3], SYSTEM, [*SYSTEM[:53], 9, 9, 9], [5, 6, 7]]
+
+
+class Numbers(NamedTuple):
+    """How weights and cache are kept."""
+
+    quantization: Quantization = "auto"
+    kv_dtype: KvDtype = "auto"
 
 
 class Plan(NamedTuple):
@@ -55,21 +62,30 @@ class Served(NamedTuple):
 
 
 @needs_native
-@pytest.mark.parametrize(("family", "isa"), [*(("llama", isa) for isa in ISAS), ("gemma3", ISAS[-1])])
-def test_tokens_do_not_depend_on_how_they_were_scheduled(family: Family, isa: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "isa", "numbers"),
+    [
+        *(("llama", isa, numbers) for isa in ISAS for numbers in (Numbers(), Numbers("int8", "int8"))),
+        ("gemma3", ISAS[-1], Numbers()),
+        ("gemma3", ISAS[-1], Numbers(kv_dtype="int8")),
+    ],
+)
+def test_tokens_do_not_depend_on_how_they_were_scheduled(
+    family: Family, isa: str, numbers: Numbers, tmp_path: Path
+) -> None:
     path = write_checkpoint(tmp_path / family, family)
     with forced(isa):
-        alone = serve(path, ALONE)
+        alone = serve(path, ALONE, numbers)
         assert alone.cold == alone.warm
         for name, plan in PLANS.items():
-            served = serve(path, plan)
+            served = serve(path, plan, numbers)
             assert served.cold == alone.cold, name
             assert served.warm == alone.cold, name
             assert (served.num_hits > 0) == plan.has_cache, name
             assert (served.num_preemptions > 0) == name.startswith("preempted"), name
 
 
-def serve(path: Path, plan: Plan) -> Served:
+def serve(path: Path, plan: Plan, numbers: Numbers) -> Served:
     """Serve all prompts twice, the second time with whatever the first has left in the cache."""
     with open_checkpoint(path) as checkpoint:
         executor = NativeExecutor(
@@ -79,6 +95,8 @@ def serve(path: Path, plan: Plan) -> Served:
             block_size=BLOCK,
             threads=2,
             max_step_tokens=plan.num_tokens,
+            quantization=numbers.quantization,
+            kv_dtype=numbers.kv_dtype,
         )
     limits = SchedulerLimits(
         max_num_seqs=plan.num_rows,
