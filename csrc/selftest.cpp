@@ -30,13 +30,13 @@ std::vector<float> noise(int64_t count, uint32_t seed) {
   return out;
 }
 
-bool agrees(WeightFormat format) {
+bool agrees(WeightFormat format, int32_t group) {
   const std::vector<float> weights = noise(kN * kK, 1), x = noise(kM * kK, 2);
-  PackedWeight w{format, 0, 0, 0, kN, kK, nullptr};
-  Aligned packed(packed_bytes(w)), acts(act_bytes(format, kK, 0, kM));
+  PackedWeight w{format, group, 0, 0, kN, kK, nullptr};
+  Aligned packed(packed_bytes(w)), acts(act_bytes(format, kK, group, kM));
   w.base = packed.data();
   pack_blocks(w, SourceFormat::F32, weights.data(), nullptr, 0, weight_layout(w).blocks);
-  kGemmAvx512Bf16.prepare(format, kK, 0, x.data(), kK, 0, kM, acts.data());
+  kGemmAvx512Bf16.prepare(format, kK, group, x.data(), kK, 0, kM, acts.data());
   for (int64_t m : {1, 5, 16, 17, 32, 49}) {
     std::vector<float> ours(static_cast<size_t>(m * kN)), theirs(ours.size());
     LinearArgs args{&w, acts.data(), m, ours.data(), kN, nullptr, Epilogue::Store, Activation::Silu};
@@ -45,7 +45,7 @@ bool agrees(WeightFormat format) {
     args.y = theirs.data();
     kGemmAvx512Bf16.linear(args, all);
     for (size_t i = 0; i < ours.size(); ++i) {
-      const float allowed = format == WeightFormat::I8 ? 0.0f : 1e-4f;
+      const float allowed = format == WeightFormat::BF16 ? 1e-4f : 0.0f;
       if (!(fabsf(ours[i] - theirs[i]) <= allowed)) return false;
     }
   }
@@ -54,7 +54,9 @@ bool agrees(WeightFormat format) {
 
 }  // namespace
 
-bool tiles_agree_with_avx512() { return agrees(WeightFormat::I8) && agrees(WeightFormat::BF16); }
+bool tiles_agree_with_avx512() {
+  return agrees(WeightFormat::I8, 0) && agrees(WeightFormat::BF16, 0) && agrees(WeightFormat::I8R, 64);
+}
 #else
 bool tiles_agree_with_avx512() { return false; }
 #endif
