@@ -113,6 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_prices(commands.add_parser("prices", help="make a price book from a public list, and look into it"))
     add_ledger(commands.add_parser("ledger", help="what was used, charged and paid for"), _add_general)
 
+    dashboards = commands.add_parser("dashboards", help="write Grafana dashboards and Prometheus rules for a server")
+    dashboards.add_argument("--out", type=Path, default=Path("monitoring"), metavar="DIR", help="(default: monitoring)")
+    _add_settings(dashboards, (None, "slo"))
+
     why = commands.add_parser("why", help="ask a server why a request waits, was preempted or refused")
     why.add_argument("id", metavar="ID", help="the request's x-request-id, or the id in its answer")
     why.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
