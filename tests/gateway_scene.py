@@ -37,7 +37,7 @@ class Scene:
         self.gateway = self.new_gateway()
 
     def new_gateway(self) -> Authority:
-        return Authority(self.database, self.clock, lease_s=30.0)
+        return Authority(self.database, self.clock, lease_s=30.0, settle_s=0.001)
 
     async def load(self) -> None:
         await Watch(self.database, self.clock, [self.rulebook]).look()

@@ -1,7 +1,8 @@
 """Who may begin, decided by the database: commands of all requests, gathered into batches, one transaction each.
 
 Owns the queue of commands and this gateway's live grants. One batch is under way at a time, so commands gather while
-the one before is written; a request that has been granted is written down before it begins.
+the one before is written; a request that has been granted is written down before it begins. A settlement by itself
+starts no batch for SETTLE_S: it goes along with the next reservation.
 
     stage ─ reserve ─► queue ─► batch ─► one transaction ─► Granted or refusal
           ─ settle ──► queue          (not waited for)
@@ -29,6 +30,7 @@ from headrace.gateway.admission.asks import Ask, Granted
 from headrace.gateway.admission.batch import Answer, Batch, Command, Renew, Reserve, Settle, expire
 from headrace.gateway.admission.book import Book, Reservation
 from headrace.gateway.admission.fullness import Fullness
+from headrace.gateway.admission.swap import Swap
 from headrace.gateway.admission.upkeep import database_ahead_ns, find_expired, forget_old
 from headrace.gateway.budgets.price import TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
@@ -37,6 +39,7 @@ from headrace.gateway.store import Database, Deadlock
 MAX_BATCH = 256
 MAX_LATE = 100_000
 RETRY_S = 0.5
+SETTLE_S = 0.02
 _UPKEEP_S = 3600.0
 _NS = 10**9
 _log = logging.getLogger(__name__)
@@ -83,14 +86,25 @@ class Authority:
     """Grants and settles. One per gateway process."""
 
     def __init__(
-        self, database: Database, clock: Clock, *, lease_s: float, wall_ns: Callable[[], int] = time.time_ns
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        lease_s: float,
+        settle_s: float = SETTLE_S,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """Make an authority. A settlement waits `settle_s` at most for company."""
         self._database = database
+        self._swap = Swap(database) if database.dialect == "postgres" else None
+        self._settle_s = settle_s
         self._clock = clock
         self._wall_ns = wall_ns
         self._ahead_ns = 0
         self._lease_s = lease_s
         self._queue: deque[_Queued] = deque()
+        self._num_asking = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._worker: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._live: dict[str, Grant] = {}
@@ -128,6 +142,8 @@ class Authority:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._queue:
+            self._start()
         if self._worker is not None:
             await asyncio.wait((self._worker,), timeout=2 * RETRY_S + 5.0)
             self._worker.cancel()
@@ -214,12 +230,28 @@ class Authority:
 
     def _put(self, queued: _Queued) -> None:
         self._queue.append(queued)
+        if queued.answer is not None:
+            self._num_asking += 1
+            self._start()
+        elif self._timer is None:
+            self._start_soon()
+
+    def _start_soon(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._settle_s, self._start)
+
+    def _start(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._worker is None or self._worker.done():
             self._worker = asyncio.ensure_future(self._work())
 
     async def _work(self) -> None:
-        while self._queue:
+        is_due = True
+        while self._queue and (is_due or self._num_asking):
+            is_due = len(self._queue) > MAX_BATCH
             taken = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+            self._num_asking -= sum(queued.answer is not None for queued in taken)
             try:
                 answers = await self._carry_out([queued.command for queued in taken])
             except StoreUnavailable as err:
@@ -227,6 +259,7 @@ class Authority:
                 self._refuse_for_now(taken, err)
                 if self._queue:
                     await asyncio.sleep(RETRY_S)
+                is_due = True
                 continue
             except Exception as err:  # ours: no request may wait for ever because of it
                 _log.exception("a batch of %d commands failed", len(taken))
@@ -239,11 +272,15 @@ class Authority:
             for queued, answer in zip(taken, answers, strict=True):
                 if queued.answer is not None and not queued.answer.done():
                     queued.answer.set_result(answer)
+        if self._queue and self._timer is None:
+            self._start_soon()
 
     async def _carry_out(self, commands: list[Command]) -> list[Answer]:
         lease_ns = int(self._lease_s * _NS)
         batch = Batch(commands, self.now_ns(), lease_ns, self._database.dialect)
         try:
+            if self._swap is not None and (answers := await self._swap.try_carry_out(batch)) is not None:
+                return answers
             return await self._database.run(batch.carry_out)
         except Deadlock:  # accounts that two gateways make at the same moment; the second time they are there
             return await self._database.run(batch.carry_out)

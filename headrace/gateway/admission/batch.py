@@ -1,7 +1,7 @@
 """One transaction over the accounts of several requests: open and lock them, decide, write back what changed.
 
-Owns the SQL of accounts, reservations and settlements. Runs in the database's own thread on SQLite, on the event loop
-on Postgres; the same code either way.
+Owns the commands and the statements that lock. Runs in the database's own thread on SQLite, on the event loop on
+Postgres; the same code either way. What rows look like is in `admission.rows`.
 Invariant: rows are locked in one order everywhere: reservations, then spends, then paces, each by id. On SQLite the
 transaction itself is the lock.
 """
@@ -9,58 +9,33 @@ transaction itself is the lock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
 from headrace.core.errors import HeadraceError
+from headrace.gateway.admission import rows
 from headrace.gateway.admission.asks import Ask, Granted
-from headrace.gateway.admission.book import Book, Reservation, Track, decode_holds, encode_holds
-from headrace.gateway.budgets.account import Spend
-from headrace.gateway.budgets.rules import account_window_s
+from headrace.gateway.admission.book import Book, Reservation
 from headrace.gateway.budgets.settlement import Settlement
-from headrace.gateway.ledger import Course
-from headrace.gateway.store import Row, Transaction, Value
+from headrace.gateway.store import Row, Transaction
 
 Dialect = Literal["sqlite", "postgres"]
 MAX_EXPIRED = 100
-_SPEND = "id, spent_nano, reserved_nano, window_s, slices"
-_RESERVATION = (
-    "id, is_open, lease_until_ns, created_ns, tenant, key_id, model, task, granted_nano, progress_nano, "
-    "num_input, num_output, holds"
-)
-_SAVE_SPEND = (
-    f"INSERT INTO spends ({_SPEND}, updated_s) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET "
-    "spent_nano = excluded.spent_nano, reserved_nano = excluded.reserved_nano, window_s = excluded.window_s, "
-    "slices = excluded.slices, "
-    "updated_s = excluded.updated_s"
-)
+_RESERVATION = ", ".join(rows.RESERVATION)
 _MAKE_SPEND = (
     "INSERT INTO spends (id, spent_nano, reserved_nano, updated_s) VALUES ($1, 0, 0, 0) ON CONFLICT (id) DO NOTHING"
 )
 _MAKE_PACE = "INSERT INTO paces (id, full_ns, held, updated_s) VALUES ($1, 0, 0, 0) ON CONFLICT (id) DO NOTHING"
-_SAVE_TRACK = (
-    "INSERT INTO paces (id, full_ns, held, updated_s) VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE SET "
-    "full_ns = excluded.full_ns, held = excluded.held, updated_s = excluded.updated_s"
-)
+_SAVE_SPEND = f"{rows.insert('spends', rows.SPEND)} {rows.replacing(rows.SPEND)}"
+_SAVE_TRACK = f"{rows.insert('paces', rows.TRACK)} {rows.replacing(rows.TRACK)}"
 _SAVE_RESERVATION = (
-    f"INSERT INTO reservations ({_RESERVATION}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) "
-    "ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, lease_until_ns = excluded.lease_until_ns, "
-    "progress_nano = excluded.progress_nano, num_input = excluded.num_input, num_output = excluded.num_output"
+    f"{rows.insert('reservations', rows.RESERVATION)} "
+    f"{rows.replacing(rows.RESERVATION, 'created_ns', 'tenant', 'key_id', 'model', 'task', 'granted_nano', 'holds')}"
 )
 # What an expired reservation has written is corrected by its real end; who and what it was stays.
-_SETTLEMENT_OF = ("id", "tenant", "key_id", "model", "task", "reserved_nano")
-_SETTLEMENT = (
-    *("id", "request_id", "settled_ns", "tenant", "key_id", "model", "task", "outcome"),
-    *("input_uncached", "cache_read", "cache_write", "output_text", "output_reasoning", "is_estimate"),
-    *("reserved_nano", "cost_nano", "price_source", "engine_ns", "machine_nano"),
-    *Course._fields,
-)
 _SAVE_SETTLEMENT = (
-    f"INSERT INTO settlements ({', '.join(_SETTLEMENT)}) "
-    f"VALUES ({', '.join(f'${place}' for place in range(1, len(_SETTLEMENT) + 1))}) ON CONFLICT (id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _SETTLEMENT if name not in _SETTLEMENT_OF)
+    f"{rows.insert('settlements', rows.SETTLEMENT)} "
+    f"{rows.replacing(rows.SETTLEMENT, 'tenant', 'key_id', 'model', 'task', 'reserved_nano')}"
 )
 
 
@@ -100,13 +75,18 @@ class Batch:
     dialect: Dialect
 
     async def carry_out(self, tx: Transaction) -> list[Answer]:
-        """Return the answer of each command. What ends makes room before anything begins."""
+        """Return the answer of each command."""
         book = await self._open(tx)
+        answers = self.decide(book)
+        await _save(tx, book, self.now_ns)
+        return answers
+
+    def decide(self, book: Book) -> list[Answer]:
+        """Carry out the commands on open accounts. What ends makes room before anything begins."""
         answers: list[Answer] = [None] * len(self.commands)
         order = sorted(range(len(self.commands)), key=lambda i: isinstance(self.commands[i], Reserve))
         for i in order:
             answers[i] = self._decide(book, self.commands[i])
-        await _save(tx, book, self.now_ns)
         return answers
 
     def accounts(self) -> tuple[set[str], set[str]]:
@@ -142,7 +122,8 @@ class Batch:
         known = {command.known.id for command in self.commands if not isinstance(command, Reserve)}
         spends, paces = self.accounts()
         for row in await _rows(tx, self.dialect, f"SELECT {_RESERVATION} FROM reservations", known):
-            _put_reservation(book, row)
+            found = rows.read_reservation(row)
+            book.reservations[found.id] = found
         late = [c.known.id for c in self.commands if isinstance(c, Settle) and c.known.id not in book.reservations]
         for row in await _rows(tx, self.dialect, "SELECT id FROM settlements", late):
             book.settled.add(str(row["id"]))
@@ -153,16 +134,17 @@ class Batch:
 async def expire(tx: Transaction, dialect: Dialect, now_ns: int) -> int:
     """Release reservations whose lease has run out; return their number."""
     skip = " FOR UPDATE SKIP LOCKED" if dialect == "postgres" else ""
-    rows = await tx.fetch(
+    expired = await tx.fetch(
         f"SELECT {_RESERVATION} FROM reservations WHERE is_open = 1 AND lease_until_ns < $1 "
         f"ORDER BY id LIMIT {MAX_EXPIRED}{skip}",
         now_ns,
     )
-    if not rows:
+    if not expired:
         return 0
     book = Book()
-    for row in rows:
-        _put_reservation(book, row)
+    for row in expired:
+        found = rows.read_reservation(row)
+        book.reservations[found.id] = found
     holds = [found.holds for found in book.reservations.values()]
     spends = {account for hold in holds for account in hold.spends}
     paces = {token.account for hold in holds for token in hold.tokens} | {a for hold in holds for a in hold.parallel}
@@ -170,24 +152,18 @@ async def expire(tx: Transaction, dialect: Dialect, now_ns: int) -> int:
     for found in list(book.reservations.values()):
         book.expire(found, now_ns)
     await _save(tx, book, now_ns)
-    return len(rows)
+    return len(expired)
 
 
 async def _open_accounts(
     tx: Transaction, dialect: Dialect, book: Book, spends: Iterable[str], paces: Iterable[str]
 ) -> None:
-    for row in await _rows(tx, dialect, f"SELECT {_SPEND} FROM spends", spends, _MAKE_SPEND):
-        slices = row["slices"]
-        spend = Spend(
-            id=str(row["id"]),
-            spent_nano=_int(row, "spent_nano"),
-            reserved_nano=_int(row, "reserved_nano"),
-            window_s=account_window_s(str(row["id"])),
-            slices={} if slices is None else msgspec.json.decode(str(slices), type=dict[int, int]),
-        )
+    columns = "id, spent_nano, reserved_nano, slices"
+    for row in await _rows(tx, dialect, f"SELECT {columns} FROM spends", spends, _MAKE_SPEND):
+        spend = rows.read_spend(str(row["id"]), row["spent_nano"], row["reserved_nano"], row["slices"])
         book.spends[spend.id] = spend
     for row in await _rows(tx, dialect, "SELECT id, full_ns, held FROM paces", paces, _MAKE_PACE):
-        track = Track(id=str(row["id"]), full_ns=_int(row, "full_ns"), held=_int(row, "held"))
+        track = rows.read_track(str(row["id"]), row["full_ns"], row["held"])
         book.tracks[track.id] = track
 
 
@@ -201,54 +177,22 @@ async def _rows(
     if dialect == "sqlite":
         return [row for one in wanted for row in await tx.fetch(f"{select} WHERE id = $1", one)]
     locked = f"{select} WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE"
-    rows = await tx.fetch(locked, wanted)
-    missing = sorted(set(wanted) - {str(row["id"]) for row in rows})
+    found = await tx.fetch(locked, wanted)
+    missing = sorted(set(wanted) - {str(row["id"]) for row in found})
     if missing and make is not None:
         await tx.execute_many(make, [(one,) for one in missing])
-        rows += await tx.fetch(locked, missing)
-    return rows
-
-
-def _put_reservation(book: Book, row: Row) -> None:
-    fields = {**row, "is_open": row["is_open"] == 1, "holds": decode_holds(str(row["holds"]))}
-    book.reservations[str(row["id"])] = Reservation(**fields)  # type: ignore[arg-type]
+        found += await tx.fetch(locked, missing)
+    return found
 
 
 async def _save(tx: Transaction, book: Book, now_ns: int) -> None:
-    changed, now_s = sorted(book.changed), now_ns // 10**9
-    spends = [_spend_row(book.spends[a], now_s) for a in changed if a in book.spends]
-    tracks = [(t.id, t.full_ns, t.held, now_s) for a in changed if (t := book.tracks.get(a)) is not None]
-    reservations = [_reservation_row(r) for a in changed if (r := book.reservations.get(a)) is not None]
-    settlements = [_settlement_row(book.settlements[a]) for a in sorted(book.settlements)]
-    gone = [(a,) for a in sorted(book.gone)]
-    for sql, rows in (
+    reservations, gone, spends, tracks, settlements = rows.changes(book, now_ns)
+    for sql, written in (
         (_SAVE_RESERVATION, reservations),
-        ("DELETE FROM reservations WHERE id = $1", gone),
+        ("DELETE FROM reservations WHERE id = $1", [(one,) for one in gone]),
         (_SAVE_SPEND, spends),
         (_SAVE_TRACK, tracks),
         (_SAVE_SETTLEMENT, settlements),
     ):
-        if rows:
-            await tx.execute_many(sql, rows)
-
-
-def _spend_row(spend: Spend, now_s: int) -> tuple[Value, ...]:
-    slices = msgspec.json.encode(spend.slices).decode() if spend.slices else None
-    return (spend.id, spend.spent_nano, spend.reserved_nano, spend.window_s, slices, now_s)
-
-
-def _reservation_row(r: Reservation) -> tuple[Value, ...]:
-    identity = (r.id, int(r.is_open), r.lease_until_ns, r.created_ns, r.tenant, r.key_id, r.model, r.task)
-    return (*identity, r.granted_nano, r.progress_nano, r.num_input, r.num_output, encode_holds(r.holds))
-
-
-def _settlement_row(s: Settlement) -> tuple[Value, ...]:
-    identity = (s.id, s.request_id, s.settled_ns, s.tenant, s.key_id, s.model, s.task, s.outcome)
-    money = (s.reserved_nano, s.cost_nano, s.price_source, s.engine_ns, s.machine_nano)
-    return (*identity, *astuple(s.counts), int(s.is_estimate), *money, *s.course)
-
-
-def _int(row: Row, name: str) -> int:
-    value = row[name]
-    assert isinstance(value, int)
-    return value
+        if written:
+            await tx.execute_many(sql, written)

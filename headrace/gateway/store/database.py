@@ -12,8 +12,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeVar
 
 T = TypeVar("T")
-Value = str | int | list[str] | None
-Row = Mapping[str, Value]
+Cell = str | int | None
+Value = Cell | Sequence[Cell]
+Row = Mapping[str, Cell]
 
 
 class RuleBroken(Exception):
@@ -57,5 +58,12 @@ class Database(Protocol):
         """Carry out `work` in one transaction and return its result: the fast path.
 
         `work` waits for nothing but its transaction. SQLite carries it out in the database's own thread, in one visit.
+        """
+        ...
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """Carry out one statement as a transaction of its own; return its rows.
+
+        In force for everybody at once; on the disk a moment later (`store.log_sync`, `store.postgres_lane`).
         """
         ...

@@ -1,6 +1,7 @@
 """Postgres: a small pool of connections, for several gateways over one database.
 
-Owns the pool. The only import of asyncpg, made when a Postgres URL is configured: extra `headrace[postgres]`.
+Owns the pool, and the lane for quick statements. asyncpg is imported in `store` alone, when a Postgres URL is
+configured: extra `headrace[postgres]`.
 Invariant: a lost connection, a refused one and a timeout are `StoreUnavailable`; the next call tries anew. No error
 message carries the URL's password.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from headrace.core.errors import ConfigError, StoreUnavailable
 from headrace.gateway.store.database import Deadlock, Row, RuleBroken, Transaction, Value
+from headrace.gateway.store.postgres_lane import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,7 @@ T = TypeVar("T")
 COMMAND_S = 2.0
 CONNECT_S = 5.0
 MAX_CONNECTIONS = 4
+_FLUSH = "SELECT pg_logical_emit_message(true, 'headrace', '')"  # writes to the log, so that its commit is waited for
 
 
 class PostgresDatabase:
@@ -35,6 +38,7 @@ class PostgresDatabase:
     def __init__(self, url: str) -> None:
         self._url = url
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._lane = Lane(self._connect, self._flush)
 
     async def open(self) -> None:
         """Connect once, to see that it works."""
@@ -53,9 +57,10 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         """Give the connections back and close them."""
-        pool, self._pool = self._pool, None
-        if pool is None:
+        if self._pool is None:
             return
+        await self._lane.close()
+        pool, self._pool = self._pool, None
         try:
             await asyncio.wait_for(pool.close(), CONNECT_S)
         except TimeoutError:
@@ -75,6 +80,20 @@ class PostgresDatabase:
         """Carry out a transaction."""
         async with self.transaction() as tx:
             return await work(tx)
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """Carry out one statement in one round trip."""
+        self._opened()
+        with _failures():
+            return await self._lane.fetch(sql, args)
+
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        import asyncpg
+
+        return await asyncpg.connect(self._url, command_timeout=COMMAND_S, timeout=CONNECT_S)
+
+    async def _flush(self) -> None:
+        await self._opened().execute(_FLUSH)
 
     def _opened(self) -> asyncpg.Pool[asyncpg.Record]:
         if self._pool is None:

@@ -93,6 +93,14 @@ class SqliteDatabase:
         async with self._lock:
             return await self._run(partial(self._carry_out, work))
 
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """Carry out one statement in one visit to the thread."""
+
+        async def work(tx: Transaction) -> list[Row]:
+            return await tx.fetch(sql, *args)
+
+        return await self.run(work)
+
     async def visit(self, sql: str, args: Sequence[Value]) -> list[Row]:
         """Carry out one statement of the open transaction."""
         return await self._run(partial(self._execute, _places(sql), args))
