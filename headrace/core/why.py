@@ -25,10 +25,12 @@ class WaitReason(StrEnum):
 
     INBOX = "inbox"  # the step in flight has to end before it is looked at
     PREFIX = "prefix"  # another request is computing what it begins with
+    LOAD = "load"  # the places below the pool are asked for what it begins with
     BACKGROUND = "background"  # it takes only what others leave, and others wait
     FAIRNESS = "fairness"  # its tenant is ahead of others that wait
     PLACES = "places"  # as many sequences run as may
     BLOCKS = "blocks"  # the KV pool has no room for it
+    SEARCH = "search"  # there is no room for all beams of its search at once
     TURN = "turn"  # others are before it, or the step was full
 
 
@@ -47,8 +49,11 @@ class ChoiceNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     position       place in the order of admission, 1 being next; None beyond the window that the scheduler looks at
     waiting        sequences that wait, itself included
-    blocks_needed  KV blocks it lacks, besides those it shares
+    blocks_needed  KV blocks it lacks, besides those it shares; of a search: that all its beams may come to hold
     blocks_free    blocks that nobody holds
+    beams          sequences that begin together, of a search
+    load_blocks    KV blocks that the places below the pool are asked for
+    load_left_s    seconds for which it still waits for them, at most
     tenant_ahead   tokens, by weight, that its tenant has had more than the neediest that waits
     """
 
@@ -64,6 +69,9 @@ class ChoiceNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     places: int | None = None
     blocks_needed: int | None = None
     blocks_free: int | None = None
+    beams: int | None = None
+    load_blocks: int | None = None
+    load_left_s: float | None = None
     prefix_from: str | None = None
     tenant_ahead: float | None = None
     prompt_computed: int | None = None

@@ -137,6 +137,9 @@ def explain_choice(index: int, situation: Situation, notes: list[PreemptionNote]
                 blocks_free=situation.num_free,
                 prefix_from=prefix_from,
                 tenant_ahead=situation.tenant_ahead,
+                beams=situation.num_beams if situation.num_beams > 1 else None,
+                load_blocks=None if situation.load is None else situation.load.num_blocks,
+                load_left_s=None if situation.load is None else situation.load.left_s,
                 preemptions=notes,
             )
         case _:
@@ -173,6 +176,18 @@ def _waiting_sentence(situation: Situation, prefix_from: str | None) -> str:
             why = "it is background work, and other requests wait"
         case WaitReason.PREFIX:
             why = f"{prefix_from or 'another request'} is computing what it begins with, and it will share that"
+        case WaitReason.LOAD if (load := situation.load) is not None:
+            why = (
+                f"{' and '.join(load.places)} may have {load.num_blocks:,} KV blocks of what it begins with; without "
+                f"an answer it is computed after {load.left_s:.3f} s more"
+            )
+        case WaitReason.SEARCH:
+            num_left = max(situation.num_places - situation.num_running, 0)
+            why = (
+                f"its search of {situation.num_beams} beams begins with room for all of them: it needs "
+                f"{situation.num_beams} places and {situation.num_needed:,} KV blocks; {num_left} and "
+                f"{situation.num_free:,} are free"
+            )
         case WaitReason.FAIRNESS:
             why = f"its tenant has had {situation.tenant_ahead:,.0f} tokens more than the neediest that waits"
         case WaitReason.PLACES:

@@ -185,6 +185,8 @@ class Scheduler:
             is_paused=sequence in self._paused,
             waiting=self._waiting,
             prefixes=self._prefixes,
+            tiering=self._tiering,
+            beam_blocks=self._beam_blocks,
             pool=self._pool,
             block_size=self.block_size,
             running=[*self._running, *self._background],

@@ -12,10 +12,12 @@ from typing import NamedTuple
 from headrace.core.request import SeqId
 from headrace.core.why import RequestState, WaitReason
 from headrace.kv import BlockPool
+from headrace.sched.beam_blocks import BeamBlocks
 from headrace.sched.limits import SchedulerLimits
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.sequence import Sequence, SequenceStatus
+from headrace.sched.tiering import Load, Tiering
 
 
 class Situation(NamedTuple):
@@ -37,6 +39,8 @@ class Situation(NamedTuple):
     num_free: int = 0
     filler: SeqId | None = None
     tenant_ahead: float = 0.0
+    num_beams: int = 1
+    load: Load | None = None
 
 
 def situation_of(
@@ -46,12 +50,16 @@ def situation_of(
     is_paused: bool,
     waiting: WaitingQueue,
     prefixes: PrefixSharing | None,
+    tiering: Tiering | None,
+    beam_blocks: BeamBlocks,
     pool: BlockPool,
     block_size: int,
     running: Items[Sequence],
     limits: SchedulerLimits,
 ) -> Situation:
-    """Return how a live sequence stands."""
+    """Return how a live sequence stands; a beam that has no tokens yet stands as the first of its search."""
+    if sequence.beams is not None and not sequence.tokens:
+        sequence = sequence.beams.members[0]
     state = RequestState.RUNNING
     if is_paused:
         state = RequestState.PAUSED
@@ -69,16 +77,22 @@ def situation_of(
     if state is not RequestState.WAITING:
         return plain
     order = list(waiting.candidates(now, background=sequence.is_background))
-    num_shared = 0 if prefixes is None else prefixes.find(sequence)
+    num_needed = -(-len(sequence.tokens) // block_size)
+    if sequence.beams is not None:
+        num_needed += beam_blocks.num_reserved(sequence)
+    if prefixes is not None:
+        num_needed -= prefixes.find(sequence)
     situation = plain._replace(
         position=order.index(sequence) + 1 if sequence in order else None,
         num_waiting=len(waiting),
         num_running=len(running),
         num_places=limits.max_num_seqs,
-        num_needed=-(-len(sequence.tokens) // block_size) - num_shared,
+        num_needed=num_needed,
         num_free=pool.num_free,
         filler=None if prefixes is None else prefixes.filler_of(sequence),
         tenant_ahead=sequence.account.served - min(other.account.served for other in (*order, sequence)),
+        num_beams=sequence.num_beams,
+        load=None if tiering is None else tiering.waits_for(sequence, now),
     )
     return situation._replace(reason=_reason(situation, waiting, limits))
 
@@ -89,10 +103,15 @@ def _reason(situation: Situation, waiting: WaitingQueue, limits: SchedulerLimits
         return WaitReason.BACKGROUND
     if situation.filler is not None:
         return WaitReason.PREFIX
+    if situation.load is not None:
+        return WaitReason.LOAD
     if situation.tenant_ahead >= limits.policy.fair_burst_tokens:
         return WaitReason.FAIRNESS
+    lacks_blocks = situation.num_needed > situation.num_free
+    if situation.num_beams > 1 and (lacks_blocks or situation.num_running + situation.num_beams > situation.num_places):
+        return WaitReason.SEARCH
     if situation.num_running >= situation.num_places:
         return WaitReason.PLACES
-    if situation.num_needed > situation.num_free:
+    if lacks_blocks:
         return WaitReason.BLOCKS
     return WaitReason.TURN

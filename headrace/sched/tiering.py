@@ -17,12 +17,22 @@ tree is forgotten below as well.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from headrace.core.request import SeqId
 from headrace.core.step import BlockCopy, Step, StepResult
 from headrace.kv import BlockPool, Node
 from headrace.kv.tiers import Search, TierHierarchy
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.sequence import Sequence
+
+
+class Load(NamedTuple):
+    """What the places below the pool are asked for, and the seconds until the sequence goes on without."""
+
+    places: tuple[str, ...]
+    num_blocks: int
+    left_s: float
 
 
 class Tiering:
@@ -51,6 +61,13 @@ class Tiering:
             self._searches[sequence.seq_id] = self._search(sequence)
         search = self._searches[sequence.seq_id]
         return search is not None and self.tiers.is_pending(search, self._now)
+
+    def waits_for(self, sequence: Sequence, now: float) -> Load | None:
+        """Return what a waiting sequence waits for from below, None if for nothing. Changes nothing."""
+        search = self._searches.get(sequence.seq_id)
+        if search is None or not self.tiers.is_pending(search, now):
+            return None
+        return Load(self.tiers.shape.places, len(search.keys), search.deadline_s - now)
 
     @property
     def wait_s(self) -> float | None:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx
+
 from headrace.api import Models
+from headrace.core.clock import MonotonicClock
 from headrace.core.request import RequestId
+from headrace.core.step import Step
 from headrace.core.why import ChoiceNote, Explanation, RequestState
+from headrace.engine import AsyncEngine
+from headrace.engine import Engine as EngineLoop
+from headrace.kv import BlockPool
+from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
+from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover
+from headrace.sched import Scheduler, SchedulerLimits
+from headrace.testing import ByteTokenizer, UniformModel
+from headrace.testing.faults import FaultyTransport, TransportFault
+from headrace.testing.uniform_model import TOKEN_BYTES
 
 
 class Engine:
@@ -80,3 +98,125 @@ def test_a_request_that_no_engine_remembers_is_said_to_be_gone(make_api: Any) ->
     reply = api.call("GET", "/v1/requests/mine/why")
     assert reply.status_code == 404
     assert "ended more than ten minutes ago" in reply.json()["error"]["message"]
+
+
+BLOCK = 4
+SECRET = b"s" * 32
+
+
+class Dear(PrefillCost):
+    """Computing takes so long that a place may take its time."""
+
+    @property
+    def is_known(self) -> bool:
+        return True
+
+    def recompute_s(self, start: int, count: int) -> float:
+        return 60.0 * count
+
+
+class Gate:
+    """Holds steps up until it is opened."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self._permits = threading.Semaphore(0)
+
+    def let(self, num_steps: int) -> None:
+        self._permits.release(num_steps)
+
+    def open(self) -> None:
+        self._opened.set()
+        self._permits.release()
+
+    def __call__(self, step: Step) -> None:
+        if not (step.is_dry_run or self._opened.is_set()):
+            assert self._permits.acquire(timeout=20)
+
+
+@asynccontextmanager
+async def live(make_api: Any, scheduler: Scheduler, model: UniformModel, tiers: Any = None) -> AsyncIterator[Any]:
+    """The API over an engine that runs."""
+    clock = MonotonicClock()
+    engine = AsyncEngine(EngineLoop(scheduler, model, clock, tiers), ByteTokenizer(), clock, vocab_size=260)
+    (served,) = make_api().app._app.state.api.models
+    served = replace(served, upstream=engine, explain=engine.explain)
+    app = make_api(models=Models([served]), clock=clock).app
+    await engine.start()
+    async with (
+        asyncio.timeout(10),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        yield client
+    await engine.stop()
+
+
+async def ask(client: httpx.AsyncClient, name: str, **body: Any) -> httpx.Response:
+    reply = await client.post("/v1/completions", json=body, headers={"x-request-id": name})
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+async def why(client: httpx.AsyncClient, name: str, reason: str) -> dict[str, Any]:
+    """Ask until a request waits for that reason."""
+    while True:
+        reply = await client.get(f"/v1/requests/{name}/why")
+        if reply.status_code == 200 and (told := reply.json()).get("choices", [{}])[0].get("reason") == reason:
+            return dict(told)
+        await asyncio.sleep(0)
+
+
+def test_a_request_that_waits_for_a_place_below_says_for_how_much_and_how_long(make_api: Any, tmp_path: Path) -> None:
+    clock, host = MonotonicClock(), HostPool(32, BLOCK * TOKEN_BYTES)
+    disk = FaultyTransport(
+        DiskTransport(tmp_path / "kv", 1 << 20, clock),
+        lambda call: TransportFault(kind="hang") if call == "has" else None,
+    )
+    mover = Mover("disk", disk, FrameCodec(SECRET, bytes(16), host.block_bytes), host, clock)
+    tiers = TierHierarchy(32, host.block_bytes, KeyChain(SECRET, bytes(16)), Places([mover]), cost=Dear())
+    limits = SchedulerLimits(max_num_seqs=4, max_step_tokens=64, max_context=64, max_waiting=9)
+    scheduler = Scheduler(BlockPool(32), BLOCK, limits, tiers)
+    model = UniformModel(num_blocks=32, block_size=BLOCK, vocab_size=260, host=host)
+
+    async def story() -> None:
+        async with live(make_api, scheduler, model, tiers) as client:
+            asked = asyncio.ensure_future(ask(client, "mine", prompt="a headrace and a mill", max_tokens=3))
+            told = await why(client, "mine", "load")
+            (choice,) = told["choices"]
+            assert (told["state"], choice["load_blocks"]) == ("waiting", 5)
+            assert 0 < choice["load_left_s"] <= 60.0 * 20
+            assert "disk may have 5 KV blocks of what it begins with" in told["sentence"]
+            disk.release()
+            assert (await asked).json()["usage"]["completion_tokens"] == 3
+
+    asyncio.run(story())
+
+
+def test_a_search_that_waits_for_room_for_all_its_beams_says_how_much_that_is(make_api: Any) -> None:
+    limits = SchedulerLimits(max_num_seqs=3, max_step_tokens=64, max_context=64, max_waiting=9)
+    scheduler = Scheduler(BlockPool(24), BLOCK, limits)
+    gate = Gate()
+    model = UniformModel(num_blocks=24, block_size=BLOCK, vocab_size=260, on_step=gate)
+
+    async def story() -> None:
+        async with live(make_api, scheduler, model) as client:
+            first = asyncio.ensure_future(ask(client, "first", prompt="abcdefg", max_tokens=40, ignore_eos=True))
+            asked = asyncio.ensure_future(
+                ask(client, "mine", prompt="abcdefgh", max_tokens=4, use_beam_search=True, best_of=3, n=2)
+            )
+            gate.let(1)
+            wanted = asyncio.ensure_future(why(client, "mine", "search"))
+            while not wanted.done():
+                for _ in range(50):  # the question comes before the step's end, so that few steps pass
+                    await asyncio.sleep(0)
+                gate.let(1)
+            told = wanted.result()
+            assert [(choice["reason"], choice["beams"]) for choice in told["choices"]] == [("search", 3)] * 2
+            # 13 tokens at the end: two blocks that the first request shares with it, and two of each beam's own.
+            assert told["choices"][0]["blocks_needed"] == 6
+            assert "3 places and 6 KV blocks; 2 and " in told["sentence"]
+            gate.open()
+            await first
+            assert len((await asked).json()["choices"]) == 2
+
+    asyncio.run(story())
