@@ -69,7 +69,7 @@ def _offline(args: argparse.Namespace) -> int:
             rounds=args.rounds,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-        backend = llm.plan.backend.value
+        backend, kv_bytes = llm.plan.backend.value, llm.plan.kv_bytes.value
     peak = peak_memory_bytes()
     used = None
     if backend == "native":
@@ -77,7 +77,7 @@ def _offline(args: argparse.Namespace) -> int:
             used = utilization(opened, report)
     if args.json:
         facts = {"model": asked.first_model, "backend": backend, "quantization": settings.engine.quantization}
-        process = {"first_token_s": first_token_s, "peak_memory_bytes": peak, "utilization": used}
+        process = {"first_token_s": first_token_s, "peak_memory_bytes": peak, "kv_bytes": kv_bytes, "utilization": used}
         _write_json({**facts, **msgspec.to_builtins(report), **msgspec.to_builtins(process)})
     else:
         _print_offline(report, f"{asked.first_model} · {backend} · {settings.engine.quantization}")
