@@ -138,7 +138,7 @@ class Gate:
 async def live(make_api: Any, scheduler: Scheduler, model: UniformModel, tiers: Any = None) -> AsyncIterator[Any]:
     """The API over an engine that runs."""
     clock = MonotonicClock()
-    engine = AsyncEngine(EngineLoop(scheduler, model, clock, tiers), ByteTokenizer(), clock, vocab_size=260)
+    engine = AsyncEngine(EngineLoop(scheduler, model, clock, tiers), ByteTokenizer(), clock, vocab_size=258)
     (served,) = make_api().app._app.state.api.models
     served = replace(served, upstream=engine, explain=engine.explain)
     app = make_api(models=Models([served]), clock=clock).app
@@ -176,11 +176,13 @@ def test_a_request_that_waits_for_a_place_below_says_for_how_much_and_how_long(m
     tiers = TierHierarchy(32, host.block_bytes, KeyChain(SECRET, bytes(16)), Places([mover]), cost=Dear())
     limits = SchedulerLimits(max_num_seqs=4, max_step_tokens=64, max_context=64, max_waiting=9)
     scheduler = Scheduler(BlockPool(32), BLOCK, limits, tiers)
-    model = UniformModel(num_blocks=32, block_size=BLOCK, vocab_size=260, host=host)
+    model = UniformModel(num_blocks=32, block_size=BLOCK, vocab_size=258, host=host)
 
     async def story() -> None:
         async with live(make_api, scheduler, model, tiers) as client:
-            asked = asyncio.ensure_future(ask(client, "mine", prompt="a headrace and a mill", max_tokens=3))
+            asked = asyncio.ensure_future(
+                ask(client, "mine", prompt="a headrace and a mill", max_tokens=3, ignore_eos=True)
+            )
             told = await why(client, "mine", "load")
             (choice,) = told["choices"]
             assert (told["state"], choice["load_blocks"]) == ("waiting", 5)
@@ -196,11 +198,11 @@ def test_a_search_that_waits_for_room_for_all_its_beams_says_how_much_that_is(ma
     limits = SchedulerLimits(max_num_seqs=3, max_step_tokens=64, max_context=64, max_waiting=9)
     scheduler = Scheduler(BlockPool(24), BLOCK, limits)
     gate = Gate()
-    model = UniformModel(num_blocks=24, block_size=BLOCK, vocab_size=260, on_step=gate)
+    model = UniformModel(num_blocks=24, block_size=BLOCK, vocab_size=258, on_step=gate)
 
     async def story() -> None:
         async with live(make_api, scheduler, model) as client:
-            first = asyncio.ensure_future(ask(client, "first", prompt="abcdefg", max_tokens=40, ignore_eos=True))
+            first = asyncio.ensure_future(ask(client, "first", prompt="zyxwvut", max_tokens=40, ignore_eos=True))
             asked = asyncio.ensure_future(
                 ask(client, "mine", prompt="abcdefgh", max_tokens=4, use_beam_search=True, best_of=3, n=2)
             )
@@ -212,9 +214,9 @@ def test_a_search_that_waits_for_room_for_all_its_beams_says_how_much_that_is(ma
                 gate.let(1)
             told = wanted.result()
             assert [(choice["reason"], choice["beams"]) for choice in told["choices"]] == [("search", 3)] * 2
-            # 13 tokens at the end: two blocks that the first request shares with it, and two of each beam's own.
-            assert told["choices"][0]["blocks_needed"] == 6
-            assert "3 places and 6 KV blocks; 2 and " in told["sentence"]
+            # 13 tokens at the end: two blocks that the beams share, and two of each one's own.
+            assert told["choices"][0]["blocks_needed"] == 8
+            assert "3 places and 8 KV blocks; 2 and " in told["sentence"]
             gate.open()
             await first
             assert len((await asked).json()["choices"]) == 2
