@@ -38,6 +38,17 @@ def test_a_batch_is_encoded_like_its_texts_alone(real: tuple[str, Tokenizer], ve
     assert batch == [tokenizer.encode(text, add_special=True) for text in vectors["texts"]]
 
 
+def test_a_long_text_is_encoded_like_its_paragraphs(real: tuple[str, Tokenizer]) -> None:
+    """Long texts take another way through the backend."""
+    _, tokenizer = real
+    part = "The heron stood in the water, as it had all day. "
+    alone = tokenizer.encode(part, add_special=False)
+    whole = tokenizer.encode(part * 200, add_special=True)
+    assert tokenizer.decode(whole) == part * 200
+    assert tokenizer.encode_batch([part * 200], add_special=True) == [whole]
+    assert whole[len(tokenizer.prefix_ids) :][: len(alone) - 1] == alone[:-1]
+
+
 def test_threads_share_a_tokenizer(smollm2: Tokenizer, vectors: dict[str, Any]) -> None:
     def there_and_back(text: str) -> bool:
         return smollm2.decode(smollm2.encode(text, add_special=False), skip_special=False) == text
