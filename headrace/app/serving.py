@@ -35,6 +35,7 @@ from headrace.api import (
 )
 from headrace.app.beside import in_thread
 from headrace.app.connections import CLOSE_GRACE_S, HttpServer, check_tls, http_server
+from headrace.app.garbage import set_aside
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
@@ -194,6 +195,7 @@ class _Server:
             self._publish(loaded, observer)
         while not http.started:
             await asyncio.sleep(0.001)
+        set_aside()
         self._timeline.finish()
         self._metrics.set_startup(self._timeline.phases_s)
         self._status.started()

@@ -18,6 +18,7 @@ from functools import partial
 
 from headrace.api import Models
 from headrace.app.beside import in_thread
+from headrace.app.garbage import set_aside
 from headrace.app.hardware import Hardware, detect
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
 from headrace.app.watchdog import Watchdog
@@ -116,6 +117,7 @@ class Swapper:
         task = asyncio.ensure_future(self._retire(retired, new, drain_s))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(lambda _: set_aside())  # with the task its hold on the old weights has gone
         return reply
 
     def _open(self, name: str, source: str) -> OpenedModel:
