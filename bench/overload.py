@@ -25,6 +25,8 @@ import sys
 import time
 from pathlib import Path
 
+import uvloop
+
 from headrace.bench.client import stream_request
 from headrace.bench.load import make_prompt
 from headrace.bench.metrics import RequestLog, distribution, summarize
@@ -160,7 +162,8 @@ def main() -> int:
         assert server.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
         assert found is not None, "the server did not start"
-        figures = asyncio.run(measure(found.group(), server.pid, args))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # it runs on the server's cores
+            figures = runner.run(measure(found.group(), server.pid, args))
     finally:
         server.terminate()
         server.wait()

@@ -20,7 +20,7 @@ from headrace.api.served import RemoteModel, ServedModel
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta
 from headrace.core.errors import RequestCancelled, UnknownRequest
-from headrace.core.request import Request, RequestId
+from headrace.core.request import Knock, Request, RequestId
 
 T = TypeVar("T")
 CallId = tuple[str, str]  # owner, request id
@@ -54,10 +54,16 @@ class Call:
         self._calls = calls
         self._caller = caller
         self._model: ServedModel | RemoteModel | None = None
-        self._requests: Sequence[Request] = ()
+        self._requests: Sequence[Request | Knock] = ()
         self._task: asyncio.Task[object] | None = None
 
-    def bind(self, model: ServedModel | RemoteModel, requests: Sequence[Request]) -> None:
+    def knock(self, model: ServedModel, knock: Knock) -> None:
+        """Ask a model for room before the prompt is read. Raises Overloaded, DeadlineUnreachable or EngineDead."""
+        self.bind(model, [knock])
+        if model.check_room is not None:
+            model.check_room(msgspec.structs.replace(knock, tenant=self._caller.tenant))
+
+    def bind(self, model: ServedModel | RemoteModel, requests: Sequence[Request | Knock]) -> None:
         """Say what the call asks of whom."""
         self._model, self._requests = model, requests
 

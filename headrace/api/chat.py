@@ -36,7 +36,7 @@ from headrace.api.openai_replies import (
     usage_reply,
 )
 from headrace.api.openai_types import ChatBody
-from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
+from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, knock_of, optional_bounded
 from headrace.api.prompts import encode_chat
 from headrace.api.remote import chat_request
 from headrace.api.served import RemoteModel, ServedModel
@@ -62,6 +62,8 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
         if isinstance(model, RemoteModel):
             request = chat_request(body, model, reply_id, arrival_s)
         else:
+            refuse_unsupported(body)
+            call.knock(model, knock_of(body, model, reply_id, arrival_s))
             request = await _core_request(body, model, reply_id, arrival_s)
         call.bind(model, [request])
         return ChatWire(request, model, call, int(state.wall_s()), body)
@@ -70,7 +72,6 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
 
 
 async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arrival_s: float) -> Request:
-    refuse_unsupported(body)
     continue_final = bool(body.continue_final_message)
     prompt = await encode_chat(
         model,

@@ -23,7 +23,7 @@ from headrace.api.exchange import respond
 from headrace.api.merging import merge
 from headrace.api.openai_replies import TextChoice, TextReply, UsageReply, finish_reply, usage_reply
 from headrace.api.openai_types import CompletionBody
-from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
+from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, knock_of, optional_bounded
 from headrace.api.prompts import encode_text
 from headrace.api.remote import text_request
 from headrace.api.served import RemoteModel, ServedModel
@@ -54,6 +54,7 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
             requests = [text_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(words)]
         else:
             refuse_unsupported(body)
+            call.knock(model, knock_of(body, model, f"{reply_id}-0", arrival_s))
             prompts = await _token_prompts(body, model)
             requests = [_core_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(prompts)]
         call.bind(model, requests)

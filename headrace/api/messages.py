@@ -42,7 +42,7 @@ from headrace.core.conversation import Given
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import InvalidRequest, UnsupportedParameter
 from headrace.core.protocols import Upstream
-from headrace.core.request import Request
+from headrace.core.request import Knock, Request, RequestId
 
 _encoder = msgspec.json.Encoder()
 
@@ -55,7 +55,10 @@ async def create_message(http: HttpRequest) -> Response | EventStream:
 
     async def begin(call: Call) -> MessagesWire:
         model = state.models.find(body.model)
-        request = await _core_request(http, body, model, f"msg_{http.state.request_id}", arrival_s)
+        reply_id = f"msg_{http.state.request_id}"
+        if isinstance(model, ServedModel):
+            call.knock(model, Knock(request_id=RequestId(reply_id), model=model.name, arrival_s=arrival_s))
+        request = await _core_request(http, body, model, reply_id, arrival_s)
         call.bind(model, [request])
         return MessagesWire(request, model, call)
 

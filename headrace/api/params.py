@@ -13,7 +13,7 @@ from headrace.api.alternatives import alternatives
 from headrace.api.openai_types import GenerationBody
 from headrace.api.served import ServedModel
 from headrace.core.errors import InvalidRequest, PromptTooLong
-from headrace.core.request import PRIORITIES, Request, RequestId, SamplingParams, StopRules
+from headrace.core.request import PRIORITIES, Knock, Request, RequestId, SamplingParams, StopRules
 from headrace.sampling import validate
 
 MAX_LOGPROBS = 20
@@ -39,6 +39,26 @@ class Wanted:
     may_be_empty: bool = False
 
 
+def knock_of(body: GenerationBody, model: ServedModel, request_id: str, arrival_s: float) -> Knock:
+    """Return what decides whether there is room for a request. Raises InvalidRequest naming field, value and limit."""
+    priority, deadline_s = _urgency(body)
+    return Knock(
+        request_id=RequestId(request_id),
+        model=model.name,
+        arrival_s=arrival_s,
+        priority=priority,
+        is_background=body.service_tier == "flex",
+        deadline_s=deadline_s,
+    )
+
+
+def _urgency(body: GenerationBody) -> tuple[int, float | None]:
+    """Return class and deadline, in seconds after the arrival."""
+    deadline_ms = optional_bounded("deadline_ms", body.deadline_ms, 1, MAX_DEADLINE_MS)
+    priority = optional_bounded("priority", body.priority, PRIORITIES[0], PRIORITIES[-1]) or 0
+    return priority, None if deadline_ms is None else deadline_ms / 1e3
+
+
 def build_request(
     body: GenerationBody, wanted: Wanted, model: ServedModel, request_id: str, arrival_s: float
 ) -> Request:
@@ -57,7 +77,7 @@ def build_request(
         raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least {least}", param="max_tokens")
     n, best_of, beam = alternatives(body, wanted.logprobs)
     max_tokens = min(max_tokens, room)
-    deadline_ms = optional_bounded("deadline_ms", body.deadline_ms, 1, MAX_DEADLINE_MS)
+    priority, deadline_s = _urgency(body)
     return Request(
         request_id=RequestId(request_id),
         model=model.name,
@@ -70,9 +90,9 @@ def build_request(
         prompt_logprobs=optional_bounded("prompt_logprobs", wanted.prompt_logprobs, 0, MAX_LOGPROBS),
         skip_special_tokens=True if body.skip_special_tokens is None else body.skip_special_tokens,
         arrival_s=arrival_s,
-        priority=optional_bounded("priority", body.priority, PRIORITIES[0], PRIORITIES[-1]) or 0,
+        priority=priority,
         is_background=body.service_tier == "flex",
-        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+        deadline_s=deadline_s,
         wants_stream=bool(body.stream),
     )
 

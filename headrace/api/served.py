@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from headrace.core.errors import InvalidRequest, ModelLoading, UnknownModel
 from headrace.core.protocols import Upstream
-from headrace.core.request import Request, RequestId, SamplingParams
+from headrace.core.request import Knock, Request, RequestId, SamplingParams
 from headrace.core.why import Explanation
 from headrace.text import ChatTemplate, Tokenizer
 
@@ -31,6 +31,7 @@ class ServedModel:
     abort        ends a request by its id and says whether it was running; None: its iterator has to be closed
     shares_prefixes  tenants find each other's cached prefixes
     explain      says why a request is where it is; None: nobody knows
+    check_room   raises Overloaded for what would be refused whatever its prompt; None: it cannot be told before
     """
 
     name: str
@@ -45,6 +46,7 @@ class ServedModel:
     fingerprint: str | None = None
     shares_prefixes: bool = False
     explain: Callable[[RequestId], Awaitable[Explanation | None]] | None = None
+    check_room: Callable[[Knock], None] | None = None
 
     def stop_reason(self, match: str | int | None) -> str | int | None:
         """Return what the wire tells of a stop: the caller's own string or token, not the model's end token."""

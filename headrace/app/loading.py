@@ -197,4 +197,5 @@ def served_model(model: LoadedModel, created: int) -> ServedModel:
         fingerprint=model.fingerprint,
         shares_prefixes=model.shares_prefixes,
         explain=model.engine.explain,
+        check_room=model.engine.check_room,
     )

@@ -88,6 +88,18 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
     early_stopping: bool = False
 
 
+class Knock(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a request before its prompt has been read; the fields are those of `Request`."""
+
+    request_id: RequestId
+    model: str
+    arrival_s: float = 0.0
+    tenant: str = ""
+    priority: int = 0
+    is_background: bool = False
+    deadline_s: float | None = None
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted request: `n` sequences continue the same prompt.
 

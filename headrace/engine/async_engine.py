@@ -20,7 +20,7 @@ import msgspec
 from headrace.core.delta import Delta
 from headrace.core.errors import EngineBusy, EngineDead, HeadraceError
 from headrace.core.protocols import Clock
-from headrace.core.request import Request, RequestId, SeqId
+from headrace.core.request import Knock, Request, RequestId, SeqId
 from headrace.core.stats import EngineSnapshot, EngineTime, Observer, RequestStats
 from headrace.core.why import ChoiceNote, Explanation, RequestState
 from headrace.econ import AttributionPolicy
@@ -32,7 +32,7 @@ from headrace.engine.health import EngineFacts
 from headrace.engine.meter import StepMeter
 from headrace.engine.spelling import Spelling
 from headrace.engine.streams import RequestStream
-from headrace.sched import sequences_of
+from headrace.sched import Urgency, sequences_of
 from headrace.text import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -122,6 +122,25 @@ class AsyncEngine:
                     yield delta
         finally:
             self._close(stream)
+
+    def check_room(self, knock: Knock) -> None:
+        """Refuse what would be refused whatever its prompt, so that a refusal costs no template and no tokens.
+
+        Raises Overloaded, DeadlineUnreachable or EngineDead.
+        """
+        deadline_s = None if knock.deadline_s is None else knock.arrival_s + knock.deadline_s
+        urgency = Urgency(
+            tenant=knock.tenant,
+            priority=knock.priority,
+            is_background=knock.is_background,
+            deadline_s=deadline_s,
+        )
+        try:
+            self._check_open()
+            self._engine.check_room(urgency)
+        except HeadraceError as error:
+            self._note_refused(knock, error)
+            raise
 
     async def wait_dead(self) -> None:
         """Wait for the engine to end; raises EngineDead if it failed."""
@@ -241,8 +260,7 @@ class AsyncEngine:
     def _open(self, request: Request) -> RequestStream:
         """Check a request, hand its sequences to the engine and register its stream."""
         try:
-            if self._is_draining:
-                raise EngineDead(self._fatal or "the server is shutting down; try again once it is back")
+            self._check_open()
             check_request(request, self._vocab_size)
             stream = RequestStream(
                 request,
@@ -255,9 +273,7 @@ class AsyncEngine:
             sequences = sequences_of(request, self._next_id)
             self._engine.submit(sequences)
         except HeadraceError as error:
-            self._memory.note_refused(request, error)
-            if self._observer is not None:
-                self._observer.on_refused(error)
+            self._note_refused(request, error)
             raise
         stream.all_ids = range(self._next_id, self._next_id + len(sequences))
         self._meter.open(stream.all_ids)
@@ -267,6 +283,15 @@ class AsyncEngine:
         self._by_request.setdefault(request.request_id, []).append(stream)
         self._is_empty.clear()
         return stream
+
+    def _check_open(self) -> None:
+        if self._is_draining:
+            raise EngineDead(self._fatal or "the server is shutting down; try again once it is back")
+
+    def _note_refused(self, request: Request | Knock, error: HeadraceError) -> None:
+        self._memory.note_refused(request, error)
+        if self._observer is not None:
+            self._observer.on_refused(error)
 
     def _close(self, stream: RequestStream) -> None:
         """Forget a stream, and abort what it has left running."""

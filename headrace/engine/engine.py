@@ -29,7 +29,7 @@ from headrace.core.step import Row, Step, StepResult
 from headrace.econ import StepCosts
 from headrace.engine.inbox import Inbox
 from headrace.kv.tiers import TierHierarchy
-from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, dry_steps
+from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, Urgency, dry_steps
 from headrace.sched.decisions import Decision, Preempted
 from headrace.sched.situation import Situation
 
@@ -82,6 +82,10 @@ class Engine:
         if sequences[0].pin_s:
             self._scheduler.check_pin(sequences[0].prompt_len)
         self._inbox.submit(sequences, lambda queued: self._scheduler.check_admission(sequences, now, num_queued=queued))
+
+    def check_room(self, urgency: Urgency) -> None:
+        """Raise what `submit` would raise whatever the prompt: too much waits already. Any thread."""
+        self._scheduler.check_room(urgency, self._clock.now(), num_queued=len(self._inbox))
 
     def abort(self, seq_ids: Iterable[SeqId]) -> None:
         """Ask for sequences to end; those that have ended already are left alone."""

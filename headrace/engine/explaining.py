@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from headrace.core.errors import HeadraceError
 from headrace.core.protocols import Clock
-from headrace.core.request import Request, RequestId, SeqId
+from headrace.core.request import Knock, Request, RequestId, SeqId
 from headrace.core.stats import RequestStats
 from headrace.core.why import ChoiceNote, Explanation, PreemptionNote, RequestState, WaitReason
 from headrace.sched.decisions import Preempted, PreemptReason
@@ -70,7 +70,7 @@ class Memory:
         )
         self._keep(request, explanation)
 
-    def note_refused(self, request: Request, error: HeadraceError) -> None:
+    def note_refused(self, request: Request | Knock, error: HeadraceError) -> None:
         """Remember why a request was not let in."""
         explanation = Explanation(
             id=request.request_id,
@@ -78,7 +78,7 @@ class Memory:
             state=RequestState.REFUSED,
             sentence=f"It was refused: {error.message}.",
             age_s=0.0,
-            prompt_tokens=len(request.prompt),
+            prompt_tokens=len(request.prompt) if isinstance(request, Request) else None,
             refused=error.code,
         )
         self._keep(request, explanation)
@@ -101,7 +101,7 @@ class Memory:
             for now, decision in self._preemptions.get(seq_id, ())
         ]
 
-    def _keep(self, request: Request, explanation: Explanation) -> None:
+    def _keep(self, request: Request | Knock, explanation: Explanation) -> None:
         self._ended[request.request_id] = (request.arrival_s, explanation)
         self._ended.move_to_end(request.request_id)
         while len(self._ended) > _MOST_KEPT:

@@ -9,8 +9,9 @@ from below comes before its own record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from headrace.core.delta import FinishReason
@@ -19,7 +20,7 @@ from headrace.core.request import SeqId
 from headrace.core.step import Step, StepResult
 from headrace.kv import BlockPool
 from headrace.kv.tiers import Learned, TierHierarchy
-from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent
+from headrace.sched import Scheduler, SchedulerLimits, Sequence, SequenceEvent, Urgency
 from headrace.sched.beams import BeamGroup, Move
 from headrace.sched.decisions import Decision
 
@@ -98,7 +99,7 @@ class StepIdTaken(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """`check_admission` has refused a request; told, not needed for a replay. Any thread."""
+    """`check_admission` or `check_room` has refused a request; told, not needed for a replay. Any thread."""
 
     now: float
     error: HeadraceError
@@ -129,8 +130,18 @@ class RecordingScheduler(Scheduler):
 
     def check_admission(self, sequences: list[Sequence], now: float, *, num_queued: int = 0) -> None:
         """Refuse what cannot be served."""
-        try:
+        with self._telling_refusals(now):
             super().check_admission(sequences, now, num_queued=num_queued)
+
+    def check_room(self, urgency: Urgency, now: float, *, num_queued: int = 0) -> None:
+        """Refuse what cannot be served whatever its prompt."""
+        with self._telling_refusals(now):
+            super().check_room(urgency, now, num_queued=num_queued)
+
+    @contextmanager
+    def _telling_refusals(self, now: float) -> Iterator[None]:
+        try:
+            yield
         except HeadraceError as error:
             self._sink(Refused(now, error))
             raise

@@ -14,7 +14,7 @@ from headrace.core.errors import DeadlineUnreachable, Overloaded, PromptTooLong
 from headrace.sched.drain import DrainRate
 from headrace.sched.limits import SchedulerLimits
 from headrace.sched.queue import Crowd
-from headrace.sched.sequence import Sequence
+from headrace.sched.sequence import Sequence, Urgency
 
 _TENANT_SHARE = 4.0
 _SOON_S = 1.0  # the least that a refused caller is asked to wait
@@ -37,14 +37,14 @@ class Door:
                 param="prompt",
             )
 
-    def check_crowd(self, sequence: Sequence, crowd: Crowd, now: float) -> None:
+    def check_crowd(self, who: Urgency | Sequence, crowd: Crowd, now: float) -> None:
         """Raise Overloaded if as much waits as may."""
         limits, policy = self._limits, self._limits.policy
-        share = _TENANT_SHARE * policy.tenant_weights.get(sequence.tenant, 1.0)
+        share = _TENANT_SHARE * policy.tenant_weights.get(who.tenant, 1.0)
         full = None
         if crowd.num_sequences >= limits.max_waiting:
             full = f"{crowd.num_sequences:,} sequences are waiting, the limit is {limits.max_waiting:,}"
-        elif sequence.tenant and crowd.num_own >= share * (limits.max_waiting - crowd.num_sequences):
+        elif who.tenant and crowd.num_own >= share * (limits.max_waiting - crowd.num_sequences):
             full = f"{crowd.num_own:,} of the {crowd.num_sequences:,} sequences that are waiting are yours"
         elif policy.max_waiting_tokens is not None and crowd.num_tokens >= policy.max_waiting_tokens:
             full = f"{crowd.num_tokens:,} prompt tokens are waiting, the limit is {policy.max_waiting_tokens:,}"
@@ -54,10 +54,10 @@ class Door:
                 f"{full}; the queue drains in about {retry_after_s:.0f} s, try again then", retry_after_s=retry_after_s
             )
 
-    def check_wait(self, sequence: Sequence, predicted_s: float, now: float) -> None:
+    def check_wait(self, who: Urgency | Sequence, predicted_s: float, now: float) -> None:
         """Raise Overloaded or DeadlineUnreachable if the first token would come too late."""
-        if sequence.deadline_s is not None and now + predicted_s > sequence.deadline_s:
-            left_s = max(sequence.deadline_s - now, 0.0)
+        if who.deadline_s is not None and now + predicted_s > who.deadline_s:
+            left_s = max(who.deadline_s - now, 0.0)
             retry_after_s = max(predicted_s - left_s, _SOON_S)
             raise DeadlineUnreachable(
                 f"the first token is expected in {predicted_s:.2f} s, the deadline is in {left_s:.2f} s; "
@@ -65,7 +65,7 @@ class Door:
                 retry_after_s=retry_after_s,
             )
         most_s = self._limits.policy.max_wait_s
-        if most_s is not None and predicted_s > most_s and not sequence.is_background:
+        if most_s is not None and predicted_s > most_s and not who.is_background:
             retry_after_s = max(predicted_s - most_s, _SOON_S)
             raise Overloaded(
                 f"the first token is expected in {predicted_s:.0f} s, the limit is {most_s:g} s; "

@@ -30,7 +30,7 @@ from headrace.core.request import SeqId
 from headrace.sched.fairness import Account, FairShares
 from headrace.sched.outlook import Ahead
 from headrace.sched.prefixes import PrefixSharing
-from headrace.sched.sequence import Sequence, SequenceStatus
+from headrace.sched.sequence import Sequence, SequenceStatus, Urgency
 
 _PATIENCE_S = 60.0
 _PREFIX_BONUS_S = 1.0
@@ -186,26 +186,26 @@ class WaitingQueue:
             del classes[sequence.priority]
         self._count(sequence, -1)
 
-    def crowd(self, sequence: Sequence, weight: float) -> Crowd:
-        """Return who waits before a sequence that has not come yet, and beside it; any thread.
+    def crowd(self, who: Urgency | Sequence, weight: float) -> Crowd:
+        """Return who waits before somebody who has not come yet, and beside; any thread.
 
         weight  its tenant's
         """
-        half = list((self._background if sequence.is_background else self._interactive).items())
+        half = list((self._background if who.is_background else self._interactive).items())
         sequences = tokens = own = 0
         ahead = Ahead(0, 0)
-        if sequence.is_background:
+        if who.is_background:
             half_above = list(self._interactive.values())
             ahead = Ahead(self.num_interactive, sum(group.num_tokens() for group in half_above))
         for priority, group in half:
             sequences += len(group)
             tokens += group.num_tokens()
-            line = group.lines.get(sequence.tenant)
+            line = group.lines.get(who.tenant)
             own += 0 if line is None else len(line)
-            if priority < sequence.priority:
+            if priority < who.priority:
                 ahead = Ahead(ahead.num_sequences + len(group), ahead.num_tokens + group.num_tokens())
-            elif priority == sequence.priority:
-                part = group.ahead_of(sequence.tenant, weight)
+            elif priority == who.priority:
+                part = group.ahead_of(who.tenant, weight)
                 ahead = Ahead(ahead.num_sequences + part.num_sequences, ahead.num_tokens + part.num_tokens)
         return Crowd(sequences, tokens, own, ahead)
 

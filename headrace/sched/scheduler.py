@@ -59,7 +59,7 @@ from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.reaches import Reaches
 from headrace.sched.rows import make_row
-from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus
+from headrace.sched.sequence import Sequence, SequenceEvent, SequenceStatus, Urgency
 from headrace.sched.situation import Situation, situation_of
 from headrace.sched.step_clock import StepClock
 from headrace.sched.step_model import StepModel, StepShape
@@ -201,18 +201,27 @@ class Scheduler:
 
         num_queued  sequences on their way to `submit`, which count as waiting
         """
-        first, weights = sequences[0], self.limits.policy.tenant_weights
+        first = sequences[0]
         self._door.check_length(first.prompt_len)
-        crowd = self._waiting.crowd(first, weights.get(first.tenant, 1.0))
+        predicted_s = self._look_over(first, first.prompt_len, now, num_queued)
+        for sequence in sequences:
+            sequence.predicted_s = predicted_s
+
+    def check_room(self, urgency: Urgency, now: float, *, num_queued: int = 0) -> None:
+        """Raise what `check_admission` would raise for a prompt of any length: what needs no prompt. Any thread."""
+        self._look_over(urgency, 1, now, num_queued)
+
+    def _look_over(self, who: Urgency | Sequence, prompt_len: int, now: float, num_queued: int) -> float | None:
+        """Refuse what would wait too long; return the predicted seconds to the first token, None while unknown."""
+        crowd = self._waiting.crowd(who, self.limits.policy.tenant_weights.get(who.tenant, 1.0))
         crowd = crowd._replace(num_sequences=crowd.num_sequences + num_queued)
-        self._door.check_crowd(first, crowd, now)
+        self._door.check_crowd(who, crowd, now)
         ahead = crowd.ahead._replace(num_sequences=crowd.ahead.num_sequences + num_queued)
-        running = [*self._running, *self._background] if first.is_background else list(self._running)
-        predicted_s = self._outlook.ttft_s(first.prompt_len, ahead, running, is_full=self._is_full)
+        running = [*self._running, *self._background] if who.is_background else list(self._running)
+        predicted_s = self._outlook.ttft_s(prompt_len, ahead, running, is_full=self._is_full)
         if predicted_s is not None:
-            self._door.check_wait(first, self._outlook.corrected_s(predicted_s), now)
-            for sequence in sequences:
-                sequence.predicted_s = predicted_s
+            self._door.check_wait(who, self._outlook.corrected_s(predicted_s), now)
+        return predicted_s
 
     def check_search(self, leader: Sequence) -> None:
         """Raise InvalidRequest if a beam search can never be served. Any thread."""

@@ -72,8 +72,14 @@ class Device:
         urgency = Urgency(tenant=load.tenant, **load.urgency)
         sequence = Sequence(SeqId(seq_id), prompt, SamplingParams(), max_tokens=load.output, urgency=urgency)
         self.sequences[seq_id] = sequence
+        is_refused_unread = False
+        try:
+            self.scheduler.check_room(urgency, at)
+        except Overloaded:
+            is_refused_unread = True
         try:
             self.scheduler.check_admission([sequence], at)
+            assert not is_refused_unread, "refused at the door, though there is room"
         except Overloaded as refusal:
             self.num_refused += 1
             self.least_retry_s = min(self.least_retry_s, refusal.retry_after_s)

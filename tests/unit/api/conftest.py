@@ -71,12 +71,14 @@ MakeApi = Callable[..., Api]
 
 @pytest.fixture
 def make_api() -> MakeApi:
-    def make(upstream: Upstream | None = None, *, template: Any = _TEMPLATE, **state: Any) -> Api:
+    def make(
+        upstream: Upstream | None = None, *, template: Any = _TEMPLATE, check_room: Any = None, **state: Any
+    ) -> Api:
         tokenizer: Any = ByteTokenizer()
         recorder = Recorder(upstream or EchoUpstream(tokenizer))
         model = ServedModel(
             name="echo", root="file:echo", upstream=recorder, tokenizer=tokenizer, template=template,
-            max_context=64, created=7,
+            max_context=64, created=7, check_room=check_room,
         )  # fmt: skip
         health = [ServerHealth(state=HealthState.READY)]
         settings: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 from headrace.core.delta import Delta, FinishReason
 from headrace.core.errors import EngineDead, InvalidRequest, Overloaded, PromptTooLong
 from headrace.core.health import HealthState
-from headrace.core.request import SamplingParams
+from headrace.core.request import Knock, RequestId, SamplingParams
 from headrace.engine.health import HealthJudge, HealthLimits
 from headrace.testing import ByteTokenizer, next_token, token_logprob
 
@@ -431,6 +431,13 @@ def test_refusals_come_before_any_work_and_name_the_numbers(run: Make, ask: Make
                 await bench.collect(ask())
             assert refusal.value.retry_after_s >= 1.0
             assert len(bench.notebook.refused) == 6
+            knock = Knock(request_id=RequestId("early"), model="m", arrival_s=bench.clock.now())
+            with pytest.raises(Overloaded, match="the limit is 2"):
+                bench.service.check_room(knock)
+            assert len(bench.notebook.refused) == 7
+            why = await bench.service.explain(RequestId("early"))
+            assert why is not None
+            assert (why.refused, why.prompt_tokens) == ("overloaded", None)
             gate.set()
             for deltas in await asyncio.gather(first, *others):
                 assert tokens_of(deltas) == answer("water", 12)
@@ -448,6 +455,8 @@ def test_stopping_lets_live_requests_end_and_refuses_new_ones(run: Make, ask: Ma
             await asyncio.sleep(0)
             with pytest.raises(EngineDead, match="shutting down"):
                 await bench.collect(ask())
+            with pytest.raises(EngineDead, match="shutting down"):
+                bench.service.check_room(Knock(request_id=RequestId("late"), model="m"))
             valve.open()
             deltas += [delta async for delta in stream]
             assert tokens_of(deltas) == answer("water", 30)
