@@ -1,4 +1,4 @@
-"""What every HTTP call gets before routing: a request id, a caller, a line in the access log.
+"""What every HTTP call gets before routing: a request id, a caller, a trace, a line in the access log.
 
 Owns: the headers `x-request-id` (echoed or made) and `x-correlation-id` (echoed), and the removal of headers by which
 a caller tries to name its own tenant.
@@ -19,11 +19,17 @@ from headrace.api.errors import error_response
 from headrace.core.caller import Caller, Gatekeeper
 from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.protocols import Clock
-from headrace.obs import DoorMetrics
+from headrace.core.tracing import Span, Tracer, stage
+from headrace.obs import DoorMetrics, LogTag, tag_logs, untag_logs
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _OPEN = ("/health", "/health/live", "/health/ready")  # `/health/progress` names requests and needs the key
 _POLLED = ("/metrics", "/health", "/health/ready", "/health/live", "/health/progress", "/health/upstreams")
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/messages": "chat",
+    "/v1/completions": "text_completion",
+}
 _CLAIMS = {b"x-headrace-tenant", b"x-headrace-key", b"x-headrace-namespace", b"x-tenant", b"x-tenant-id"}
 _log = logging.getLogger(__name__)
 
@@ -31,11 +37,14 @@ _log = logging.getLogger(__name__)
 class Access:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, clock: Clock, gatekeeper: Gatekeeper, metrics: DoorMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, clock: Clock, gatekeeper: Gatekeeper, metrics: DoorMetrics, tracer: Tracer | None = None
+    ) -> None:
         self._app = app
         self._clock = clock
         self._gatekeeper = gatekeeper
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +55,9 @@ class Access:
         headers = Headers(scope=scope)
         request_id = _safe(headers.get("x-request-id")) or secrets.token_hex(16)
         correlation_id = _safe(headers.get("x-correlation-id"))
+        span = self._begin_span(scope, headers, request_id)
         scope.setdefault("state", {})["request_id"] = request_id
+        scope["state"]["span"] = span
         start_s = self._clock.now()
         status = 0
 
@@ -60,9 +71,11 @@ class Access:
                 message["headers"] = [*message.get("headers", ()), *extra]
             await send(message)
 
+        tag = tag_logs(LogTag(request_id, "" if span is None else span.trace_id))
         try:
             try:
-                caller = await self._identify(scope["path"], headers)
+                with stage(span, "auth"):
+                    caller = await self._identify(scope["path"], headers)
                 scope["state"]["caller"] = msgspec.structs.replace(caller, task=_task(headers))
             except HeadraceError as refusal:
                 self._metrics.on_refused(refusal)
@@ -82,6 +95,20 @@ class Access:
             }
             line = "%s %s %s %.0f ms id=%s"
             _log.log(level, line, method, path, status, elapsed_ms, request_id, extra={"fields": fields})
+            untag_logs(tag)
+            if span is not None:
+                span.note({"http.response.status_code": status})
+                span.end(error="no_response" if not status else str(status) if status >= 500 else "")
+
+    def _begin_span(self, scope: Scope, headers: Headers, request_id: str) -> Span | None:
+        """Begin the trace of a call that asks a model; None for other calls and where tracing is off."""
+        operation = None if self._tracer is None else _OPERATIONS.get(scope["path"])
+        if self._tracer is None or operation is None:
+            return None
+        method, path = scope["method"], scope["path"]
+        span = self._tracer.begin(f"{method} {path}", operation, headers)
+        span.note({"http.request.method": method, "url.path": path, "headrace.request_id": request_id})
+        return span
 
     async def _identify(self, path: str, headers: Headers) -> Caller:
         return Caller() if path in _OPEN else await self._gatekeeper.identify(path, headers)

@@ -61,7 +61,7 @@ def build_app(state: ApiState) -> ASGIApp:
         },
     )
     app.state.api = state
-    served: ASGIApp = Access(app, state.clock, state.gatekeeper, state.door)
+    served: ASGIApp = Access(app, state.clock, state.gatekeeper, state.door, state.tracer)
     if not state.cors_origins:
         return served
     return CORSMiddleware(

@@ -21,6 +21,7 @@ from headrace.core.caller import Caller
 from headrace.core.delta import Delta
 from headrace.core.errors import RequestCancelled, UnknownRequest
 from headrace.core.request import Knock, Request, RequestId
+from headrace.core.tracing import Span
 
 T = TypeVar("T")
 CallId = tuple[str, str]  # owner, request id
@@ -47,12 +48,13 @@ class _Ended(NamedTuple):
 class Call:
     """One call and the requests it has made of a model. Implements `core.protocols.Upstream` for its wire."""
 
-    def __init__(self, calls: Calls, call_id: CallId, caller: Caller) -> None:
+    def __init__(self, calls: Calls, call_id: CallId, caller: Caller, span: Span | None) -> None:
         self.call_id = call_id
         self.headers: dict[str, str] = {}  # of the reply; complete before its first delta
         self.is_cancelled = False
         self._calls = calls
         self._caller = caller
+        self._span = span
         self._model: ServedModel | RemoteModel | None = None
         self._requests: Sequence[Request | Knock] = ()
         self._task: asyncio.Task[object] | None = None
@@ -77,6 +79,8 @@ class Call:
         if self.is_cancelled or self._model is None:
             raise RequestCancelled("the request was cancelled before it began")
         own = _of_caller(request, self._caller, self._model.shares_prefixes)
+        if self._span is not None:
+            own = msgspec.structs.replace(own, span=self._span)
         return self._note_headers(self._model.upstream.generate(own))
 
     async def _note_headers(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
@@ -132,9 +136,9 @@ class Calls:
         """Count the live calls."""
         return sum(map(len, self._live.values()))
 
-    def open(self, caller: Caller, request_id: str) -> Call:
-        """Begin a call; `close` it on every way out."""
-        call = Call(self, (caller.key_id, request_id), caller)
+    def open(self, caller: Caller, request_id: str, span: Span | None = None) -> Call:
+        """Begin a call; `close` it on every way out. Its requests' stages are told to `span`."""
+        call = Call(self, (caller.key_id, request_id), caller, span)
         self._live.setdefault(call.call_id, []).append(call)
         return call
 

@@ -68,7 +68,7 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
     wish = _read_wish(http, state)
     if wish.grace_s or wish.key is not None:
         return await _recorded(http, state, body, begin, wish)
-    call = state.calls.open(http.state.caller, http.state.request_id)
+    call = state.calls.open(http.state.caller, http.state.request_id, http.state.span)
     with ExitStack() as undo:
         undo.callback(call.close)
         wire = await begin(call)
@@ -119,7 +119,7 @@ async def _recorded(
         recording = state.recordings.open(
             owner, request_id, grace_s=wish.grace_s, key=wish.key, fingerprint=fingerprint
         )
-        call = state.calls.open(http.state.caller, request_id)
+        call = state.calls.open(http.state.caller, request_id, http.state.span)
         recording.start(_events(call, begin, is_stream=bool(body.stream)), is_numbered=bool(body.stream))
     if body.stream:
         return EventStream(recording.read(after), request_id, headers=headers)

@@ -18,6 +18,7 @@ from headrace.core.caller import Gatekeeper
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock
 from headrace.core.swap import SwapReply
+from headrace.core.tracing import Tracer
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import DoorMetrics
 
@@ -33,6 +34,7 @@ class ApiState:
     gatekeeper  finds out who calls
     door      counts who was turned away there
     wall_s    Unix seconds, for `created` fields only
+    tracer    begins the traces of requests; None: they are not traced
     cors_origins  web origins whose pages may call
     swap      loads other weights for a name; None where no weights are served
     upstreams how the remote upstreams are doing
@@ -51,5 +53,6 @@ class ApiState:
     calls: Calls = field(default_factory=Calls)
     recordings: Recordings = field(default_factory=Recordings)
     cors_origins: Sequence[str] = ()
+    tracer: Tracer | None = None
     swap: Callable[[str, str, float | None], Awaitable[SwapReply]] | None = None
     upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple

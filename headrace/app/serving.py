@@ -42,6 +42,7 @@ from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_mode
 from headrace.app.remote import RemoteSide
 from headrace.app.status import ServerStatus
 from headrace.app.swapping import Swapper
+from headrace.app.telemetry import open_tracer
 from headrace.app.warming import read_warm_file, warm_model
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
 from headrace.core.clock import MonotonicClock
@@ -114,6 +115,7 @@ class _Server:
         if settings.gateway.usd_per_hour is not None:
             self._metrics.set_rate(machine_rate(settings.gateway.usd_per_hour).nano_per_hour)
         self._engines: list[LoadedModel] = []
+        self._tracer = open_tracer(settings.telemetry, self._clock)
         self._watchdog = Watchdog(
             _limits(settings.health), self._clock, on_stall=self._metrics.count_stall, on_dead=self._hear_dead
         )
@@ -138,6 +140,14 @@ class _Server:
         self._signal: signal.Signals | None = None
 
     async def run(self) -> int:
+        """Serve, and send the last traces."""
+        try:
+            return await self._run()
+        finally:
+            if self._tracer is not None:
+                await in_thread(self._tracer.close)
+
+    async def _run(self) -> int:
         """Open the accounts, serve, close them."""
         if self._gateway is None:
             return await self._serve()
@@ -316,6 +326,7 @@ class _Server:
             admin=() if self._gateway is None else self._gateway.admin_routes(headrace.__version__),
             recordings=self._recordings,
             upstreams=self._remote.status,
+            tracer=self._tracer,
             swap=self._swapper.swap,
             cors_origins=self._settings.server.cors_origins,
         )

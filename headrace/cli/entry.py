@@ -49,7 +49,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve models over the OpenAI API")
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)
-    sections = ("server", "health", "stream", "resume", "engine", "scheduling", "failover", "gateway", "slo")
+    sections = (
+        "server",
+        "health",
+        "stream",
+        "resume",
+        "engine",
+        "scheduling",
+        "failover",
+        "gateway",
+        "slo",
+        "telemetry",
+    )
     _add_settings(serve, (None, *sections))
 
     warm = commands.add_parser("warm", help="have a running server compute prompts and keep them")

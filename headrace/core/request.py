@@ -12,6 +12,7 @@ from typing import NewType
 import msgspec
 
 from headrace.core.conversation import Conversation, Given
+from headrace.core.tracing import Span
 
 RequestId = NewType("RequestId", str)
 PRIORITIES = range(-100, 101)
@@ -114,6 +115,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s     seconds from arrival within which the first token must come; else it ends as EXPIRED
     source, given  what was said, for remote upstreams: a conversation, or a text to continue (None: `prompt`), and the
                    values that the caller gave. A request for a model that is served here needs neither
+    span           the span that the request's stages are told to; None where it is not traced
     """
 
     request_id: RequestId
@@ -138,3 +140,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     wants_stream: bool = False
     source: Conversation | str | None = None
     given: Given | None = None
+    span: Span | None = None

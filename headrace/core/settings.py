@@ -22,6 +22,7 @@ import msgspec
 from headrace.core.errors import ConfigError
 from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.slo_settings import SloSettings
+from headrace.core.telemetry_settings import TelemetrySettings
 from headrace.core.toml_lines import line_of
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 
@@ -219,6 +220,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gateway    whom to serve at all
     failover   when remote upstreams fail
     slo        what counts as a good answer
+    telemetry  where traces go
     upstreams  remote servers by name
     models     names or sources of the models to serve from here, the default one first; none where upstreams are set
     cache_dir  directory that holds pulled models
@@ -235,6 +237,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     upstreams: dict[str, UpstreamSettings] = {}
     gateway: GatewaySettings = GatewaySettings()
     slo: SloSettings = SloSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     models: tuple[str, ...] = ("smollm2-135m",)
     cache_dir: str = "~/.cache/headrace"
     database: str | None = None

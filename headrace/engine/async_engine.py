@@ -31,6 +31,7 @@ from headrace.engine.explaining import Memory, explain_choice, in_inbox
 from headrace.engine.health import EngineFacts
 from headrace.engine.meter import StepMeter
 from headrace.engine.spelling import Spelling
+from headrace.engine.stages import tell_stages
 from headrace.engine.streams import RequestStream
 from headrace.sched import Urgency, sequences_of
 from headrace.text import Tokenizer
@@ -311,6 +312,8 @@ class AsyncEngine:
             self._engine.abort(live_ids)
             stream.abandon(self._clock.now())
         stats = stream.stats()
+        if stream.request.span is not None:
+            tell_stages(stream.request.span, stream.request, stats)
         self._memory.note_ended(stream.request, stats, map(SeqId, stream.seq_ids), self._namer(stream.request))
         if self._observer is not None:
             self._observer.on_finished(stats)

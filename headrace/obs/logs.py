@@ -4,18 +4,30 @@
     {"time":"2026-05-01T12:03:11.482Z","level":"info","logger":"api.access","message":"POST …","request_id":"4f…",…}
 
 Owns the process's log configuration; called once by `app.serving`. Bodies, prompts, answers and keys are never logged.
+Lines that are written while a request is served carry its id, and its trace's: tasks inherit the tag, other threads and
+long-lived tasks have none.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TextIO
+from contextvars import ContextVar, Token
+from typing import NamedTuple, TextIO
 
 import msgspec
 
 from headrace.core.settings import LogFormat
 
+
+class LogTag(NamedTuple):
+    """What lines are tagged with. An empty `trace_id`: the request is not traced."""
+
+    request_id: str
+    trace_id: str = ""
+
+
+_tag: ContextVar[LogTag | None] = ContextVar("headrace_log_tag", default=None)
 _QUIET = ("asyncio", "httpx", "httpcore", "uvicorn.access")
 
 
@@ -28,6 +40,9 @@ class LineFormatter(logging.Formatter):
         name = record.name.removeprefix("headrace.")
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
         line = f"{clock}.{int(record.msecs):03d} {record.levelname:<7} {name}  {message}"
+        if (tag := _tag.get()) is not None:
+            line += "" if tag.request_id in message else f" id={tag.request_id}"
+            line += f" trace={tag.trace_id}" if tag.trace_id else ""
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -45,10 +60,24 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name.removeprefix("headrace."),
             "message": record.getMessage(),
         }
+        if (tag := _tag.get()) is not None:
+            fields["request_id"] = tag.request_id
+            if tag.trace_id:
+                fields["trace_id"] = tag.trace_id
         fields |= vars(record).get("fields", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(fields).decode()
+
+
+def tag_logs(tag: LogTag | None) -> Token[LogTag | None]:
+    """Tag the lines of this task and of those that it begins; None: no longer."""
+    return _tag.set(tag)
+
+
+def untag_logs(token: Token[LogTag | None]) -> None:
+    """Go back to the tag before `tag_logs`."""
+    _tag.reset(token)
 
 
 def configure_logging(level: str, stream: TextIO | None = None, *, log_format: LogFormat = "text") -> None:

@@ -35,6 +35,7 @@ from headrace.gateway.admission.upkeep import database_ahead_ns, find_expired, f
 from headrace.gateway.budgets.price import TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.store import Database, Deadlock
+from headrace.obs import tag_logs
 
 MAX_BATCH = 256
 MAX_LATE = 100_000
@@ -247,6 +248,7 @@ class Authority:
             self._worker = asyncio.ensure_future(self._work())
 
     async def _work(self) -> None:
+        tag_logs(None)  # begun by one request, works for all
         is_due = True
         while self._queue and (is_due or self._num_asking):
             is_due = len(self._queue) > MAX_BATCH

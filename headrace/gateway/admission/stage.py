@@ -19,8 +19,10 @@ import msgspec
 from headrace.core.clock import MonotonicClock
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import BudgetExceeded, StoreUnavailable
+from headrace.core.genai import charged
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId
+from headrace.core.tracing import stage
 from headrace.econ.money import show_usd
 from headrace.gateway.admission.asks import Ask
 from headrace.gateway.admission.authority import Authority, Grant
@@ -78,7 +80,8 @@ class Admission:
     async def __call__(self, request: Request, following: Next, /) -> AsyncIterator[Delta]:
         """Stream the answer if limits and budgets allow it. Raises what `Authority.reserve` raises."""
         watch = Stopwatch(self._clock, request.arrival_s)
-        grant = await self._authority.reserve(self._ask(request))
+        with stage(request.span, "admission"):
+            grant = await self._authority.reserve(self._ask(request))
         watch.grant()
         meter = _Meter(grant)
         try:
@@ -98,7 +101,11 @@ class Admission:
             meter.outcome = meter.outcome or ("error" if isinstance(err, Exception) else "abort")
             raise
         finally:
-            self._authority.settle(grant, self._settlement(request, grant, meter, watch))
+            with stage(request.span, "settle"):
+                settlement = self._settlement(request, grant, meter, watch)
+                self._authority.settle(grant, settlement)
+            if request.span is not None and settlement.cost_nano is not None:
+                request.span.note(charged(settlement.cost_nano))
 
     def _ask(self, request: Request) -> Ask:
         now_ns = self._authority.now_ns()

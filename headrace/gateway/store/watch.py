@@ -17,6 +17,7 @@ from typing import Protocol
 from headrace.core.errors import StoreUnavailable
 from headrace.core.protocols import Clock
 from headrace.gateway.store.database import Database, Transaction
+from headrace.obs import tag_logs
 
 FRESH_S = 1.0
 STALE_S = 5.0
@@ -70,6 +71,7 @@ class Watch:
             await asyncio.gather(self._look, return_exceptions=True)
 
     async def _try(self) -> None:
+        tag_logs(None)  # begun by one request, looks for all
         try:
             await self.look()
         except StoreUnavailable as err:

@@ -63,6 +63,8 @@ class AnthropicAdapter:
         headers = request_headers(self._settings, self._profile, secret, request.request_id)
         if request.given is not None and request.given.wire == "anthropic":
             headers.update(request.given.headers)
+        if request.span is not None:
+            headers.update(request.span.headers())
         return headers
 
 

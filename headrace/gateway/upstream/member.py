@@ -9,11 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
 
 from headrace.core.delta import Delta
 from headrace.core.errors import CredentialsExhausted, Overloaded, UpstreamUnavailable
+from headrace.core.genai import answered, asked
 from headrace.core.protocols import Clock
 from headrace.core.request import Request
+from headrace.core.tracing import Span
 from headrace.core.upstream_settings import UpstreamSettings
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.gateway.upstream.breaker import Breaker, Grant
@@ -102,6 +107,9 @@ class Member:
         grant = self._breaker.try_acquire() if key is not None and self._has_room else None
         if key is None or grant is None:
             raise self.obstacle
+        span = None if request.span is None else self._begin_span(request, request.span)
+        if span is not None:
+            request = msgspec.structs.replace(request, span=span)
         self.in_flight += 1
         start_s = self._clock.now()
         is_first = True
@@ -113,6 +121,8 @@ class Member:
                     is_first = False
                     self._note_first(self._clock.now() - start_s)
                     self._keys.mark_good(key)
+                if span is not None:
+                    _note(span, request, delta)
                 yield delta
             outcome = "ok"
             grant.answer(False)
@@ -124,7 +134,15 @@ class Member:
             self.in_flight -= 1
             self._outcomes[outcome] += 1
             grant.answer(None if is_first else False)
+            if span is not None:
+                span.end(error="" if outcome in ("ok", "aborted") else outcome)
             await deltas.aclose()
+
+    def _begin_span(self, request: Request, span: Span) -> Span:
+        attempt = span.begin("attempt", model=request.model, calls_out=True)
+        attempt.note(asked(request, self._settings.profile))
+        attempt.note({"headrace.upstream": self.name, "server.address": urlsplit(self._settings.url).hostname or ""})
+        return attempt
 
     async def count(self, request: Request) -> int:
         """Count a prompt's tokens there. Raises Failure; says nothing about the breaker."""
@@ -192,3 +210,9 @@ class Member:
                 grant.answer(False)  # it answered, and sensibly
             case Kind.BUSY:
                 grant.answer(None)
+
+
+def _note(span: Span, request: Request, delta: Delta) -> None:
+    """Tell a trace what a delta says about the whole answer."""
+    if delta.usage is not None:
+        span.note(answered(request, delta.usage, () if delta.finish is None else (delta.finish,)))

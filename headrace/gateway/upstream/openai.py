@@ -54,6 +54,8 @@ class OpenAIAdapter:
         path = "/chat/completions" if isinstance(request.source, Conversation) else "/completions"
         first_byte_s = self._limits.first_byte_s if wants_stream else self._limits.total_s
         headers = request_headers(self._settings, self._profile, secret, request.request_id)
+        if request.span is not None:
+            headers.update(request.span.headers())
         reply = await self._transport.post(self._name, self._base + path, headers, body, self._limits, first_byte_s)
         reader = OpenAIEvents(self._name, request.n)
         async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -9,7 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from headrace.obs import configure_logging
+from headrace.gateway.admission import Authority
+from headrace.gateway.admission.asks import Ask
+from headrace.gateway.admission.authority import aborted
+from headrace.gateway.store import open_database
+from headrace.obs import LogTag, configure_logging, tag_logs, untag_logs
+from headrace.testing import VirtualClock
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +51,52 @@ def test_json_lines_are_objects_with_the_fields_of_the_event() -> None:
     assert (first["status"], first["request_id"]) == (200, "r1")
     assert first["time"].endswith("Z")
     assert "OSError: no\ndevice" in second["traceback"]
+
+
+def test_lines_of_a_request_and_of_the_tasks_it_begins_carry_its_ids() -> None:
+    texts, objects = io.StringIO(), io.StringIO()
+    log = logging.getLogger("headrace.gateway.upstream.member")
+
+    async def attempt() -> None:
+        log.warning("upstream 'u' broke off")
+
+    async def request() -> None:
+        token = tag_logs(LogTag("r1", "0af7"))
+        await asyncio.create_task(attempt())
+        log.info("client gone, request r1 aborted")
+        untag_logs(token)
+        log.info("after it")
+
+    for stream, log_format in ((texts, "text"), (objects, "json")):
+        configure_logging("info", stream, log_format=log_format)  # type: ignore[arg-type]
+        asyncio.run(request())
+    first, second, third = texts.getvalue().splitlines()
+    assert first.endswith("upstream 'u' broke off id=r1 trace=0af7")
+    assert second.endswith("request r1 aborted trace=0af7")
+    assert third.endswith("after it")
+    tagged = [json.loads(line) for line in objects.getvalue().splitlines()]
+    assert [(line.get("request_id"), line.get("trace_id")) for line in tagged] == [("r1", "0af7")] * 2 + [(None, None)]
+
+
+def test_lines_of_what_works_for_all_requests_are_nobodys() -> None:
+    stream = io.StringIO()
+    configure_logging("info", stream)
+
+    async def scene() -> None:
+        database = open_database("sqlite:///no/such/directory/accounts.db")
+        authority = Authority(database, VirtualClock(), lease_s=30.0)
+        tag_logs(LogTag("r1"))
+        ask = Ask(
+            id="a", request_id="r1", tenant="", key_id="", model="m", task="", limits=(), budgets=(), price=None,
+            num_input=1, num_output=1, least_output=1,
+        )  # fmt: skip
+        grant = await authority.reserve(ask)
+        authority.settle(grant, aborted(grant, 0))
+        while not stream.getvalue():
+            await asyncio.sleep(0)
+        await database.close()  # the end of the loop cancels what tries again
+
+    asyncio.run(scene())
+    lines = stream.getvalue().splitlines()
+    assert "settlements wait for the database" in lines[0]
+    assert "id=r1" not in lines[0]
