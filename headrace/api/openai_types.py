@@ -53,6 +53,8 @@ class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     service_tier: Literal["auto", "default", "flex"] | None = None
     deadline_ms: int | None = None
+    attention_window: int | None = None
+    attention_sinks: int | None = None
     # labels
     user: object = None
     metadata: object = None

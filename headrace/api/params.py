@@ -13,7 +13,7 @@ from headrace.api.alternatives import alternatives
 from headrace.api.openai_types import GenerationBody
 from headrace.api.served import ServedModel
 from headrace.core.errors import InvalidRequest, PromptTooLong
-from headrace.core.request import PRIORITIES, Knock, Request, RequestId, SamplingParams, StopRules
+from headrace.core.request import PRIORITIES, Knock, Request, RequestId, SamplingParams, StopRules, WantedReach
 from headrace.sampling import validate
 
 MAX_LOGPROBS = 20
@@ -88,6 +88,7 @@ def build_request(
         best_of=best_of,
         beam=beam,
         prompt_logprobs=optional_bounded("prompt_logprobs", wanted.prompt_logprobs, 0, MAX_LOGPROBS),
+        reach=_wanted_reach(body),
         skip_special_tokens=True if body.skip_special_tokens is None else body.skip_special_tokens,
         arrival_s=arrival_s,
         priority=priority,
@@ -139,6 +140,13 @@ def stop_rules(body: GenerationBody, max_tokens: int, model: ServedModel) -> Sto
         stop_strings=tuple(string for string in strings if string),
         include_stop_text=bool(body.include_stop_str_in_output),
     )
+
+
+def _wanted_reach(body: GenerationBody) -> WantedReach | None:
+    """Return what the caller asked for; whether the server has it is the engine's to say."""
+    if body.attention_window is None and body.attention_sinks is None:
+        return None
+    return WantedReach(window=body.attention_window, num_sinks=body.attention_sinks)
 
 
 def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:

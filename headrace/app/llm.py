@@ -42,7 +42,8 @@ _MAX_TOGETHER = 256  # prompts of one call inside the engine; the others wait he
 class Options(TypedDict, total=False):
     """Sampling and length, as on the wire. What is left out comes from the model, then from OpenAI's defaults.
 
-    max_tokens is the rest of the context when left out.
+    max_tokens is the rest of the context when left out. attention_window and attention_sinks narrow what tokens attend
+    to: the last and the first so many.
     """
 
     max_tokens: int
@@ -61,6 +62,8 @@ class Options(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     skip_special_tokens: bool
+    attention_window: int
+    attention_sinks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,13 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return max((start - self.window + 1) // block_size - -(-self.num_sinks // block_size), 0)
 
 
+class WantedReach(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a request asks of a reach, None what it leaves to the server; see `sched.reaches`."""
+
+    window: int | None = None
+    num_sinks: int | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn. Ranges are checked by `sampling.params.validate`.
 
@@ -127,6 +134,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     best_of: int | None = None  # answers to draw, of which the `n` of the best mean log probability are given
     beam: BeamParams | None = None
     prompt_logprobs: int | None = None  # score the prompt too (OpenAI `echo` + `logprobs`)
+    reach: WantedReach | None = None  # None: what the server has its tokens attend to
     skip_special_tokens: bool = True
     arrival_s: float = 0.0  # Clock.now() at the edge
     namespace: str = ""

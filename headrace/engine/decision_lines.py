@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from headrace.core.request import SeqId
+from headrace.core.request import SeqId, WantedReach
 from headrace.core.step import Step
 from headrace.kv.tiers import TierShape
 from headrace.sched import SchedulerLimits, SequenceEvent
@@ -57,6 +57,7 @@ class SubmitLine(_Line, frozen=True, tag="submit"):
     """A sequence. `blocks` are the digests of the prompt's full blocks, `namespace` is one, too.
 
     search  of the first beam of a search; the others come as `beam` lines
+    reach   window and sinks, as far as the request asked for its own
     """
 
     now: float
@@ -72,6 +73,7 @@ class SubmitLine(_Line, frozen=True, tag="submit"):
     deadline_s: float | None
     pin_s: float
     search: SearchShape | None
+    reach: WantedReach | None
 
 
 class BeamLine(_Line, frozen=True, tag="beam"):

@@ -77,6 +77,7 @@ class Engine:
     def submit(self, sequences: list[Sequence]) -> None:
         """Hand in the sequences of one request, all or none. Raises EngineDead or what the scheduler's checks raise."""
         now = self._clock.now()
+        self._scheduler.check_reach(sequences[0])
         if sequences[0].beams is not None:
             self._scheduler.check_search(sequences[0])
         if sequences[0].pin_s:

@@ -103,6 +103,7 @@ class LineMaker:
             sequence.deadline_s,
             sequence.pin_s,
             search,
+            sequence.wanted_reach,
         )
 
     def _result(self, record: Committed) -> ResultLine:

@@ -34,6 +34,7 @@ def sequences_of(request: Request, first_id: int) -> list[Sequence]:
             prompt_logprobs=request.prompt_logprobs if index == 0 else None,
             namespace=request.namespace or request.tenant,
             pin_s=request.pin_s if index == 0 else 0.0,
+            reach=request.reach,
             urgency=urgency,
         )
         for index in range(request.n if beam is None else beam.width)

@@ -245,6 +245,10 @@ class Scheduler:
                 param="max_tokens",
             )
 
+    def check_reach(self, sequence: Sequence) -> None:
+        """Raise InvalidRequest if a sequence may not attend to what it asks for. Any thread."""
+        self._reaches.check(sequence)
+
     def check_pin(self, prompt_len: int) -> None:
         """Raise InvalidRequest if so long a prompt can never be pinned. Any thread."""
         if self._prefixes is None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core.delta import FinishReason
-from headrace.core.request import Reach, SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.core.step import Sample, ScoredPosition
 from headrace.kv import Node, pack_tokens
 from headrace.sched.fairness import Account
@@ -124,6 +124,7 @@ class Sequence:
         "table",
         "tenant",
         "tokens",
+        "wanted_reach",
     )
 
     def __init__(
@@ -137,6 +138,7 @@ class Sequence:
         prompt_logprobs: int | None = None,
         namespace: str = "",
         pin_s: float = 0.0,
+        reach: WantedReach | None = None,
         urgency: Urgency = _ORDINARY,
     ) -> None:
         self.seq_id = seq_id
@@ -171,7 +173,8 @@ class Sequence:
         self.table: tuple[int, ...] = ()  # `blocks`, as rows carry it
         self.capacity = 0  # tokens that `blocks` hold, evicted ones counted as if they did
 
-        # What its tokens attend to, written at submit; see `sched.reaches`.
+        # What its tokens attend to: as asked for, and as written at submit; see `sched.reaches`.
+        self.wanted_reach = reach
         self.reach: Reach | None = None
         self.num_seen = sys.maxsize  # tokens that one attends to at most
         self.num_shareable = sys.maxsize  # tokens whose KV the prefix cache may give or take

@@ -186,6 +186,7 @@ class _Replay:
             prompt_logprobs=line.num_score_top if line.seq_id == seq_id else None,
             namespace=line.namespace,
             pin_s=line.pin_s if line.seq_id == seq_id else 0.0,
+            reach=line.reach,
             urgency=Urgency(
                 tenant=line.tenant,
                 priority=line.priority,

@@ -49,6 +49,26 @@ def test_sixteen_streams_at_once_say_what_they_say_alone(tiny: Any) -> None:
     assert asyncio.run(all_at_once()) == alone
 
 
+def test_windows_that_requests_ask_for_stay_theirs_and_impossible_ones_are_refused(tiny: Any) -> None:
+    client = tiny.openai()
+    options: Any = {"model": "tiny", "prompt": "water runs to the wheel " * 3, "max_tokens": 20, "seed": 5}
+    plain = client.completions.create(**options).choices[0].text
+    window = {"attention_window": 9, "attention_sinks": 2}
+    windowed = client.completions.create(**options, extra_body=window).choices[0].text
+    assert windowed != plain
+    assert client.completions.create(**options).choices[0].text == plain
+    assert client.completions.create(**options, extra_body=window).choices[0].text == windowed
+    for wrong, field, said in [
+        ({"attention_window": 0}, "attention_window", "attention_window is 0; it must be from 1 to "),
+        ({"attention_window": 10**6}, "attention_window", "attention_window is 1,000,000; it must be from 1 to "),
+        ({"attention_sinks": 4}, "attention_sinks", "give attention_window too"),
+        ({**window, "use_beam_search": True, "best_of": 2}, "attention_window", "leave attention_window"),
+    ]:
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(**options, extra_body=wrong)
+        assert (refused.value.param, said in refused.value.message) == (field, True), refused.value.message
+
+
 def test_a_disconnect_frees_the_blocks(tiny: Any) -> None:
     stream = tiny.openai().completions.create(
         model="tiny", prompt="go on", max_tokens=500, stream=True, extra_body={"ignore_eos": True}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import SamplingParams, SeqId, WantedReach
 from headrace.core.settings import KvDtype, PrefixPolicy, Quantization, SchedulingSettings
 from headrace.executor.native import NativeExecutor
 from headrace.kv import BlockPool
@@ -85,7 +85,27 @@ def test_tokens_do_not_depend_on_how_they_were_scheduled(
             assert (served.num_preemptions > 0) == name.startswith("preempted"), name
 
 
-def serve(path: Path, plan: Plan, numbers: Numbers) -> Served:
+MIXED = (WantedReach(window=40), None, WantedReach(window=17, num_sinks=20), WantedReach(window=60, num_sinks=0), None)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("family", "numbers"), [("llama", Numbers()), ("llama", Numbers("int8", "int8")), ("gemma3", Numbers())]
+)
+def test_tokens_of_rows_with_windows_of_their_own_do_not_depend_on_the_others(
+    family: Family, numbers: Numbers, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    alone = serve(path, ALONE, numbers, MIXED)
+    for name, plan in PLANS.items():
+        served = serve(path, plan, numbers, MIXED)
+        assert served.cold == served.warm == alone.cold, name
+        assert (served.num_hits > 0) == plan.has_cache, name
+    full = serve(path, ALONE, numbers).cold
+    assert [full[i] == alone.cold[i] for i in range(5)] == [reach is None or i > 3 for i, reach in enumerate(MIXED)]
+
+
+def serve(path: Path, plan: Plan, numbers: Numbers, reaches: tuple[WantedReach | None, ...] = (None,) * 5) -> Served:
     """Serve all prompts twice, the second time with whatever the first has left in the cache."""
     with open_checkpoint(path) as checkpoint:
         executor = NativeExecutor(
@@ -112,7 +132,8 @@ def serve(path: Path, plan: Plan, numbers: Numbers) -> Served:
     for turn in range(2):
         for number, prompt in enumerate(PROMPTS):
             sampling = SamplingParams(temperature=0.8, seed=number)
-            scheduler.submit(Sequence(SeqId(turn * 10 + number), prompt, sampling, max_tokens=LENGTH))
+            seq_id = SeqId(turn * 10 + number)
+            scheduler.submit(Sequence(seq_id, prompt, sampling, max_tokens=LENGTH, reach=reaches[number]))
         while scheduler.has_work:
             step = scheduler.schedule(0.0)
             assert step is not None

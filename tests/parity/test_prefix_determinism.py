@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.core.request import Reach, SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
 from headrace.testing.checkpoints import Family, write_checkpoint
@@ -51,8 +51,34 @@ def test_answers_with_sinks_and_a_window_do_not_depend_on_cache_batch_chunks_or_
     assert answers["alone"][0] != serve(path, *PLANS["alone"])[0]
 
 
+MIXED = [WantedReach(window=9), None, WantedReach(window=4, num_sinks=6), WantedReach(window=21, num_sinks=0), None]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_answers_of_sequences_with_windows_of_their_own_are_theirs_whoever_runs_beside_them(
+    family: Family, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / family, family)
+    answers = {name: serve(path, *plan, wanted=MIXED) for name, plan in PLANS.items()}
+    for name, (cold, warm, num_hits, _) in answers.items():
+        assert cold == answers["alone"][0], name
+        assert warm == answers["alone"][0], name
+        assert (num_hits > 0) == PLANS[name][3], name
+    full, windowed = serve(path, *PLANS["alone"])[0], answers["alone"][0]
+    for number, reach in enumerate(MIXED):
+        assert (full[number] == windowed[number]) == (reach is None), "a window was given to another, or to nobody"
+    by_server = serve(path, *PLANS["alone"], reach=Reach(window=9, num_sinks=4))[0]
+    assert by_server[0] == windowed[0], "the server's window and a request's are the same thing"
+
+
 def serve(
-    path: Path, num_blocks: int, num_rows: int, num_tokens: int, cache: bool, reach: Reach | None = None
+    path: Path,
+    num_blocks: int,
+    num_rows: int,
+    num_tokens: int,
+    cache: bool,
+    reach: Reach | None = None,
+    wanted: list[WantedReach | None] | None = None,
 ) -> tuple:
     """Return the answers of a first and a second round, the tokens hit and the preemptions."""
     executor = opened(path, num_blocks=num_blocks, block_size=BLOCK)
@@ -69,7 +95,8 @@ def serve(
     for turn in range(2):
         for number, prompt in enumerate(PROMPTS):
             sampling = SamplingParams(temperature=0.8, seed=number)
-            scheduler.submit(Sequence(SeqId(turn * 10 + number), prompt, sampling, max_tokens=12))
+            own = None if wanted is None else wanted[number]
+            scheduler.submit(Sequence(SeqId(turn * 10 + number), prompt, sampling, max_tokens=12, reach=own))
         while scheduler.has_work:
             step = scheduler.schedule(0.0)
             assert step is not None

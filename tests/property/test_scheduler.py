@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.core.delta import FinishReason
-from headrace.core.request import Reach, SamplingParams, SeqId
+from headrace.core.errors import InvalidRequest
+from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.core.settings import SchedulingSettings
 from headrace.core.step import Step
 from headrace.kv import BlockPool
@@ -33,6 +34,7 @@ class Shape(NamedTuple):
     namespace: str = ""
     urgency: Urgency = Urgency()
     pin_s: float = 0.0
+    reach: WantedReach | None = None
 
     def make(self, seq_id: int, now: float = 0.0) -> Sequence:
         sampling = SamplingParams(seed=self.seed, min_tokens=self.min_tokens)
@@ -45,6 +47,7 @@ class Shape(NamedTuple):
             prompt_logprobs=self.prompt_logprobs,
             namespace=self.namespace,
             pin_s=self.pin_s,
+            reach=self.reach,
             urgency=msgspec.structs.replace(
                 self.urgency, deadline_s=None if self.urgency.deadline_s is None else now + self.urgency.deadline_s
             ),
@@ -83,14 +86,24 @@ class World:
         self.events: dict[int, list[SequenceEvent]] = {}
         self.in_background: set[int] = set()
         self.reaches: dict[int, Reach | None] = {}
+        self.contexts: dict[int, int] = {}
 
     def submit(self, sequence: Sequence) -> None:
         self.events[sequence.seq_id] = []
         if sequence.is_background:
             self.in_background.add(sequence.seq_id)
+        try:
+            self.scheduler.check_reach(sequence)
+        except InvalidRequest:
+            sequence.wanted_reach = None
         self.scheduler.submit(sequence, self.clock.now())
         self.reaches[sequence.seq_id] = sequence.reach
+        self.contexts[sequence.seq_id] = sequence.max_len
         self.scheduler.check()
+
+    def alone(self, seq_id: int, shape: Shape) -> tuple[list[int], FinishReason]:
+        """What a submitted sequence has to answer."""
+        return shape.answer_alone(self.contexts[seq_id], self.reaches[seq_id])
 
     def abort(self, seq_id: int) -> None:
         event = self.scheduler.abort(SeqId(seq_id))
@@ -160,6 +173,7 @@ def shapes(draw: st.DrawFn, longest: int) -> Shape:
         draw(st.sampled_from(["", "", "other"])),
         draw(urgencies()),
         draw(st.sampled_from([0.0, 0.0, 0.0, 0.05, 100.0])),
+        draw(st.none() | st.builds(WantedReach, window=st.integers(1, 12), num_sinks=st.none() | st.integers(0, 5))),
     )
 
 
@@ -209,7 +223,7 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
 @settings(max_examples=300, deadline=None)
 @given(stories())
 def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> None:
-    world, coming, acts, context = story
+    world, coming, acts, _ = story
     arrived, aborted = 0, set()
     for act, number in acts:
         if act == "arrive" and arrived < len(coming):
@@ -252,7 +266,7 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
         events = world.events[seq_id]
         output = [event.sample.token_id for event in events if event.sample is not None]
         reach = world.reaches[seq_id]
-        expected, finish = shape.answer_alone(context, reach)
+        expected, finish = world.alone(seq_id, shape)
         last = events[-1]
         assert [event.finish is not None for event in events] == [False] * (len(events) - 1) + [True]
         if last.finish is FinishReason.ABORT:

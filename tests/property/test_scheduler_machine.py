@@ -119,7 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         events = self.world.events[seq_id]
         assert [event.finish is not None for event in events] == [False] * (len(events) - 1) + [True]
         output = [event.sample.token_id for event in events if event.sample is not None]
-        expected, finish = shape.answer_alone(self.context)
+        expected, finish = self.world.alone(seq_id, shape)
         assert output == expected[: len(output)]
         last = events[-1].finish
         if last in (FinishReason.STOP, FinishReason.LENGTH):

@@ -191,7 +191,7 @@ def test_whatever_places_do_each_sequence_has_the_answer_it_has_alone(
 def check_answer(world: World, shape: Shape, seq_id: int, aborted: set[int], context: int) -> None:
     events = world.events[seq_id]
     output = [event.sample.token_id for event in events if event.sample is not None]
-    expected, finish = shape.answer_alone(context)
+    expected, finish = world.alone(seq_id, shape)
     assert [event.finish is not None for event in events] == [False] * (len(events) - 1) + [True]
     last = events[-1].finish
     if last is FinishReason.EXPIRED:

@@ -11,6 +11,7 @@ import pytest
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, TokenLogprob, Usage
 from headrace.core.errors import DeadlineUnreachable, Overloaded
+from headrace.core.request import WantedReach
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -301,9 +302,20 @@ def test_class_and_deadline_reach_the_engine(api: Any) -> None:
     assert (ordinary.priority, ordinary.is_background, ordinary.deadline_s) == (0, False, None)
 
 
+def test_a_window_and_sinks_reach_the_engine_and_null_asks_for_none(api: Any) -> None:
+    assert api.chat(attention_window=20, attention_sinks=2).status_code == 200
+    assert api.post("/v1/completions", prompt="hi", attention_window=9).status_code == 200
+    assert api.chat(attention_window=None, attention_sinks=None).status_code == 200
+    both, window, none = (request.reach for request in api.upstream.requests)
+    assert both == WantedReach(window=20, num_sinks=2)
+    assert window == WantedReach(window=9)
+    assert none is None
+
+
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
+        ("attention_window", "wide", "attention_window"),
         ("priority", 101, "priority is 101; it must be between -100 and 100"),
         ("deadline_ms", 0, "deadline_ms is 0; it must be between 1 and 3600000"),
         ("service_tier", "first class", "service_tier"),

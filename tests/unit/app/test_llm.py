@@ -66,6 +66,21 @@ def test_bad_input_raises_and_the_next_call_works(llm: LLM) -> None:
     assert llm.chat(QUESTION, max_tokens=1).completion_tokens == 1
 
 
+def test_a_window_that_one_prompt_asks_for_is_that_of_an_engine_that_has_it(llm: LLM, settings: Settings) -> None:
+    text = "A headrace carries water from a stream to the wheel of a mill."
+    plain = llm.generate(text, seed=1, max_tokens=40, ignore_eos=True)[0].text
+    windowed = llm.generate(text, seed=1, max_tokens=40, ignore_eos=True, attention_window=12, attention_sinks=2)[
+        0
+    ].text
+    assert windowed != plain
+    engine = msgspec.structs.replace(settings.engine, attention_window=12, attention_sinks=2)
+    with LLM(settings=msgspec.structs.replace(settings, engine=engine)) as narrow:
+        assert narrow.generate(text, seed=1, max_tokens=40, ignore_eos=True)[0].text == windowed
+        with pytest.raises(InvalidRequest, match=r"attention_window is 13; it must be from 1 to 12, engine"):
+            narrow.generate(text, attention_window=13)
+    assert llm.generate(text, seed=1, max_tokens=40, ignore_eos=True)[0].text == plain
+
+
 def test_what_it_is_can_be_asked(llm: LLM) -> None:
     assert llm.name == "tiny"
     assert llm.has_chat_template

@@ -4,7 +4,7 @@ from headrace.engine.recording import RecordingScheduler
 from headrace.sched import Scheduler
 
 # They change nothing that a later decision depends on.
-QUESTIONS = {"check", "check_pin", "check_search", "live", "step_costs", "situation"}
+QUESTIONS = {"check", "check_pin", "check_reach", "check_search", "live", "step_costs", "situation"}
 # Saves the cache at the very end, after `abort_all`, below the pool only.
 AFTERWARDS = {"save_all"}
 

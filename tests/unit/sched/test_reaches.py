@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from headrace.core.request import Reach, SamplingParams, SeqId
+from headrace.core.errors import InvalidRequest
+from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.core.settings import SchedulingSettings
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
@@ -102,3 +103,59 @@ def test_a_preempted_sequence_with_a_reach_computes_its_past_again_in_bounded_me
         while (step := alone.schedule(0.0)) is not None:
             alone.commit(step, model.launch(step).result(), 0.0)
         assert same.tokens == one.tokens
+
+
+def asking(window: int | None = None, num_sinks: int | None = None) -> Sequence:
+    wanted = WantedReach(window=window, num_sinks=num_sinks)
+    return Sequence(SeqId(0), [1] * 30, SamplingParams(), max_tokens=200, reach=wanted)
+
+
+@pytest.mark.parametrize(
+    ("server", "window", "num_sinks", "expected"),
+    [
+        (None, 20, None, Reach(window=20, num_sinks=4)),
+        (None, 20, 0, Reach(window=20)),
+        (REACH, 5, None, Reach(window=5, num_sinks=3)),
+        (REACH, None, 1, Reach(window=10, num_sinks=1)),
+        (REACH, 5, 8, Reach(window=5, num_sinks=8)),
+    ],
+)
+def test_a_request_fills_in_from_the_server_what_it_leaves_out(
+    server: Reach | None, window: int | None, num_sinks: int | None, expected: Reach
+) -> None:
+    reaches, taken = Reaches(limits(reach=server), 50, SIZE), asking(window, num_sinks)
+    reaches.check(taken)
+    reaches.give(taken)
+    assert taken.reach == expected
+    assert taken.num_seen == taken.num_shareable == expected.num_seen
+    assert taken.max_blocks == least_blocks(expected, SIZE) + 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "num_sinks", "message"),
+    [
+        ({}, 0, None, "attention_window is 0; it must be from 1 to 1,000, the context"),
+        ({}, 1001, 0, "attention_window is 1,001; it must be from 1 to 1,000, the context"),
+        ({}, 5, -1, "attention_sinks is -1; it must be at least 0"),
+        ({}, None, 3, "goes with a window, and this server has none"),
+        ({}, 998, None, "attention_window is 998 and attention_sinks 4; together they may be 1,000 here"),
+        ({"reach": REACH}, 11, 0, "from 1 to 10, engine.attention_window of this server"),
+        ({"reach": REACH}, 8, 6, "attention_sinks 6; together they may be 13 here"),
+        ({"widest_window": 8}, 9, 0, "from 1 to 8, the widest window of this model's layers"),
+    ],
+)
+def test_a_window_that_is_none_or_wider_than_there_is_is_refused(
+    changes: dict[str, object], window: int | None, num_sinks: int | None, message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        Reaches(limits(**changes), 50, SIZE).check(asking(window, num_sinks))
+
+
+def test_a_sequence_whose_own_sinks_leave_no_room_to_roll_ends_where_the_pool_does() -> None:
+    wide = Reach(window=12, num_sinks=8)
+    reaches = Reaches(limits(reach=wide), least_blocks(wide, SIZE), SIZE)
+    assert reaches.max_context == 1000
+    taken = asking(11, 9)
+    reaches.give(taken)
+    assert least_blocks(Reach(window=11, num_sinks=9), SIZE) > least_blocks(wide, SIZE)
+    assert taken.max_len == least_blocks(wide, SIZE) * SIZE
