@@ -111,12 +111,17 @@ def render_page(
     losses: Sequence[str] = (),
 ) -> str:
     """Return the whole page. `conditions` are (name, value) pairs: machine, model, commit, date, commands."""
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in conditions)
     body = "".join(render_chart(s) if isinstance(s, Chart) else render_table(s) for s in sections)
     lost = "".join(f"<li>{escape(line)}</li>" for line in losses)
     where = f"<h2>Where we lose</h2><ul class=losses>{lost}</ul>" if lost else ""
+    return render_document(title, conditions, body + where)
+
+
+def render_document(title: str, conditions: Sequence[tuple[str, str]], body: str, style: str = "") -> str:
+    """Return a page around HTML that is made already; `style` is added to the pages' own."""
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in conditions)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1><dl>{facts}</dl>{body}{where}</body></html>\n"
+        f'content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>'
+        f"<h1>{escape(title)}</h1><dl>{facts}</dl>{body}</body></html>\n"
     )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.cli.accounts_grammar import add_budgets, add_keys, add_ledger, add_limits, add_prices, add_tenants
+from headrace.cli.audit_grammar import add_audit
 from headrace.cli.flags import add_setting_flags
 from headrace.core.errors import ConfigError, Conflict, HeadraceError, InvalidRequest, NotFound, UnknownModel
 
@@ -127,6 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     dashboards = commands.add_parser("dashboards", help="write Grafana dashboards and Prometheus rules for a server")
     dashboards.add_argument("--out", type=Path, default=Path("monitoring"), metavar="DIR", help="(default: monitoring)")
     _add_settings(dashboards, (None, "slo"))
+
+    add_audit(commands.add_parser("audit", help="look into what was served and what it cost"), _add_general)
 
     why = commands.add_parser("why", help="ask a server why a request waits, was preempted or refused")
     why.add_argument("id", metavar="ID", help="the request's x-request-id, or the id in its answer")

@@ -1,6 +1,6 @@
 """`headrace ledger`: what was used, charged and paid for; the rows themselves; whether they add up.
 
-Owns what the tables show; the numbers are `gateway.ledger.report`'s. Periods are days, UTC.
+Owns what the tables show; the numbers are `gateway.ledger.report`'s.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ import argparse
 import csv
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.table import Table
 
 from headrace.cli.accounts import print_json, with_database
+from headrace.cli.periods import DAY_NS, period
 from headrace.cli.tables import print_table
 from headrace.core.errors import ConfigError
 from headrace.econ import show_usd
 from headrace.gateway.ledger import Balance, PoolLine, UsageLine, allocate, balances, pool, settlements, usage
 from headrace.gateway.store import Database
-
-_DAY_NS = 86_400 * 10**9
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,29 +33,8 @@ def run(args: argparse.Namespace) -> int:
             return _verify(args)
 
 
-def _period(args: argparse.Namespace) -> tuple[int, int]:
-    """Return the first and the last nanosecond, the end excluded."""
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    until = _date(args.until, "--until") + timedelta(days=1) if args.until else today + timedelta(days=1)
-    since = _date(args.since, "--since") if args.since else until - timedelta(days=30)
-    if since >= until:
-        raise ConfigError(f"--since {args.since} is not before --until {args.until}; give the earlier day first")
-    return _nanoseconds(since), _nanoseconds(until)
-
-
-def _date(text: str, flag: str) -> datetime:
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError as err:
-        raise ConfigError(f"{flag} is '{text}'; write a day such as 2027-01-31") from err
-
-
-def _nanoseconds(when: datetime) -> int:
-    return int(when.timestamp()) * 10**9
-
-
 def _report(args: argparse.Namespace) -> int:
-    since, until = _period(args)
+    since, until = period(args)
 
     async def read(database: Database) -> tuple[list[UsageLine], PoolLine]:
         return await usage(database, args.by, since, until), await pool(database, since, until)
@@ -104,7 +81,7 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
 
 
 def _export(args: argparse.Namespace) -> int:
-    since, until = _period(args)
+    since, until = period(args)
     path = Path(args.file)
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"'{path.name}' is neither .csv nor .parquet; name the file so")
@@ -137,7 +114,7 @@ def _verify(args: argparse.Namespace) -> int:
     """Say of every engine's life whether its parts are its whole."""
 
     async def read(database: Database) -> tuple[list[Balance], list[UsageLine], PoolLine]:
-        until = time.time_ns() + _DAY_NS
+        until = time.time_ns() + DAY_NS
         return await balances(database), await usage(database, "model", 0, until), await pool(database, 0, until)
 
     found, lines, rest = with_database(args, read)

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import msgspec
 
 from headrace.core.request import Request
+from headrace.econ.stack.rows import PREFIX_DIGITS, PREFIX_LEVELS
 from headrace.gateway.store import Database
 
-LEVELS = (64, 128, 256, 512, 1024, 2048, 4096)
-DIGITS = 10
 _PERSON = b"headrace-traffic"
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -55,10 +54,10 @@ class Digests:
         )
         if self._key is None:
             return traces
-        state = hashlib.blake2b(key=self._key, digest_size=DIGITS // 2, person=_PERSON)
+        state = hashlib.blake2b(key=self._key, digest_size=PREFIX_DIGITS // 2, person=_PERSON)
         tokens = array("q", request.prompt)
         prefixes, start = "", 0
-        for level in LEVELS:
+        for level in PREFIX_LEVELS:
             if level > len(tokens):
                 break
             state.update(tokens[start:level])

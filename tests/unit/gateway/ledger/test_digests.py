@@ -8,7 +8,8 @@ import msgspec
 
 from headrace.core.conversation import Given
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
-from headrace.gateway.ledger.digests import DIGITS, Digests
+from headrace.econ.stack.rows import PREFIX_DIGITS
+from headrace.gateway.ledger.digests import Digests
 
 DIGESTS = Digests("key")
 
@@ -22,9 +23,9 @@ def test_prompts_that_begin_alike_share_the_digests_of_their_beginning() -> None
     common = tuple(range(130))
     one = DIGESTS.trace(request(*common, *range(200)), 9).prefix_digests or ""
     other = DIGESTS.trace(request(*common, 7, *range(200)), 9).prefix_digests or ""
-    assert len(one) == len(other) == 3 * DIGITS
-    assert one[: 2 * DIGITS] == other[: 2 * DIGITS]
-    assert one[2 * DIGITS :] != other[2 * DIGITS :]
+    assert len(one) == len(other) == 3 * PREFIX_DIGITS
+    assert one[: 2 * PREFIX_DIGITS] == other[: 2 * PREFIX_DIGITS]
+    assert one[2 * PREFIX_DIGITS :] != other[2 * PREFIX_DIGITS :]
     assert DIGESTS.trace(request(*common[:63]), 9).prefix_digests == ""
 
 

@@ -1,0 +1,142 @@
+"""What the audit reads: an ended request, a stretch of an engine's life, how an engine was built, a price to compare.
+
+Values only; the fields are named after the ledger's columns. Read from the database by `gateway.ledger.stack_rows`.
+None is what the ledger does not know: rows from before a column existed, machines without a rate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# How the ledger writes the beginnings of a prompt: DIGITS digits for the first 64 tokens, as many for 128, …
+PREFIX_LEVELS = (64, 128, 256, 512, 1024, 2048, 4096)
+PREFIX_DIGITS = 10
+PARTS = ("admission", "queue", "prefill", "decode", "upstream", "reading")
+
+
+class RequestRow(NamedTuple):
+    """One settled request."""
+
+    settled_ns: int
+    tenant: str
+    model: str
+    outcome: str
+    input_uncached: int
+    cache_read: int
+    cache_write: int
+    output_text: int
+    output_reasoning: int
+    engine_ns: int
+    machine_nano: int | None
+    cost_nano: int | None
+    engine: str | None
+    prompt_ns: int
+    cached_nano: int | None
+    output_nano: int | None
+    admission_ns: int | None
+    queue_ns: int | None
+    prefill_ns: int | None
+    decode_ns: int | None
+    upstream_ns: int | None
+    reading_ns: int | None
+    ttft_ns: int | None
+    num_preemptions: int
+    is_stream: int | None
+    is_repeatable: int | None
+    most_output: int | None
+    request_digest: str | None
+    prefix_digests: str | None
+
+    @property
+    def fresh(self) -> int:
+        """Return the prompt tokens that were computed or written to a cache."""
+        return self.input_uncached + self.cache_write
+
+    @property
+    def output(self) -> int:
+        """Return the tokens of the answer."""
+        return self.output_text + self.output_reasoning
+
+    @property
+    def parts_ns(self) -> tuple[int, ...] | None:
+        """Return where its time was, in the order of PARTS; None in rows from before."""
+        parts = (
+            *(self.admission_ns, self.queue_ns, self.prefill_ns),
+            *(self.decode_ns, self.upstream_ns, self.reading_ns),
+        )
+        known = tuple(part for part in parts if part is not None)
+        return known if len(known) == len(parts) else None
+
+
+class SpanRow(NamedTuple):
+    """A stretch of an engine's life."""
+
+    engine: str
+    model: str
+    from_ns: int
+    until_ns: int
+    total_ns: int
+    loading_ns: int
+    requests_ns: int
+    recomputed_ns: int
+    abandoned_ns: int
+    idle_ns: int
+    pool_nano: int | None
+    nano_per_hour: int | None
+    rate_source: str | None
+
+    @property
+    def busy_ns(self) -> int:
+        """Return the time in which steps were made, useful or not."""
+        return self.requests_ns + self.recomputed_ns + self.abandoned_ns
+
+
+class BuildRow(NamedTuple):
+    """How an engine was built."""
+
+    engine: str
+    backend: str
+    weights: str
+    kv_dtype: str
+    machine: str
+    threads: int
+    num_weights: int
+    weight_bytes: int
+    kv_bytes: int
+    kv_tokens: int
+    max_num_seqs: int
+
+
+class ReferencePrice(NamedTuple):
+    """What somebody else asks, in nano-dollars per million tokens."""
+
+    name: str
+    fresh: int
+    cached: int
+    output: int
+
+    def nano(self, fresh: int, cached: int, output: int) -> int:
+        """Return what these tokens would cost there, to the nano-dollar below."""
+        return (fresh * self.fresh + cached * self.cached + output * self.output) // 10**6
+
+
+class StepFit(NamedTuple):
+    """What parts of a step cost in seconds: shared by all, a decode row, its context, a prompt token, its context."""
+
+    shared: float
+    per_row: float
+    per_read: float
+    per_token: float
+    per_pair: float
+    source: str
+
+
+class Ledger(NamedTuple):
+    """What was read of a period. `others_ns` is engine time of requests that a filter left out, by engine."""
+
+    since_ns: int
+    until_ns: int
+    requests: list[RequestRow]
+    spans: list[SpanRow]
+    builds: dict[str, BuildRow]
+    others_ns: dict[str, int]
