@@ -39,6 +39,7 @@ from headrace.app.garbage import set_aside
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
+from headrace.app.plan import Plan
 from headrace.app.remote import RemoteSide
 from headrace.app.status import ServerStatus
 from headrace.app.swapping import Swapper
@@ -339,7 +340,7 @@ def _build_of(model: LoadedModel) -> EngineBuild:
     return EngineBuild(
         backend=plan.backend.value,
         weights=plan.quantization.value,
-        kv_dtype=plan.kv_dtype.value,
+        kv_dtype=_kv_dtype(plan),
         machine=detect().cpu,
         threads=plan.threads.value,
         num_weights=model.num_weights,
@@ -348,6 +349,12 @@ def _build_of(model: LoadedModel) -> EngineBuild:
         kv_tokens=plan.num_blocks.value * plan.block_size.value,
         max_num_seqs=plan.max_num_seqs.value,
     )
+
+
+def _kv_dtype(plan: Plan) -> str:
+    """Return how K and V are kept, `auto` resolved."""
+    kept = plan.kv_dtype.value
+    return kept if kept != "auto" else "fp32" if plan.backend.value == "reference" else "bf16"
 
 
 def _limits(health: HealthSettings) -> HealthLimits:

@@ -7,7 +7,7 @@ beside what they are about, and each part is named in the legend, so a figure ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -39,8 +39,19 @@ class Stack:
     text: str
 
 
-def stacks(title: str, bars: Sequence[Stack], caption: str = "", *, is_share: bool = False) -> str:
-    """Draw bars of parts, from zero, to one scale, or each to its own whole; parts without a value are left out."""
+def stacks(
+    title: str,
+    bars: Sequence[Stack],
+    caption: str = "",
+    *,
+    is_share: bool = False,
+    colours: Mapping[str, int] | None = None,
+) -> str:
+    """Draw bars of parts, from zero, to one scale, or each to its own whole; parts without a value are left out.
+
+    colours  of the parts that have the same in every figure; others get theirs by place
+    """
+    chosen = colours or {}
     names = [name for name in dict.fromkeys(n for bar in bars for n, _ in bar.parts) if _sum(bars, name) > 0]
     top = max((sum(value for _, value in bar.parts) for bar in bars), default=0.0)
     drawn = []
@@ -57,11 +68,11 @@ def stacks(title: str, bars: Sequence[Stack], caption: str = "", *, is_share: bo
             width = _WIDTH * value / whole
             drawn.append(
                 f'<rect x="{x:.1f}" y="{y + 19}" width="{max(width, 0):.1f}" height="16" '
-                f'fill="var(--c{names.index(name) % _COLOURS})"><title>{escape(name)}</title></rect>'
+                f'fill="var(--c{chosen.get(name, names.index(name)) % _COLOURS})"><title>{escape(name)}</title></rect>'
             )
             x += width
     legend = "".join(
-        f'<span><i style="background:var(--c{place % _COLOURS})"></i>{escape(name)}</span>'
+        f'<span><i style="background:var(--c{chosen.get(name, place) % _COLOURS})"></i>{escape(name)}</span>'
         for place, name in enumerate(names)
     )
     return _figure(title, drawn, len(bars) * 46, caption, f'<div class="legend">{legend}</div>')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table as TextTable
 
@@ -22,6 +23,7 @@ from headrace.cli.tables import print_table
 from headrace.core.errors import ConfigError
 from headrace.core.settings import Settings
 from headrace.econ.stack import Ledger, ReferencePrice, StackAudit, StepFit, audit
+from headrace.econ.stack.bill import per_mtok
 from headrace.econ.stack.savings import usd
 from headrace.gateway.budgets.price_book import read_book
 from headrace.gateway.budgets.price_table import PriceTable
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         _write(args.html, stack_page(words))
     if args.json:
-        print_json(found)
+        print_json(_document(words))
     else:
         _show(words)
         if args.html is not None:
@@ -91,6 +93,28 @@ def _fit(name: str) -> StepFit:
         per_pair=times.per_pair,
         source=times.source or name,
     )
+
+
+def _document(words: Words) -> dict[str, object]:
+    """Return the audit for machines: what was found, and what is derived from it."""
+    found = words.found
+    lines = []
+    for line in found.lines:
+        rates = {
+            "input": per_mtok(line.fresh_nano, line.fresh_tokens),
+            "cached": per_mtok(line.cached_nano, line.cached_tokens),
+            "output": per_mtok(line.output_nano, line.output_tokens),
+            "in_use": per_mtok(line.used_nano, line.tokens),
+            "with_idle": per_mtok(line.total_nano, line.tokens),
+        }
+        sums = {"used_nano": line.used_nano, "pool_nano": line.pool_nano, "total_nano": line.total_nano}
+        name = words.names[line.configuration]
+        lines.append({**msgspec.to_builtins(line), **sums, "name": name, "usd_per_mtok": rates})
+    provisions = [
+        {**msgspec.to_builtins(own), "utilization": own.utilization, "name": words.names[own.configuration]}
+        for own in found.provisions
+    ]
+    return {**msgspec.to_builtins(found), "lines": lines, "provisions": provisions}
 
 
 def _show(words: Words) -> None:

@@ -5,6 +5,7 @@ Owns the order and the figures' values; words and tables are `cli.stack_words`'.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
@@ -18,9 +19,17 @@ from headrace.econ.stack.break_even import usd_per_mtok
 from headrace.econ.stack.rows import PARTS
 from headrace.econ.stack.savings import Improvement, span, usd
 
+# The same thing has the same colour in every figure.
+_COLOURS = {
+    **{"input": 0, "cached input": 7, "output": 1, "not divided": 6, "for requests": 0},
+    **{"recomputed": 6, "abandoned": 3, "loading": 2, "idle": 5},
+}
+_PART_COLOURS = {name: place for place, name in enumerate(PARTS)}
+_WORDY = ("What served", "Traffic")
 _STYLE = """
 ol.todo > li { margin: 1rem 0 } ol.todo h3 { display: inline; font-size: 1rem } .saves { color: var(--ours);
   font-weight: 600 } ol.todo dl { margin: .3rem 0; grid-template-columns: 5rem 1fr } .lead { font-size: 1.05rem }
+.words th, .words td { text-align: left } .wide table { min-width: 34rem }
 """
 
 
@@ -32,9 +41,13 @@ def stack_page(words: Words) -> str:
         *(words.configurations(), words.costs(), words.provisions(), words.comparisons()),
         *(words.latencies(), words.traffic(), words.tenants()),
     )
-    shown = "".join(f'<div class="wide">{render_table(table)}</div>' for table in tables if table.rows)
+    shown = "".join(
+        f'<div class="{"wide words" if table.title in _WORDY else "wide"}">{render_table(table)}</div>'
+        for table in tables
+        if table.rows
+    )
     days = " to ".join(
-        f"{datetime.fromtimestamp(ns / 1e9, UTC):%Y-%m-%d}" for ns in (found.since_ns, found.until_ns - 1)
+        f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d}" for ns in (found.since_ns, found.until_ns - 1)
     )
     conditions = [("Version", headrace.__version__), ("Period", f"{days}, UTC; records of {span(found.covered_ns)}")]
     body = lead + together(list(_figures(words))) + _improvements(words) + shown
@@ -87,7 +100,7 @@ def _money(words: Words) -> Iterator[str]:
         if line.total_nano
     ]
     if bars:
-        yield stacks("The bill", bars, "Dollars of the period, to one scale.")
+        yield stacks("The bill", bars, "Dollars of the period, to one scale.", colours=_COLOURS)
     for line in words.found.lines:
         own = next((each for each in words.found.provisions if each.configuration == line.configuration), None)
         rate = line.configuration.nano_per_hour
@@ -129,13 +142,13 @@ def _time(words: Words) -> Iterator[str]:
         for own in words.found.provisions
     ]
     if lives:
-        yield stacks("Engine time", lives, "What was provisioned, each bar to its own whole.", is_share=True)
+        yield stacks("Engine time", lives, "What was provisioned.", is_share=True, colours=_COLOURS)
     for each in words.found.latencies:
         bars = [
             Stack(label=name, parts=tuple(zip(PARTS, group.parts_ns, strict=True)), text=span(group.total_ns))
             for name, group in (("middle", each.middle), ("slowest 1 %", each.slowest))
         ]
-        yield stacks(f"Time {each.what}", bars, "Mean of each group, to one scale.")
+        yield stacks(f"Time {each.what}", bars, "Mean of each group, to one scale.", colours=_PART_COLOURS)
 
 
 def _improvements(words: Words) -> str:
@@ -148,7 +161,7 @@ def _improvements(words: Words) -> str:
         if items
         else ""
     )
-    rest = "".join(f"<li>Not judged: {escape(each.title)}: {escape(each.lacks)}.</li>" for each in found.not_judged)
+    rest = "".join(f"<li>Not judged: {escape(each.title)}: {_coded(each.lacks)}.</li>" for each in found.not_judged)
     rest += "".join(f"<li>{escape(caveat)}</li>" for caveat in found.caveats)
     notes = f"<h2>What these records do not say</h2><ul>{rest}</ul>" if rest else ""
     return f"<h2>Cheapest improvements</h2>{listed}{caution}{notes}"
@@ -157,11 +170,16 @@ def _improvements(words: Words) -> str:
 def _item(each: Improvement) -> str:
     worth = "a day less to pay" if each.is_cash else "a day of engine time freed"
     facts = (("Do", each.do), ("Evidence", each.evidence), ("Formula", each.formula), ("Wrong if", each.wrong_if))
-    listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts)
+    listed = "".join(f"<dt>{name}</dt><dd>{_coded(text)}</dd>" for name, text in facts)
     return (
         f'<h3>{escape(each.title)}</h3><br><span class="saves">{usd(each.nano_per_day)} {worth}</span>, about '
         f"{each.effort_h:g} h of work<dl>{listed}</dl>"
     )
+
+
+def _coded(text: str) -> str:
+    """Escape text; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _bound(bound: int) -> str:

@@ -81,9 +81,10 @@ class Words:
             if each.is_remote:
                 rows.append((name, "remote upstream", "", "", "", "its price"))
             else:
-                kv = "as computed" if each.kv_dtype == "auto" else each.kv_dtype
                 machine = f"{each.machine}, {each.threads} threads" if each.machine else "not described"
-                rows.append((name, f"{each.backend} engine", f"{kept}, {each.bits:.1f} bits", kv, machine, rate))
+                rows.append(
+                    (name, f"{each.backend} engine", f"{kept}, {each.bits:.1f} bits", each.kv_dtype, machine, rate)
+                )
         return Table(
             title="What served",
             columns=("configuration", "by", "weights", "KV", "machine", "$ per hour"),
@@ -262,7 +263,7 @@ def _traffic_rows(audit: StackAudit) -> Iterator[tuple[str, str]]:
             f"{_share(again.requests, again.of_requests)} of requests, {again.exact:,} of them decoded greedily",
         )
     half = _half(found.tenants)
-    yield "half of all tokens are of", f"{half:,} of {len(found.tenants):,} {'tenant' if half == 1 else 'tenants'}"
+    yield "half of all tokens are of", f"{half:,} of {len(found.tenants):,} tenants"
     yield "ends", ", ".join(f"{name} {_share(count, found.requests)}" for name, count in found.outcomes)
     busiest, count = Counter(dict(enumerate(found.by_hour))).most_common(1)[0]
     yield "busiest hour of the day", f"{busiest:02d}:00 UTC, {_share(count, found.requests)} of requests"

@@ -83,3 +83,13 @@ def test_curl_streams_events_up_to_done(server_url: str) -> None:
 def test_prompts_are_answered_without_a_server() -> None:
     lines = execute(sys.executable, str(EXAMPLES / "offline_llm.py")).splitlines()
     assert "Paris" in next(line for line in lines if line.startswith("The capital of France is →"))
+
+
+@pytest.mark.server
+def test_a_few_requests_are_served_and_audited(tmp_path: Path) -> None:
+    page = tmp_path / "stack.html"
+    output = execute("sh", str(EXAMPLES / "audit_stack.sh"), str(page))
+    assert "4 requests in" in output
+    assert "Own machine against a price" in output
+    assert "1 of 4 requests (25.0%) went there" in output  # France was asked twice
+    assert "<svg" in page.read_text()

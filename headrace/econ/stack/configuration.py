@@ -36,9 +36,9 @@ class Configuration(msgspec.Struct, frozen=True, order=True):
         if not self.backend:
             return f"{self.model}, engine not described"
         kept = "as stored" if self.weights == "auto" else self.weights
-        kv = "KV as computed" if self.kv_dtype == "auto" else f"KV {self.kv_dtype}"
         rate = "rate unknown" if self.nano_per_hour is None else f"${show_usd(self.nano_per_hour)}/h"
-        return f"{self.model}, {kept} ({self.bits:.1f} bits), {kv}, {self.backend}, {self.threads} threads, {rate}"
+        memory = f"{kept} ({self.bits:.1f} bits), KV {self.kv_dtype}"
+        return f"{self.model}, {memory}, {self.backend}, {self.threads} threads, {rate}"
 
 
 def configuration_of(model: str, build: BuildRow | None, span: SpanRow | None) -> Configuration:

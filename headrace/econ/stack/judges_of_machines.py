@@ -93,7 +93,7 @@ def elsewhere(evidence: Evidence) -> Iterator[Improvement | NotJudged]:
             else f"the machine is cheaper above {best.utilization:.1%} utilization"
         )
         yield Improvement(
-            title=f"serve {line.configuration.model} from {best.reference}",
+            title=f"serve {line.configuration.model} elsewhere: {best.reference}",
             do="add it as an upstream, route the model there, stop the machine",
             evidence=f"at {own.utilization:.1%} utilization the machine costs {usd(best.here_nano)}, the same tokens "
             f"there {usd(best.elsewhere_nano)}; {needed}",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from headrace.econ.stack.latency import ENDED
 from headrace.econ.stack.percentiles import quantile
+from headrace.econ.stack.rows import RequestRow
 from headrace.econ.stack.savings import Evidence, Improvement, NotJudged, usd
 
 _LEAST_SHARE = 0.05  # of prompts, for a beginning to be common
@@ -54,17 +55,16 @@ def repeats(evidence: Evidence) -> Iterator[Improvement | NotJudged]:
     found = evidence.traffic.repeats
     if not found.of_requests or found.exact / found.of_requests < _LEAST_REPEATS:
         return
-    share = found.exact / found.of_requests
-    for nano, where, is_cash in (
-        (found.exact_remote_nano, "remote upstreams", True),
-        (found.exact_machine_nano, "engines here", False),
+    for count, nano, where, is_cash in (
+        (found.exact_remote, found.exact_remote_nano, "remote upstreams", True),
+        (found.exact_here, found.exact_machine_nano, "engines here", False),
     ):
         if nano:
             yield Improvement(
                 title=f"answer exact repeats to {where} from a cache",
                 do="put an exact answer cache in front, by tenant, with a time to live",
-                evidence=f"{found.exact:,} of {found.of_requests:,} requests ({share:.1%}) equal an earlier one of the "
-                "same tenant, parameters included, and are decoded greedily",
+                evidence=f"{count:,} of {found.of_requests:,} requests ({count / found.of_requests:.1%}) went there, "
+                "equal an earlier one of the same tenant, parameters included, and are decoded greedily",
                 formula=f"{usd(nano)} spent on them / {evidence.days:.3g} days",
                 nano_per_day=evidence.per_day(nano),
                 is_cash=is_cash,
@@ -76,12 +76,15 @@ def repeats(evidence: Evidence) -> Iterator[Improvement | NotJudged]:
 
 def abandoned_answers(evidence: Evidence) -> Iterator[Improvement | NotJudged]:
     """Cap answers that grow longer than those that anybody waits for."""
-    for line in evidence.lines:
-        model = line.configuration.model
-        rows = [row for row in evidence.requests if row.model == model]
+    by_asker: dict[tuple[str, str], list[RequestRow]] = {}
+    for row in evidence.requests:
+        by_asker.setdefault((row.model, row.tenant), []).append(row)
+    lines = {line.configuration.model: line for line in reversed(evidence.lines)}
+    for (model, tenant), rows in by_asker.items():
+        line = lines.get(model)
         done = sorted(row.output for row in rows if row.outcome in ENDED)
         left = [row for row in rows if row.outcome == "abort"]
-        if len(done) < _ENOUGH_ANSWERS or not left or not line.output_tokens:
+        if line is None or len(done) < _ENOUGH_ANSWERS or not left or not line.output_tokens:
             continue
         cap = max(round(quantile(done, 0.95)), 1)
         excess = sum(max(row.output - cap, 0) for row in left)
@@ -90,10 +93,10 @@ def abandoned_answers(evidence: Evidence) -> Iterator[Improvement | NotJudged]:
         if not nano:
             continue
         yield Improvement(
-            title=f"cap answers of {model} at {cap:,} tokens",
-            do="have callers send max_tokens, or limit it for the tenants that leave",
-            evidence=f"{len(left):,} of {len(rows):,} callers went away, after up to {max(r.output for r in left):,} "
-            f"tokens; 95 % of the answers that were waited for have at most {cap:,}",
+            title=f"cap {_whose(tenant)}answers of {model} at {cap:,} tokens",
+            do="have these callers send max_tokens",
+            evidence=f"{len(left):,} of its {len(rows):,} requests were left, after up to "
+            f"{max(row.output for row in left):,} tokens; 95 % of the answers waited for have at most {cap:,}",
             formula=f"{excess:,} tokens beyond the cap in abandoned answers · {usd(per_token * 1e6)} per million / "
             f"{evidence.days:.3g} days",
             nano_per_day=nano,

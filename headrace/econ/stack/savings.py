@@ -6,11 +6,11 @@ price only when something else needs it, or a smaller machine does. The two are 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
 
-from headrace.econ.money import show_usd
 from headrace.econ.stack.bill import CostLine
 from headrace.econ.stack.break_even import BreakEven
 from headrace.econ.stack.latency import Drivers
@@ -20,7 +20,6 @@ from headrace.econ.stack.traffic import Traffic
 
 DAY_NS = 86_400 * 10**9
 HOUR_NS = 3_600 * 10**9
-CENT = 10**7
 
 
 class Improvement(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +81,7 @@ def usd(nano: float) -> str:
         return f"${amount:,.0f}"
     if abs(amount) >= 0.1 or not nano:
         return f"${amount:,.2f}"
-    return f"${amount:.3g}" if abs(amount) >= 1e-4 else f"${show_usd(round(nano))}"
+    return f"${Decimal(f'{amount:.3g}'):f}"
 
 
 def span(ns: float) -> str:

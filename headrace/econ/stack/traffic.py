@@ -58,10 +58,16 @@ class Repeats(msgspec.Struct, frozen=True, kw_only=True):
     """Requests whose equal was answered before; `exact` are those of them whose answer was bound to be the same."""
 
     requests: int
-    exact: int
+    exact_remote: int
+    exact_here: int
     of_requests: int
     exact_remote_nano: int
     exact_machine_nano: int
+
+    @property
+    def exact(self) -> int:
+        """Return all whose answer was bound to be the same."""
+        return self.exact_remote + self.exact_here
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +151,7 @@ def _tenants(rows: Sequence[RequestRow]) -> tuple[TenantShare, ...]:
 
 def _repeats(rows: Sequence[RequestRow]) -> Repeats:
     seen: set[tuple[str, str]] = set()
-    again = exact = remote_nano = machine_nano = 0
+    again = exact_remote = exact_here = remote_nano = machine_nano = 0
     for row in rows:
         if row.request_digest is None:
             continue
@@ -155,15 +161,20 @@ def _repeats(rows: Sequence[RequestRow]) -> Repeats:
                 seen.add(key)
             continue
         again += 1
-        if row.is_repeatable:
-            exact += 1
-            if row.engine is None and row.upstream_ns:
-                remote_nano += row.cost_nano or 0
-            else:
-                machine_nano += row.machine_nano or 0
+        if row.is_repeatable and row.engine is None and row.upstream_ns:
+            exact_remote += 1
+            remote_nano += row.cost_nano or 0
+        elif row.is_repeatable:
+            exact_here += 1
+            machine_nano += row.machine_nano or 0
     known = sum(row.request_digest is not None for row in rows)
     return Repeats(
-        requests=again, exact=exact, of_requests=known, exact_remote_nano=remote_nano, exact_machine_nano=machine_nano
+        requests=again,
+        exact_remote=exact_remote,
+        exact_here=exact_here,
+        of_requests=known,
+        exact_remote_nano=remote_nano,
+        exact_machine_nano=machine_nano,
     )
 
 

@@ -16,12 +16,17 @@ from headrace.core.errors import NotFound
 from headrace.econ.stack import BuildRow, Ledger, RequestRow, SpanRow
 from headrace.gateway.store import Database, Row, Value
 
-_PAGE = 2_000
 T = TypeVar("T", RequestRow, SpanRow, BuildRow)
 
 
 async def read_ledger(
-    database: Database, since_ns: int, until_ns: int, tenant: str | None = None, model: str | None = None
+    database: Database,
+    since_ns: int,
+    until_ns: int,
+    tenant: str | None = None,
+    model: str | None = None,
+    *,
+    page_rows: int = 2_000,
 ) -> Ledger:
     """Read what was settled, and what engines did, from `since_ns` until before `until_ns`."""
     if tenant is not None:
@@ -29,7 +34,7 @@ async def read_ledger(
     if model is not None:
         of_both = "SELECT DISTINCT model AS name FROM settlements UNION SELECT DISTINCT model FROM engine_spans"
         await _check(database, "model", model, of_both)
-    requests = await _requests(database, since_ns, until_ns, tenant, model)
+    requests = await _requests(database, (since_ns, until_ns), tenant, model, page_rows)
     spans = await _spans(database, since_ns, until_ns, model)
     if not requests and not spans:
         of = "".join(
@@ -50,8 +55,9 @@ async def read_ledger(
 
 
 async def _requests(
-    database: Database, since_ns: int, until_ns: int, tenant: str | None, model: str | None
+    database: Database, period: tuple[int, int], tenant: str | None, model: str | None, page_rows: int
 ) -> list[RequestRow]:
+    since_ns, until_ns = period
     found: list[RequestRow] = []
     after: tuple[Value, Value] = (since_ns, "")
     only = [(name, value) for name, value in (("tenant", tenant), ("model", model)) if value is not None]
@@ -60,12 +66,13 @@ async def _requests(
         async with database.transaction(writes=False) as tx:
             rows = await tx.fetch(
                 f"SELECT id, {', '.join(RequestRow._fields)} FROM settlements WHERE settled_ns < $1 "
-                f"AND (settled_ns > $2 OR (settled_ns = $3 AND id > $4)){where} ORDER BY settled_ns, id LIMIT {_PAGE}",
+                f"AND (settled_ns > $2 OR (settled_ns = $3 AND id > $4)){where} "
+                f"ORDER BY settled_ns, id LIMIT {page_rows}",
                 *(until_ns, after[0], after[0], after[1]),
                 *(value for _, value in only),
             )
         found += [_value(row, RequestRow) for row in rows]
-        if len(rows) < _PAGE:
+        if len(rows) < page_rows:
             return found
         after = (rows[-1]["settled_ns"], rows[-1]["id"])
 
