@@ -30,8 +30,8 @@ def add_stack(actions: argparse._SubParsersAction[argparse.ArgumentParser], fini
     parser.add_argument(
         "--fits",
         nargs=2,
-        metavar=("NOW", "OTHER"),
-        help="step times of this configuration and of another one, from `headrace bench steps --out`",
+        metavar="STEPS",
+        help="step times of this configuration, then of another one, each from `headrace bench steps --out`",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, too")
     parser.add_argument("--json", action="store_true", help="write JSON")
