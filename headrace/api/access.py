@@ -98,7 +98,7 @@ class Access:
             untag_logs(tag)
             if span is not None:
                 span.note({"http.response.status_code": status})
-                span.end(error="no_response" if not status else str(status) if status >= 500 else "")
+                span.end(is_error=status >= 500 or not status)
 
     def _begin_span(self, scope: Scope, headers: Headers, request_id: str) -> Span | None:
         """Begin the trace of a call that asks a model; None for other calls and where tracing is off."""

@@ -21,6 +21,7 @@ from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
 from headrace.api.state import ApiState
 from headrace.core.errors import HeadraceError
+from headrace.core.tracing import Span
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ def build_app(state: ApiState) -> ASGIApp:
 
 
 async def _tree_error(http: Request, err: Exception) -> Response:
+    span: Span | None = http.state.span
+    if span is not None and isinstance(err, HeadraceError):
+        span.note({"error.type": err.code})
     return error_response(err, http.state.request_id, http.url.path)
 
 

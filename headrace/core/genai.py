@@ -44,10 +44,11 @@ def answered(request: Request, usage: Usage, finishes: Sequence[FinishReason]) -
     """Describe what came of it."""
     values: dict[str, Value] = {
         "gen_ai.response.id": request.request_id,
-        "gen_ai.response.finish_reasons": [finish.value for finish in finishes],
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.output_tokens": usage.completion_tokens,
     }
+    if finishes:
+        values["gen_ai.response.finish_reasons"] = [finish.value for finish in finishes]
     if usage.cached_tokens:
         values["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
     if usage.cache_write_tokens:

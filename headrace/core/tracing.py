@@ -32,8 +32,8 @@ class Span(Protocol):
         """Add attributes."""
         ...
 
-    def end(self, ended_s: float | None = None, *, error: str = "") -> None:
-        """End the stage, once; `error` is a code, not a message."""
+    def end(self, ended_s: float | None = None, *, error: str = "", is_error: bool = False) -> None:
+        """End the stage, once. `error` is a code, not a message; `is_error`: it failed, and why is noted."""
         ...
 
     def headers(self) -> dict[str, str]:

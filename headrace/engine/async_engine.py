@@ -344,7 +344,10 @@ class AsyncEngine:
     def _abandon(self, stream: RequestStream) -> None:
         """End what nobody has read for too long."""
         request_id, seconds = stream.request.request_id, self._limits.slow_reader_s
-        _log.warning("nobody has read request %s for %.0f s; it is aborted", request_id, seconds)
+        fields = {"request_id": request_id}  # a timer has no request of its own
+        _log.warning(
+            "nobody has read request %s for %.0f s; it is aborted", request_id, seconds, extra={"fields": fields}
+        )
         self._engine.abort(stream.live_ids)
 
     def _receive(self, report: StepReport) -> None:

@@ -63,10 +63,11 @@ class OtelSpan:
         """Add attributes."""
         self._span.set_attributes(attributes)
 
-    def end(self, ended_s: float | None = None, *, error: str = "") -> None:
+    def end(self, ended_s: float | None = None, *, error: str = "", is_error: bool = False) -> None:
         """End the span."""
         if error:
             self._span.set_attribute("error.type", error)
+        if error or is_error:
             self._span.set_status(trace.StatusCode.ERROR)
         self._span.end(self._unix_ns(ended_s))
 

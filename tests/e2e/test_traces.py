@@ -141,7 +141,8 @@ def test_what_was_said_is_in_no_span(told: Told) -> None:
 def test_a_refused_request_has_a_trace_and_one_that_its_caller_did_not_sample_has_none(told: Told) -> None:
     refused = next(s for s in told.receiver.spans if s.attributes.get("headrace.request_id") == "b")
     assert refused.attributes["http.response.status_code"] == 404
-    assert not refused.is_error
+    assert refused.attributes["error.type"] == "model_not_found"
+    assert not refused.is_error  # the caller's doing, not the server's
     assert TRACE[::-1] not in {span.trace_id for span in told.receiver.spans}
     assert told.answers[2]["usage"]["completion_tokens"] > 0
 

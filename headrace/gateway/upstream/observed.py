@@ -107,4 +107,5 @@ class _Life:
             first_token_s=self.first_s,
             finished_s=self._clock.now(),
             num_preemptions=0,
+            tenant=self._request.tenant,
         )
