@@ -358,7 +358,9 @@ def _kv_dtype(plan: Plan) -> str:
 
 
 def _limits(health: HealthSettings) -> HealthLimits:
-    return HealthLimits(stall_s=health.stall_s, stuck_s=health.stuck_s, exit_s=health.stall_exit_s)
+    return HealthLimits(
+        stall_s=health.stall_s, stuck_s=health.stuck_s, exit_s=health.stall_exit_s, warm_up_s=health.warm_up_s
+    )
 
 
 def _resume_limits(resume: ResumeSettings) -> RecordingLimits:

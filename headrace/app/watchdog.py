@@ -112,7 +112,9 @@ class Watchdog:
 
     def _run(self) -> None:
         limits = self._limits
-        pause_s = min(_LONGEST_PAUSE_S, max(0.02, min(limits.stall_s, limits.stuck_s, limits.exit_s) / 4))
+        pause_s = min(
+            _LONGEST_PAUSE_S, max(0.02, min(limits.stall_s, limits.stuck_s, limits.exit_s, limits.warm_up_s) / 4)
+        )
         while not self._stop.wait(pause_s):
             self.look()
 

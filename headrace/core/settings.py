@@ -172,11 +172,13 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                   at least 20 times its warm-up
     stuck_s       seconds without progress after which a request is named as stuck
     stall_exit_s  seconds that an engine may stay stalled before the process ends with code 1
+    warm_up_s     seconds that a model's warm-up may take before the process ends with code 1
     """
 
     stall_s: PositiveSeconds = 60.0
     stuck_s: PositiveSeconds = 120.0
     stall_exit_s: PositiveSeconds = 240.0
+    warm_up_s: PositiveSeconds = 600.0
 
 
 class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 Owns: since when each live sequence has stood still. Time comes from the clock; a judge that nobody asks costs nothing.
 Rules, for work that is there:
+- warm-up has not ended for `warm_up_s`: stalled, and dead a little later; the little is for a process that was frozen;
 - no step has ended for `stall_s` (or 20 times the warm-up, for machines on which a step is slow): stalled;
 - seen so, and still so `exit_s` later: dead, and dead it stays;
 - steps end, but nothing was computed for some request for `stuck_s`: degraded, and the request is named.
@@ -20,16 +21,18 @@ from headrace.core.stats import EngineSnapshot
 
 _WARM_FACTOR = 20.0  # a full step computes 16 times the tokens of warm-up's largest
 _MOST_NAMED = 16
+_LAST_CHANCE_S = 5.0  # between the first look that finds a warm-up late and its end
 _WAITING = (SequencePhase.INBOX, SequencePhase.QUEUE, SequencePhase.PREEMPTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthLimits:
-    """Seconds without progress that are too many: of the engine, of one request, and until the process gives up."""
+    """Seconds without progress that are too many: of the engine, of one request, until the end; and of a warm-up."""
 
     stall_s: float = 60.0
     stuck_s: float = 120.0
     exit_s: float = 240.0
+    warm_up_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class HealthJudge:
         self._work_since_s: float | None = None
         self._seen: dict[SeqId, tuple[tuple[int, int], float]] = {}  # mark, and since when
         self._stalled_since_s: float | None = None  # seen so: a process that was frozen itself gets another look
+        self._warming_since_s: float | None = None
+        self._late_since_s: float | None = None  # its warm-up was first seen to be
         self._verdict: str | None = None  # why it was judged dead
 
     def judge(self, facts: EngineFacts) -> ModelHealth:
@@ -116,7 +121,7 @@ class HealthJudge:
         if fatal is not None:
             return HealthState.DEAD, fatal
         if facts.warm_s is None:
-            return HealthState.STARTING, None
+            return self._starting(facts)
         if idle_s >= self._stall_s(facts):
             now = self._clock.now()
             self._stalled_since_s = now if self._stalled_since_s is None else self._stalled_since_s
@@ -130,6 +135,26 @@ class HealthJudge:
         if facts.is_draining:
             return HealthState.DRAINING, "the server was asked to stop"
         return HealthState.READY, None
+
+    def _starting(self, facts: EngineFacts) -> tuple[HealthState, str | None]:
+        """Judge an engine that has not served yet."""
+        now, limit_s = self._clock.now(), self._limits.warm_up_s
+        if facts.snapshot.phase != "warm":
+            self._warming_since_s = None
+            return HealthState.STARTING, None
+        self._warming_since_s = now if self._warming_since_s is None else self._warming_since_s
+        if now - self._warming_since_s < limit_s:
+            return HealthState.STARTING, None
+        self._late_since_s = now if self._late_since_s is None else self._late_since_s
+        reason = (
+            f"the three small steps of its warm-up have not ended for {now - self._warming_since_s:.1f} s, the limit "
+            f"is {limit_s:g}; the weights' disk or a driver hangs, or the model is too large for this machine: look "
+            "there, serve a smaller model, or raise health.warm_up_s"
+        )
+        if now - self._late_since_s < min(_LAST_CHANCE_S, limit_s):
+            return HealthState.STALLED, reason
+        self._verdict = reason
+        return HealthState.DEAD, reason
 
     def _stall_s(self, facts: EngineFacts) -> float:
         return max(self._limits.stall_s, _WARM_FACTOR * (facts.warm_s or 0.0))

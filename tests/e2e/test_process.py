@@ -42,6 +42,9 @@ sys.exit(serving.serve(settings, partial(pull_with_bar, settings)))
 """
 FAILING = SABOTAGED.replace("PLACE", 'raise RuntimeError("device lost")')
 HANGING = SABOTAGED.replace("PLACE", "threading.Event().wait()")
+COLD = HANGING.replace("not step.is_dry_run", "step.is_dry_run").replace(
+    '"health.s', '"health.warm_up_s": 0.2, "health.s', 1
+)
 
 # A server that finds its model only once it reads a line, and tells its port at once.
 SLOW = """
@@ -146,6 +149,15 @@ def test_a_hanging_engine_is_named_answered_for_and_ends_the_process_with_1(tiny
         assert "the-stuck-one" in stalled
         assert "'execute'" in stalled
         assert "the process ends" in server.log
+
+
+def test_a_warm_up_that_hangs_ends_the_process_with_1(tiny_path: Path) -> None:
+    command = [sys.executable, "-c", COLD, f"file:{tiny_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (last,) = [line for line in ended.stderr.splitlines() if "the process ends" in line]
+    assert "model 'tiny'" in last
+    assert "raise health.warm_up_s" in last
 
 
 def test_a_server_answers_for_itself_while_it_loads(tiny_path: Path, start_server: Any) -> None:

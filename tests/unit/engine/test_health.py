@@ -17,7 +17,7 @@ IDLE = EngineSnapshot(
     num_running=0, num_waiting=0, num_blocks=1, num_free_blocks=1, num_steps=0, num_preemptions=0, prompt_tokens=0,
     generated_tokens=0, recomputed_tokens=0, last_step_s=None, is_dead=False,
 )  # fmt: skip
-LIMITS = HealthLimits(stall_s=10.0, stuck_s=30.0, exit_s=20.0)
+LIMITS = HealthLimits(stall_s=10.0, stuck_s=30.0, exit_s=20.0, warm_up_s=50.0)
 
 
 class World:
@@ -69,6 +69,28 @@ def test_an_engine_is_starting_until_it_is_warm(world: World) -> None:
     assert world.look().state is HealthState.STARTING
     world.facts["warm_s"] = 0.1
     assert world.look().state is HealthState.READY
+
+
+def test_a_warm_up_that_hangs_is_given_up_with_what_to_do(world: World) -> None:
+    world.facts["warm_s"] = None
+    assert world.look(1e4).state is HealthState.STARTING  # loading has no limit of its own
+    world.snapshot = msgspec.structs.replace(IDLE, phase="warm")
+    assert world.look().state is HealthState.STARTING
+    assert world.look(49.0).state is HealthState.STARTING
+    assert world.look(2.0).state is HealthState.STALLED
+    dead = world.look(5.0)
+    assert dead.state is HealthState.DEAD
+    assert "for 56.0 s, the limit is 50" in (dead.reason or "")
+    assert "raise health.warm_up_s" in (dead.reason or "")
+
+
+def test_a_process_that_was_frozen_while_it_warmed_up_gets_another_look(world: World) -> None:
+    world.facts["warm_s"] = None
+    world.snapshot = msgspec.structs.replace(IDLE, phase="warm")
+    world.look()
+    assert world.look(1e6).state is HealthState.STALLED
+    world.facts["warm_s"] = 0.1
+    assert world.look(4.0).state is HealthState.READY
 
 
 def test_idleness_is_never_a_stall(world: World) -> None:
