@@ -33,6 +33,8 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     engine_ns: int = 0  # of the engine's time, charged to the request
     prompt_ns: int = 0  # of that: for computing its prompt
     paused_s: float = 0.0  # not computed, since nobody read what was there
+    longest_tokens: int | None = None  # completion tokens of the longest choice; None where only their sum is known
+    max_tokens: int | None = None  # that a choice might have had; None where an upstream decides
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -224,6 +224,8 @@ class RequestStream:
             engine_ns=usage.engine_ns,
             prompt_ns=self.prompt_ns,
             paused_s=self.paused_s,
+            longest_tokens=max(choice.num_tokens for choice in self._choices),
+            max_tokens=self.request.stop.max_tokens,
         )
 
     def _accept_sample(self, choice: _Choice, sample: Sample, now: float) -> None:

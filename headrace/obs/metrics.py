@@ -23,6 +23,7 @@ from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import accounts
 from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import (
+    CHOICE_EDGES,
     ITL_EDGES_S,
     LATENCY_EDGES_S,
     LENGTH_EDGES,
@@ -32,7 +33,7 @@ from headrace.obs.histogram import (
     with_edge,
 )
 from headrace.obs.money import charge_families, engine_families
-from headrace.obs.slo import SloCounts, slo_families, tpot_s
+from headrace.obs.slo import SloCounts, longest, slo_families, tpot_s
 from headrace.obs.tenants import TenantCounts, tenant_families
 from headrace.obs.tiers import tier_families
 from headrace.obs.upstream_metrics import upstream_families
@@ -57,6 +58,9 @@ class ModelMetrics:
         self.inference = Histogram(LATENCY_EDGES_S)
         self.prompt_lengths = Histogram(LENGTH_EDGES)
         self.answer_lengths = Histogram(LENGTH_EDGES)
+        self.longest_answers = Histogram(LENGTH_EDGES)
+        self.max_tokens = Histogram(LENGTH_EDGES)
+        self.num_choices = Histogram(CHOICE_EDGES)
         self.step_tokens = Histogram(STEP_TOKEN_EDGES)
         self.device_s = 0.0
         self.loop_s = 0.0
@@ -95,6 +99,10 @@ class ModelMetrics:
                 self.decode.observe(stats.finished_s - stats.first_token_s)
         self.prompt_lengths.observe(stats.prompt_tokens)
         self.answer_lengths.observe(stats.completion_tokens)
+        self.longest_answers.observe(longest(stats))
+        self.num_choices.observe(len(stats.finishes))
+        if stats.max_tokens is not None:
+            self.max_tokens.observe(stats.max_tokens)
         self.prompt_tokens += stats.prompt_tokens
         self.cached_tokens += stats.cached_tokens
         for finish in stats.finishes:
@@ -293,6 +301,9 @@ def _histograms(engines: _Engines) -> Iterator[Metric]:
         ("vllm:request_inference_time_seconds", "First step to end", lambda m: m.inference),
         ("vllm:request_prompt_tokens", "Tokens of a request's prompt", lambda m: m.prompt_lengths),
         ("vllm:request_generation_tokens", "Tokens of a request's answers", lambda m: m.answer_lengths),
+        ("vllm:request_max_num_generation_tokens", "Tokens of a request's longest answer", lambda m: m.longest_answers),
+        ("vllm:request_params_max_tokens", "Tokens that an answer might have had", lambda m: m.max_tokens),
+        ("vllm:request_params_n", "Answers that a request wants", lambda m: m.num_choices),
         ("vllm:iteration_tokens_total", "Tokens computed in a step", lambda m: m.step_tokens),
     )
     for name, text, read in table:

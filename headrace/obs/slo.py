@@ -56,11 +56,16 @@ class SloCounts:
 
 
 def tpot_s(stats: RequestStats) -> float | None:
-    """Return the mean time per token after the first; None where there is no second token."""
-    tokens_each = stats.completion_tokens / max(1, len(stats.finishes))
-    if stats.first_token_s is None or tokens_each <= 1:
+    """Return the mean time per token after the first, of the longest choice; None where there is no second token."""
+    num_tokens = longest(stats)
+    if stats.first_token_s is None or num_tokens <= 1:
         return None
-    return (stats.finished_s - stats.first_token_s) / (tokens_each - 1)
+    return (stats.finished_s - stats.first_token_s) / (num_tokens - 1)
+
+
+def longest(stats: RequestStats) -> float:
+    """Return the tokens of the longest choice; where only the sum is known, those of a choice on average."""
+    return stats.completion_tokens / len(stats.finishes) if stats.longest_tokens is None else stats.longest_tokens
 
 
 def _reached_s(name: str, stats: RequestStats) -> float:

@@ -8,6 +8,7 @@ Source: Google's SRE Workbook, "Alerting on SLOs", §6.
 
 from __future__ import annotations
 
+import json
 from typing import Literal, NamedTuple
 
 from headrace.core.slo_settings import SloSettings
@@ -73,9 +74,9 @@ def _bad_ratios() -> list[Data]:
 def _met_ratios(slo: SloSettings) -> list[Data]:
     """Record, for each objective, the share of requests within it: exact, as each objective is a bucket's edge."""
     own = [model for model in slo.by_model if slo.of(model) != slo.of("")]
-    others = f'model_name!~"{"|".join(map(_literal, own))}"' if own else ""
+    others = f"model_name!~{_quoted('|'.join(map(_literal, own)))}" if own else ""
     shares: dict[str, list[str]] = {}
-    for selector, objectives in ((others, slo.of("")), *((f'model_name="{m}"', slo.of(m)) for m in own)):
+    for selector, objectives in ((others, slo.of("")), *((f"model_name={_quoted(m)}", slo.of(m)) for m in own)):
         for name, seconds in objectives.named():
             shares.setdefault(name, []).append(_share_within(_HISTOGRAMS[name], seconds, selector))
     return [
@@ -156,5 +157,10 @@ def _alert_rule(alert: Alert) -> Data:
 
 
 def _literal(name: str) -> str:
-    """Spell a model's name as a regular expression within a PromQL string."""
-    return "".join(char if char.isalnum() or char in "-_/:" else f"\\\\{char}" for char in name)
+    """Spell a model's name as a regular expression."""
+    return "".join(char if char.isalnum() or char in "-_/:" else f"\\{char}" for char in name)
+
+
+def _quoted(text: str) -> str:
+    """Spell a PromQL string: its escapes are JSON's."""
+    return json.dumps(text, ensure_ascii=False)

@@ -137,3 +137,33 @@ def test_timeline_adds_phases_and_tells_the_whole(caplog: pytest.LogCaptureFixtu
         timeline.finish()
     assert timeline.phases_s == {"load": 1.25, "warm": 0.5, "ready": 1.75}
     assert "load 1250 ms, warm 500 ms, ready 1750 ms" in caplog.text
+
+
+# What the Grafana dashboard in vLLM's repository asks for, and what its autoscalers and load generators read.
+ASKED_OF_VLLM = """
+    vllm:e2e_request_latency_seconds_bucket vllm:e2e_request_latency_seconds_sum vllm:e2e_request_latency_seconds_count
+    vllm:prompt_tokens_total vllm:generation_tokens_total vllm:inter_token_latency_seconds_bucket
+    vllm:num_requests_running vllm:num_requests_waiting vllm:time_to_first_token_seconds_bucket
+    vllm:kv_cache_usage_perc vllm:request_prompt_tokens_bucket vllm:request_generation_tokens_bucket
+    vllm:request_success_total vllm:request_queue_time_seconds_sum vllm:request_prefill_time_seconds_sum
+    vllm:request_decode_time_seconds_sum vllm:request_max_num_generation_tokens_sum vllm:num_preemptions_total
+    vllm:prefix_cache_queries_total vllm:prefix_cache_hits_total vllm:request_inference_time_seconds_sum
+    vllm:request_time_per_output_token_seconds_bucket vllm:iteration_tokens_total_bucket
+    vllm:request_params_max_tokens_bucket vllm:request_params_n_bucket
+"""
+
+
+def test_dashboards_that_were_made_for_vllm_find_what_they_ask_for() -> None:
+    metrics = Metrics()
+    observer = metrics.observer("m")
+    metrics.add(observer, lambda: SNAPSHOT)
+    observer.on_finished(stats(longest_tokens=2, max_tokens=16))
+    seen = samples(metrics)
+    assert {name for name in ASKED_OF_VLLM.split() if name not in {name for name, _ in seen}} == set()
+    assert seen["vllm:request_prefill_time_seconds_sum", ()] == pytest.approx(0.1)
+    assert seen["vllm:request_decode_time_seconds_sum", ()] == pytest.approx(1.5)
+    assert seen["vllm:request_inference_time_seconds_sum", ()] == pytest.approx(1.6)
+    assert seen["vllm:request_time_per_output_token_seconds_sum", ()] == pytest.approx(1.5)  # of the longer choice
+    assert seen["vllm:request_max_num_generation_tokens_sum", ()] == 2
+    assert seen["vllm:request_params_max_tokens_bucket", (("le", "20"),)] == 1
+    assert seen["vllm:request_params_n_bucket", (("le", "1"),)] == 0

@@ -23,7 +23,9 @@ from headrace.obs.dashboards.rules import BURNS
 from tests.prometheus_server import has_prometheus
 
 OBJECTIVES = SloSettings(
-    ttft_ms=217, tpot_ms=33.3, by_model={"org/patient.1": "ttft=5000 tpot=-", "same": "ttft=217", "late": "e2e=9000"}
+    ttft_ms=217,
+    tpot_ms=33.3,
+    by_model={"org/patient.1": "ttft=5000 tpot=-", "same": "ttft=217", "late": "e2e=9000", 'a "b" \\ c': "e2e=8000"},
 )
 needs_prometheus = pytest.mark.skipif(not has_prometheus(), reason="no promtool; on Debian: apt-get install prometheus")
 
@@ -94,10 +96,10 @@ def test_shares_within_objectives_are_read_from_edges_of_each_models_own_histogr
         for rule in rules_of(Settings(slo=OBJECTIVES))
         if rule.get("record") == "headrace:objective_met_ratio:rate5m"
     }
-    assert 'bucket{model_name!~"org/patient\\\\.1|late", le="0.217"}' in expr["ttft"]
+    assert r'bucket{model_name!~"org/patient\\.1|late|a\\ \\\"b\\\"\\ \\\\\\ c", le="0.217"}' in expr["ttft"]
     assert 'bucket{model_name="org/patient.1", le="5.0"}' in expr["ttft"]
     assert 'model_name="org/patient.1"' not in expr["tpot"]
-    assert expr["e2e"].count("bucket") == 1
+    assert expr["e2e"].count("bucket") == 2
     for name, model in itertools.product(("org/patient.1", "late", "same"), ("ttft", "tpot", "e2e")):
         observer = Metrics(OBJECTIVES).observer(name)
         for edge in re.findall(rf'model_name="{re.escape(name)}", le="([^"]+)"', expr[model]):
@@ -132,7 +134,11 @@ def promtool(directory: Path, *args: str) -> None:
 @pytest.mark.parametrize(("target", "tested"), [(0.5, ["slow-"]), (0.9995, ["", "slow-"])])
 def test_prometheus_accepts_the_rules_whatever_the_objectives(target: float, tested: list[str], tmp_path: Path) -> None:
     config = tmp_path / "headrace.toml"
-    own = 'by_model = { "org/patient.1" = "ttft=5000", x = "tpot=-" }\nttft_ms = 217\n' if target > 0.9 else ""
+    own = (
+        'by_model = { "org/patient.1" = "ttft=5000", \'a "b" \\\\ c\' = "e2e=9", x = "tpot=-" }\nttft_ms = 217\n'
+        if target > 0.9
+        else ""
+    )
     config.write_text(f"[slo]\ntarget = {target}\n{own}")
     assert main(["dashboards", "--config", str(config), "--out", str(tmp_path / "out")]) == 0
     promtool(tmp_path / "out", "check", "rules", "headrace-rules.yml")
