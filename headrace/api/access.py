@@ -1,4 +1,4 @@
-"""What every HTTP call gets before routing: a request id, a caller, a trace, a line in the access log.
+"""What every HTTP call gets before routing: a request id, a caller, a trace, an audit trail, a line in the access log.
 
 Owns: the headers `x-request-id` (echoed or made) and `x-correlation-id` (echoed), and the removal of headers by which
 a caller tries to name its own tenant.
@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
+from collections.abc import Callable
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.api.errors import error_response
+from headrace.api.trail import Trail
+from headrace.core.audit import Auditor
 from headrace.core.caller import Caller, Gatekeeper
 from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.protocols import Clock
@@ -38,13 +42,22 @@ class Access:
     """ASGI middleware around the whole application."""
 
     def __init__(
-        self, app: ASGIApp, clock: Clock, gatekeeper: Gatekeeper, metrics: DoorMetrics, tracer: Tracer | None = None
+        self,
+        app: ASGIApp,
+        clock: Clock,
+        gatekeeper: Gatekeeper,
+        metrics: DoorMetrics,
+        tracer: Tracer | None = None,
+        auditor: Auditor | None = None,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._app = app
         self._clock = clock
         self._gatekeeper = gatekeeper
         self._metrics = metrics
         self._tracer = tracer
+        self._auditor = auditor
+        self._wall_s = wall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,6 +73,7 @@ class Access:
         scope["state"]["span"] = span
         start_s = self._clock.now()
         status = 0
+        trail = self._begin_trail(scope, request_id)
 
         async def tell(message: Message) -> None:
             nonlocal status
@@ -76,13 +90,20 @@ class Access:
             try:
                 with stage(span, "auth"):
                     caller = await self._identify(scope["path"], headers)
-                scope["state"]["caller"] = msgspec.structs.replace(caller, task=_task(headers))
+                scope["state"]["caller"] = caller = msgspec.structs.replace(caller, task=_task(headers))
+                if trail is not None:
+                    trail.caller = caller
             except HeadraceError as refusal:
                 self._metrics.on_refused(refusal)
+                if trail is not None:
+                    trail.fail(refusal)
                 await error_response(refusal, request_id, scope["path"])(scope, receive, tell)
                 return
             await self._app(scope, receive, tell)
         finally:
+            if trail is not None:
+                trail.answered(status)
+                trail.release(int(self._wall_s() * 1e9))
             level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
             elapsed_ms = (self._clock.now() - start_s) * 1e3
             method, path = scope["method"], scope["path"]
@@ -111,7 +132,18 @@ class Access:
         return span
 
     async def _identify(self, path: str, headers: Headers) -> Caller:
-        return Caller() if path in _OPEN else await self._gatekeeper.identify(path, headers)
+        if path in _OPEN:
+            return Caller()
+        if self._auditor is not None:
+            self._auditor.check()
+        return await self._gatekeeper.identify(path, headers)
+
+    def _begin_trail(self, scope: Scope, request_id: str) -> Trail | None:
+        if self._auditor is None:
+            return None
+        trail = Trail(self._auditor, scope["method"], scope["path"], request_id, int(self._wall_s() * 1e9))
+        scope["state"]["trail"] = trail
+        return trail
 
     def _strip_claims(self, scope: Scope) -> None:
         """Remove headers by which a caller names a tenant; its key alone does that."""

@@ -20,6 +20,7 @@ from headrace.api.access import Access
 from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
 from headrace.api.state import ApiState
+from headrace.api.trail import Trail
 from headrace.core.errors import HeadraceError
 from headrace.core.tracing import Span
 
@@ -62,7 +63,7 @@ def build_app(state: ApiState) -> ASGIApp:
         },
     )
     app.state.api = state
-    served: ASGIApp = Access(app, state.clock, state.gatekeeper, state.door, state.tracer)
+    served: ASGIApp = Access(app, state.clock, state.gatekeeper, state.door, state.tracer, state.auditor, state.wall_s)
     if not state.cors_origins:
         return served
     return CORSMiddleware(
@@ -78,6 +79,7 @@ async def _tree_error(http: Request, err: Exception) -> Response:
     span: Span | None = http.state.span
     if span is not None and isinstance(err, HeadraceError):
         span.note({"error.type": err.code})
+    _note_failure(http, err)
     return error_response(err, http.state.request_id, http.url.path)
 
 
@@ -94,5 +96,12 @@ async def _client_gone(http: Request, err: Exception) -> Response:
 
 
 async def _unexpected(http: Request, err: Exception) -> Response:
+    _note_failure(http, err)
     _log.error("request %s failed unexpectedly", http.state.request_id, exc_info=err)
     return error_response(err, http.state.request_id, http.url.path)
+
+
+def _note_failure(http: Request, err: Exception) -> None:
+    trail: Trail | None = getattr(http.state, "trail", None)
+    if trail is not None:
+        trail.fail(err)

@@ -15,6 +15,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from headrace.api.openai_types import ANY, NEUTRAL, GenerationBody
+from headrace.api.trail import Trail
 from headrace.core.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnknownParameter, UnsupportedParameter
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -40,6 +41,9 @@ async def read_body(request: Request, body_type: type[BodyT], max_bytes: int) ->
     except ClientDisconnect as err:
         raise MalformedBody("the connection closed before the whole body arrived; send it again") from err
     raw = b"".join(parts)
+    trail: Trail | None = getattr(request.state, "trail", None)
+    if trail is not None:
+        trail.read(raw)
     if size <= _INLINE_BYTES:
         return decode(raw, body_type)
     return await asyncio.to_thread(decode, raw, body_type)

@@ -7,6 +7,7 @@ Invariant: only who started a call can find it: ids of different keys never meet
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 
 from headrace.api.served import RemoteModel, ServedModel
+from headrace.api.trail import Trail
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta
-from headrace.core.errors import RequestCancelled, UnknownRequest
+from headrace.core.errors import HeadraceError, RequestCancelled, UnknownRequest
 from headrace.core.request import Knock, Request, RequestId
 from headrace.core.tracing import Span
 
@@ -48,13 +50,14 @@ class _Ended(NamedTuple):
 class Call:
     """One call and the requests it has made of a model. Implements `core.protocols.Upstream` for its wire."""
 
-    def __init__(self, calls: Calls, call_id: CallId, caller: Caller, span: Span | None) -> None:
+    def __init__(self, calls: Calls, call_id: CallId, caller: Caller, span: Span | None, trail: Trail | None) -> None:
         self.call_id = call_id
         self.headers: dict[str, str] = {}  # of the reply; complete before its first delta
         self.is_cancelled = False
         self._calls = calls
         self._caller = caller
         self._span = span
+        self._trail = None if trail is None else trail.hold()
         self._model: ServedModel | RemoteModel | None = None
         self._requests: Sequence[Request | Knock] = ()
         self._task: asyncio.Task[object] | None = None
@@ -68,6 +71,8 @@ class Call:
     def bind(self, model: ServedModel | RemoteModel, requests: Sequence[Request | Knock]) -> None:
         """Say what the call asks of whom."""
         self._model, self._requests = model, requests
+        if self._trail is not None:
+            self._trail.aim(model.name)
 
     @property
     def request_ids(self) -> list[RequestId]:
@@ -81,14 +86,23 @@ class Call:
         own = _of_caller(request, self._caller, self._model.shares_prefixes)
         if self._span is not None:
             own = msgspec.structs.replace(own, span=self._span)
-        return self._note_headers(self._model.upstream.generate(own))
+        if self._trail is not None:
+            self._trail.ask(own)
+        return self._note(self._model.upstream.generate(own))
 
-    async def _note_headers(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+    async def _note(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+        trail = self._trail
         try:
             async for delta in deltas:
                 if delta.headers:
                     self.headers.update(delta.headers)
+                if trail is not None:
+                    trail.see(delta)
                 yield delta
+        except HeadraceError as err:
+            if trail is not None:
+                trail.fail(err)
+            raise
         finally:
             if isinstance(deltas, AsyncGenerator):
                 await deltas.aclose()
@@ -123,6 +137,9 @@ class Call:
     def close(self) -> None:
         """Say that the call has ended. Idempotent."""
         self._calls.forget(self)
+        trail, self._trail = self._trail, None
+        if trail is not None:
+            trail.release(time.time_ns())
 
 
 class Calls:
@@ -136,9 +153,9 @@ class Calls:
         """Count the live calls."""
         return sum(map(len, self._live.values()))
 
-    def open(self, caller: Caller, request_id: str, span: Span | None = None) -> Call:
-        """Begin a call; `close` it on every way out. Its requests' stages are told to `span`."""
-        call = Call(self, (caller.key_id, request_id), caller, span)
+    def open(self, caller: Caller, request_id: str, span: Span | None = None, trail: Trail | None = None) -> Call:
+        """Begin a call; `close` it on every way out. Its requests' stages are told to `span`, it itself to `trail`."""
+        call = Call(self, (caller.key_id, request_id), caller, span, trail)
         self._live.setdefault(call.call_id, []).append(call)
         return call
 
@@ -185,6 +202,12 @@ def owner_of(http: HttpRequest) -> str:
     """Return whose calls these are: the caller's key, one name for all where there are no keys."""
     caller: Caller = http.state.caller
     return caller.key_id
+
+
+def trail_of(http: HttpRequest) -> Trail | None:
+    """Return what the audit log will know of this call, where there is one."""
+    trail: Trail | None = getattr(http.state, "trail", None)
+    return trail
 
 
 def _of_caller(request: Request, caller: Caller, shares_prefixes: bool) -> Request:

@@ -22,7 +22,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from headrace.api.anthropic_types import MessagesBody
-from headrace.api.calls import Call, owner_of
+from headrace.api.calls import Call, owner_of, trail_of
 from headrace.api.openai_types import GenerationBody
 from headrace.api.recording import Recording
 from headrace.api.sse import EventStream, until_disconnect
@@ -68,7 +68,7 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
     wish = _read_wish(http, state)
     if wish.grace_s or wish.key is not None:
         return await _recorded(http, state, body, begin, wish)
-    call = state.calls.open(http.state.caller, http.state.request_id, http.state.span)
+    call = state.calls.open(http.state.caller, http.state.request_id, http.state.span, trail_of(http))
     with ExitStack() as undo:
         undo.callback(call.close)
         wire = await begin(call)
@@ -119,7 +119,7 @@ async def _recorded(
         recording = state.recordings.open(
             owner, request_id, grace_s=wish.grace_s, key=wish.key, fingerprint=fingerprint
         )
-        call = state.calls.open(http.state.caller, request_id, http.state.span)
+        call = state.calls.open(http.state.caller, request_id, http.state.span, trail_of(http))
         recording.start(_events(call, begin, is_stream=bool(body.stream)), is_numbered=bool(body.stream))
     if body.stream:
         return EventStream(recording.read(after), request_id, headers=headers)

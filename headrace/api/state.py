@@ -14,6 +14,7 @@ from headrace.api.calls import Calls
 from headrace.api.recordings import Recordings
 from headrace.api.served import Models
 from headrace.api.shared_key import SharedKey
+from headrace.core.audit import Auditor
 from headrace.core.caller import Gatekeeper
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock
@@ -33,7 +34,8 @@ class ApiState:
     admin     routes of the administration, where there is one
     gatekeeper  finds out who calls
     door      counts who was turned away there
-    wall_s    Unix seconds, for `created` fields only
+    auditor   keeps what was asked and decided, where somebody does
+    wall_s    Unix seconds, for `created` fields and the audit log only
     tracer    begins the traces of requests; None: they are not traced
     cors_origins  web origins whose pages may call
     swap      loads other weights for a name; None where no weights are served
@@ -49,6 +51,7 @@ class ApiState:
     max_body_bytes: int
     admin: Sequence[BaseRoute] = ()
     gatekeeper: Gatekeeper = field(default_factory=lambda: SharedKey(None))
+    auditor: Auditor | None = None
     door: DoorMetrics = field(default_factory=DoorMetrics)
     calls: Calls = field(default_factory=Calls)
     recordings: Recordings = field(default_factory=Recordings)

@@ -23,6 +23,7 @@ _EXTRAS = {
     "gpu": ("torch", "triton"),
     "ray": ("ray",),
     "postgres": ("asyncpg",),
+    "audit": ("cryptography",),
     "otel": ("opentelemetry",),
 }
 _CGROUP = Path("/sys/fs/cgroup")

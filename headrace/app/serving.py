@@ -98,7 +98,7 @@ def _same(upstream: Upstream) -> Upstream:
 
 
 def _gateway(settings: Settings, clock: Clock) -> Gateway | None:
-    return None if settings.database is None else Gateway(settings.database, settings.gateway, clock)
+    return None if settings.database is None else Gateway(settings.database, settings.gateway, clock, settings.audit)
 
 
 class _Server:
@@ -155,6 +155,7 @@ class _Server:
         try:
             await self._gateway.open()
             self._metrics.add_accounts(self._gateway.stats)
+            self._metrics.add_audit(self._gateway.audit_stats)
             return await self._serve()
         finally:
             await self._gateway.close()
@@ -324,6 +325,7 @@ class _Server:
             max_body_bytes=self._settings.server.max_body_bytes,
             gatekeeper=SharedKey(self._settings.server.api_key) if self._gateway is None else self._gateway.gatekeeper,
             door=self._metrics.door,
+            auditor=None if self._gateway is None else self._gateway.auditor,
             admin=() if self._gateway is None else self._gateway.admin_routes(headrace.__version__),
             recordings=self._recordings,
             upstreams=self._remote.status,

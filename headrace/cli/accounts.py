@@ -17,6 +17,8 @@ import msgspec
 
 from headrace.cli.configured import settings_from
 from headrace.core.errors import ConfigError
+from headrace.core.settings import read_secret
+from headrace.gateway.audit import Chain, Journal, KeyRing
 from headrace.gateway.store import Database, migrate, open_database
 
 T = TypeVar("T")
@@ -38,6 +40,25 @@ def with_database(args: argparse.Namespace, work: Callable[[Database], Awaitable
             await database.close()
 
     return asyncio.run(run())
+
+
+def journal_of(args: argparse.Namespace, database: Database) -> Journal:
+    """Return what writes down the changes of this command, in the name of who runs it. Raises ConfigError."""
+    audit = settings_from(args).audit
+    if audit.record == "none":
+        return Journal()
+    keys = KeyRing.read(audit.key, audit.old_keys, read_secret)
+    return Journal(Chain(database.dialect, keys), actor=f"cli/{_user()}")
+
+
+def _user() -> str:
+    import os
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
 
 
 def print_json(value: object) -> None:

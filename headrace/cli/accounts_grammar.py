@@ -35,9 +35,9 @@ def add_keys(parser: argparse.ArgumentParser, finish: Finish) -> None:
     create.add_argument("--name", default="", help="for people")
     create.add_argument(
         "--role",
-        choices=("user", "monitor", "admin"),
+        choices=("user", "monitor", "auditor", "admin"),
         default="user",
-        help="ask models (default), read /metrics, or everything",
+        help="ask models (default), read /metrics, read the audit log, or everything",
     )
     create.add_argument(
         "--model",

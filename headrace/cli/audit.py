@@ -1,6 +1,6 @@
-"""`headrace audit`: what was served, looked into.
+"""`headrace audit`: what was served, looked into, and the log of who asked for it.
 
-Owns nothing; each action has a file of its own, imported when it is asked for.
+Owns nothing; what the actions do has files of its own, imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import argparse
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one action."""
-    from headrace.cli import stack
+    if args.action == "stack":
+        from headrace.cli import stack
 
-    return stack.run(args)
+        return stack.run(args)
+    from headrace.cli import audit_log
+
+    return audit_log.run(args)

@@ -10,7 +10,7 @@ import argparse
 import msgspec
 from rich.table import Table
 
-from headrace.cli.accounts import day, print_json, with_database
+from headrace.cli.accounts import day, journal_of, print_json, with_database
 from headrace.cli.tables import print_table
 from headrace.core.errors import ConfigError
 from headrace.econ.money import parse_usd, show_usd
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one action and show the budgets it is about."""
 
     async def act(database: Database) -> list[tuple[BudgetRule, list[AccountState]]]:
-        registry = BudgetRegistry(database)
+        registry = BudgetRegistry(database, journal_of(args, database))
         match args.action:
             case "set":
                 rules = [await _set(registry, args)]

@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         "scheduling",
         "failover",
         "gateway",
+        "audit",
         "slo",
         "telemetry",
     )
@@ -129,7 +130,10 @@ def build_parser() -> argparse.ArgumentParser:
     dashboards.add_argument("--out", type=Path, default=Path("monitoring"), metavar="DIR", help="(default: monitoring)")
     _add_settings(dashboards, (None, "slo"))
 
-    add_audit(commands.add_parser("audit", help="look into what was served and what it cost"), _add_general)
+    add_audit(
+        commands.add_parser("audit", help="who asked what when, and what it cost to serve"),
+        _add_general,
+    )
 
     why = commands.add_parser("why", help="ask a server why a request waits, was preempted or refused")
     why.add_argument("id", metavar="ID", help="the request's x-request-id, or the id in its answer")

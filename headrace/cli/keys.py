@@ -7,7 +7,7 @@ import time
 
 from rich.table import Table
 
-from headrace.cli.accounts import day, moment, print_json, seconds, with_database
+from headrace.cli.accounts import day, journal_of, moment, print_json, seconds, with_database
 from headrace.cli.tables import print_table
 from headrace.gateway.identity import IssuedKey, Key, Registry, Role
 from headrace.gateway.identity.shown import show_issued, show_key
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one action. A new secret is written to standard output, this once."""
 
     async def act(database: Database) -> IssuedKey | list[Key]:
-        registry = Registry(database)
+        registry = Registry(database, journal=journal_of(args, database))
         match args.action:
             case "create":
                 return await registry.create_key(

@@ -6,7 +6,7 @@ import argparse
 
 from rich.table import Table
 
-from headrace.cli.accounts import print_json, with_database
+from headrace.cli.accounts import journal_of, print_json, with_database
 from headrace.cli.tables import print_table
 from headrace.gateway.limits import LimitRule, What
 from headrace.gateway.limits.registry import LimitRegistry
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one action and show the limits it is about."""
 
     async def act(database: Database) -> list[LimitRule]:
-        registry = LimitRegistry(database)
+        registry = LimitRegistry(database, journal_of(args, database))
         match args.action:
             case "set":
                 return [

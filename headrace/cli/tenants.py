@@ -6,7 +6,7 @@ import argparse
 
 from rich.table import Table
 
-from headrace.cli.accounts import day, print_json, with_database
+from headrace.cli.accounts import day, journal_of, print_json, with_database
 from headrace.cli.tables import print_table
 from headrace.gateway.identity import Registry, Tenant
 from headrace.gateway.store import Database
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one action and show the tenants it is about."""
 
     async def act(database: Database) -> list[Tenant]:
-        registry = Registry(database)
+        registry = Registry(database, journal=journal_of(args, database))
         match args.action:
             case "create":
                 return [await registry.create_tenant(args.tenant, args.name)]

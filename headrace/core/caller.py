@@ -17,12 +17,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant  whose money and limits are used; empty where there are no keys
     key_id  the public part of the key; empty where there are no keys
+    role    what the key is for; empty where there are no keys
     models  what it may ask; None: all
     task    the caller's own name for the job that this is a step of (`X-Task-Id`); empty: none
     """
 
     tenant: str = ""
     key_id: str = ""
+    role: str = ""
     models: frozenset[str] | None = None
     task: str = ""
 

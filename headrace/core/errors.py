@@ -107,15 +107,18 @@ class TemplateFailed(InvalidRequest):
 
 
 class Unauthorized(HeadraceError):
-    """No key or a wrong key."""
+    """No key or a wrong key. `key_id` is the public part of what was presented; nothing proves it."""
 
     code, http_status, retryable = "invalid_api_key", 401, False
+    key_id: str = ""
 
 
 class Forbidden(HeadraceError):
     """The key is valid, but not for this: another role or other models."""
 
     code, http_status, retryable = "forbidden", 403, False
+    key_id: str = ""
+    tenant: str = ""
 
 
 class NotFound(HeadraceError):

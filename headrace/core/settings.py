@@ -19,6 +19,7 @@ from typing import Annotated, Literal, get_origin
 
 import msgspec
 
+from headrace.core.audit_settings import AuditSettings
 from headrace.core.errors import ConfigError
 from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.slo_settings import SloSettings
@@ -37,7 +38,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _SECRET = {"api_key", "database", "kv_redis_url", "kv_secret"}
-_LISTS = {"models", "cors_origins"}
+_LISTS = {"models", "cors_origins", "old_keys"}
 _TABLES = "upstreams"  # a table of tables: in the file only
 _ENV_PREFIX = "HEADRACE_"
 _ENV_CONFIG = "HEADRACE_CONFIG"
@@ -220,6 +221,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine     how to compute
     scheduling whom to serve first
     gateway    whom to serve at all
+    audit      what is written down about calls and changes
     failover   when remote upstreams fail
     slo        what counts as a good answer
     telemetry  where traces go
@@ -238,6 +240,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     failover: FailoverSettings = FailoverSettings()
     upstreams: dict[str, UpstreamSettings] = {}
     gateway: GatewaySettings = GatewaySettings()
+    audit: AuditSettings = AuditSettings()
     slo: SloSettings = SloSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     models: tuple[str, ...] = ("smollm2-135m",)

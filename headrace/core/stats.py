@@ -185,3 +185,19 @@ class AdmissionStats(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, int]
     charged_nano: dict[str, int] = {}
     budget_used: dict[str, float] = {}
+
+
+class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What the audit log of this process has done so far; `waiting` is of this moment.
+
+    written   rows
+    lost      events that were given up
+    refused   calls, because they could not have been recorded
+    failures  transactions that did not come about
+    """
+
+    waiting: int
+    written: int
+    lost: int
+    refused: int
+    failures: int

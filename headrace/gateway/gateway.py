@@ -3,6 +3,7 @@
 Owns the order of opening and closing, and the order of the stages. Built by `app.serving` where there is a database.
 
     gatekeeper ─► api ─► permission ─► admission ─► upstream
+        └── the audit log hears of every call at its end, and of every change in its transaction
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from headrace.core.audit import Auditor
+from headrace.core.audit_settings import AuditSettings
 from headrace.core.caller import Gatekeeper
 from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.protocols import Clock, Upstream
-from headrace.core.stats import AdmissionStats, EngineTime, RequestStats
+from headrace.core.settings import read_secret
+from headrace.core.stats import AdmissionStats, AuditStats, EngineTime, RequestStats
 from headrace.econ import machine_rate
 from headrace.gateway.admin import AdminRoutes, admin_routes
 from headrace.gateway.admission import Admission, Authority, Rulebook
 from headrace.gateway.admission.stage import AdmissionRules
+from headrace.gateway.audit.log import AuditLog
 from headrace.gateway.budgets.price_book import read_book
 from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.identity import Directory
@@ -28,11 +33,20 @@ from headrace.gateway.pipeline import Pipeline
 from headrace.gateway.store import migrate, open_database
 from headrace.gateway.store.watch import Watch
 
+_AUDIT = AuditSettings()
+
 
 class Gateway:
     """Keys, limits and budgets of one server process."""
 
-    def __init__(self, url: str, settings: GatewaySettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: GatewaySettings,
+        clock: Clock,
+        audit: AuditSettings = _AUDIT,
+        read_secret: Callable[[str], str] = read_secret,
+    ) -> None:
         self._database = open_database(url)
         self._directory = Directory()
         self._rulebook = Rulebook()
@@ -41,6 +55,7 @@ class Gateway:
         book = None if settings.price_book is None else read_book(Path(settings.price_book).expanduser())
         rate = None if settings.usd_per_hour is None else machine_rate(settings.usd_per_hour)
         self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)
+        self._audit = None if audit.record == "none" else AuditLog(self._database, audit, clock, read_secret)
         self._keeps_digests = settings.digests
         self._admission = Admission(
             self._authority,
@@ -53,6 +68,7 @@ class Gateway:
             ),
             self._recorder.claim,
             clock,
+            (lambda settlement: None) if self._audit is None else self._audit.writer.hear,
         )
         self._stages = (Permission(self._directory), self._admission)
         self.gatekeeper: Gatekeeper = Gate(self._directory, self._watch)
@@ -74,7 +90,16 @@ class Gateway:
 
     def admin_routes(self, version: str) -> AdminRoutes:
         """Return the routes of the administration."""
-        return admin_routes(self._database, version)
+        return admin_routes(self._database, version, None if self._audit is None else self._audit.chain)
+
+    @property
+    def auditor(self) -> Auditor | None:
+        """Return what keeps the calls of this process, if anything does."""
+        return None if self._audit is None else self._audit.writer
+
+    def audit_stats(self) -> AuditStats | None:
+        """Return what the audit log has done so far, where there is one."""
+        return None if self._audit is None else self._audit.writer.stats()
 
     def stats(self) -> AdmissionStats:
         """Return what has been decided so far."""
@@ -84,6 +109,8 @@ class Gateway:
         """Connect, bring the schema up to date, read keys and rules. Raises ConfigError or StoreUnavailable."""
         await self._database.open()
         await migrate(self._database)
+        if self._audit is not None:
+            await self._audit.check()
         await self._watch.look()
 
     async def open(self) -> None:
@@ -93,10 +120,14 @@ class Gateway:
         if self._keeps_digests:
             self._admission.use_digests(Digests(await read_digest_key(self._database)))
         self._recorder.start()
+        if self._audit is not None:
+            self._audit.upkeep.start()
 
     async def close(self) -> None:
         """Write what is left and disconnect."""
         await self._watch.close()
         await self._authority.close()
         await self._recorder.close()
+        if self._audit is not None:
+            await self._audit.close()
         await self._database.close()

@@ -18,9 +18,10 @@ from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError
 from headrace.core.health import HealthState, ModelHealth
 from headrace.core.slo_settings import SloSettings
-from headrace.core.stats import AdmissionStats, EngineSnapshot, RequestStats, StepStats
+from headrace.core.stats import AdmissionStats, AuditStats, EngineSnapshot, RequestStats, StepStats
 from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import accounts
+from headrace.obs.audit import audit_families
 from headrace.obs.door import DoorMetrics
 from headrace.obs.histogram import (
     CHOICE_EDGES,
@@ -118,6 +119,10 @@ def _no_accounts() -> AdmissionStats:
     return AdmissionStats(live=0, late=0, batches=0, commands=0, expired=0, shadowed=0, failures=0, refused={})
 
 
+def _no_audit() -> AuditStats | None:
+    return AuditStats(waiting=0, written=0, lost=0, refused=0, failures=0)
+
+
 class Metrics(Collector):
     """All engines' metrics and the process's own."""
 
@@ -131,6 +136,7 @@ class Metrics(Collector):
         self.door = DoorMetrics()
         self._upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple
         self._accounts: Callable[[], AdmissionStats] = _no_accounts
+        self._audit: Callable[[], AuditStats | None] = _no_audit
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -180,6 +186,10 @@ class Metrics(Collector):
         """Say what this machine costs, so that the engines' time can be shown as money."""
         self._nano_per_hour = nano_per_hour
 
+    def add_audit(self, stats: Callable[[], AuditStats | None]) -> None:
+        """Show what the audit log does."""
+        self._audit = stats
+
     def set_startup(self, phases_s: dict[str, float]) -> None:
         """Record how long each phase of the start took."""
         self._startup_s = dict(phases_s)
@@ -209,6 +219,9 @@ class Metrics(Collector):
         decided = self._accounts()
         yield from accounts.families(decided)
         yield from charge_families(decided.charged_nano, decided.budget_used)
+        audit = self._audit()
+        if audit is not None:
+            yield from audit_families(audit)
 
     def _health_families(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("headrace_health", "1 for the state the engine is in", labels=(*_LABELS, "state"))

@@ -50,6 +50,7 @@ HOMES = {
     "genai_prices": ["gateway.budgets.price_import"],
     "pyarrow": ["cli.ledger"],
     "asyncpg": ["gateway"],
+    "cryptography": ["gateway.audit.content"],
     "httptools": ["bench"],
     # Peers run in their own environments; `runner` is the script beside the peer's own.
     "llama_cpp": ["bench.peers"],

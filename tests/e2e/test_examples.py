@@ -79,6 +79,13 @@ def test_curl_streams_events_up_to_done(server_url: str) -> None:
     assert '"usage":{' in events[-2]
 
 
+def test_the_audit_log_finds_what_was_changed_behind_its_back() -> None:
+    output = execute("sh", str(EXAMPLES / "audit_log.sh"))
+    assert "key.create" in output
+    assert "2 rows of the audit log are whole" in output
+    assert output.splitlines()[-1] == "the change was found"
+
+
 @pytest.mark.server
 def test_prompts_are_answered_without_a_server() -> None:
     lines = execute(sys.executable, str(EXAMPLES / "offline_llm.py")).splitlines()

@@ -53,7 +53,8 @@ async def main():
     model = ServedModel(name="echo", root="file:echo", upstream=Slow(EchoUpstream(tokenizer)), tokenizer=tokenizer,
                         template=None, max_context=4096, created=0)
     state = ApiState(models=Models([model], front=gateway.front), clock=MonotonicClock(), wall_s=time.time, health=None,
-                     render=lambda: (b"", ""), version="0", max_body_bytes=10**6, gatekeeper=gateway.gatekeeper)
+                     render=lambda: (b"", ""), version="0", max_body_bytes=10**6, gatekeeper=gateway.gatekeeper,
+                     auditor=gateway.auditor)
     sock = bind(ServerSettings(port=0))
     config = uvicorn.Config(build_app(state), lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -131,6 +132,7 @@ def test_kill_9_loses_no_settled_row_and_gives_reservations_back(
     server = start(database)
     assert server.url, server.log
     seen: dict[str, Any] = {}
+    audited: dict[int, str] = {}
 
     def enough() -> bool:
         """Once there is enough to lose, note what is settled and kill, all between two requests of a client."""
@@ -138,6 +140,7 @@ def test_kill_9_loses_no_settled_row_and_gives_reservations_back(
             rows = dict(query("SELECT id, cost_nano FROM settlements"))
             if len(rows) >= 20:
                 seen.update(rows)
+                audited.update(query("SELECT seq, digest FROM audit_rows"))
                 server.process.send_signal(signal.SIGKILL)
         return bool(seen)
 
@@ -145,6 +148,8 @@ def test_kill_9_loses_no_settled_row_and_gives_reservations_back(
     server.wait()
     left = dict(query("SELECT id, cost_nano FROM settlements"))
     assert {name: left.get(name) for name in seen} == seen
+    assert audited.items() <= dict(query("SELECT seq, digest FROM audit_rows")).items()
+    assert len(audited) > 10
     ((spent, reserved),) = query("SELECT spent_nano, reserved_nano FROM spends")
     assert spent == sum(left.values())
     ((num_open, held),) = query("SELECT COUNT(*), COALESCE(SUM(granted_nano), 0) FROM reservations WHERE is_open = 1")
@@ -163,6 +168,8 @@ def test_kill_9_loses_no_settled_row_and_gives_reservations_back(
     )  # fmt: skip
     assert reply.status_code == 200
     assert again.stop() in (0, -signal.SIGTERM)
+    verdict = headrace(database, "audit", "verify")
+    assert (verdict["problem"], verdict["rows"] > len(audited)) == (None, True)
     secret = key.rpartition("-")[2]
-    assert secret not in server.log + again.log
+    assert secret not in server.log + again.log + str(query("SELECT * FROM audit_rows"))
     assert "x" * 20 not in server.log  # nor content

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from headrace.econ.money import show_usd
+from headrace.gateway.audit import AuditRow
 from headrace.gateway.budgets import BudgetRule
 from headrace.gateway.budgets.registry import AccountState
 from headrace.gateway.identity import Role
@@ -84,6 +85,37 @@ class BudgetChange(Body, frozen=True, kw_only=True):
     hard: bool = True
     warn_at_usd: Usd | None = None
     timezone: Text = "UTC"
+
+
+class AuditQuery(Body, frozen=True, kw_only=True):
+    """Which rows of the audit log: those behind row `after`, from `since_s` until before `until_s` (Unix time)."""
+
+    after: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    since_s: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
+    until_s: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 2**32
+    tenant: Text = ""
+    key: Text = ""
+    request: Text = ""
+    model: Text = ""
+    kind: Text = ""
+    decision: Text = ""
+    reason: Text = ""
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the audit log and its digest. Content is not shown here."""
+
+    row: AuditRow
+    digest: str
+    has_content: bool
+
+
+class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows in order. `after` asks for the next page; null: there is none yet."""
+
+    data: list[AuditEntry]
+    after: int | None
 
 
 class AccountShown(msgspec.Struct, frozen=True, kw_only=True):

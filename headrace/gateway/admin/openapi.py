@@ -73,9 +73,20 @@ def _describe(operation: Operation, by_kind: dict[str, Any]) -> dict[str, Any]:
         described["parameters"] = [
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         ]
+    if operation.query is not None:
+        described["parameters"] = [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in _properties(operation.query).items()
+        ]
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _json(by_kind[str(operation.body)])}
     return described
+
+
+def _properties(query: type[msgspec.Struct]) -> dict[str, Any]:
+    schema = msgspec.json.schema(query)
+    found: dict[str, Any] = schema["$defs"][query.__name__]["properties"]
+    return found
 
 
 def _json(schema: Any) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import msgspec
 from headrace.core.errors import InvalidRequest
 from headrace.econ.money import parse_usd
 from headrace.gateway.admin import bodies
+from headrace.gateway.audit import Journal
+from headrace.gateway.audit.reading import Filter, read_rows
 from headrace.gateway.budgets import BudgetRule
 from headrace.gateway.budgets.registry import BudgetRegistry
 from headrace.gateway.identity import Registry, Tenant
@@ -27,17 +29,18 @@ Work = Callable[["Registries", str, Any], Awaitable[object]]  # the body is of t
 
 
 class Registries:
-    """What operations work on."""
+    """What operations work on, in the name of one caller."""
 
-    def __init__(self, database: Database) -> None:
-        self.identity = Registry(database)
-        self.limits = LimitRegistry(database)
-        self.budgets = BudgetRegistry(database)
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self.database = database
+        self.identity = Registry(database, journal=journal)
+        self.limits = LimitRegistry(database, journal)
+        self.budgets = BudgetRegistry(database, journal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path. `path` has at most one place, `{id}`; `body` None: it takes none."""
+    """One method of one path. `path` has at most one place, `{id}`; `body`, `query` None: it takes none."""
 
     method: str
     path: str
@@ -46,6 +49,7 @@ class Operation:
     work: Work
     reply: Any
     body: type[bodies.Body] | None = None
+    query: type[bodies.Body] | None = None
     status: int = 200
 
 
@@ -142,6 +146,27 @@ async def _remove_budget(r: Registries, budget_id: str, body: None) -> bodies.Bu
     return bodies.show_budget(await r.budgets.remove(budget_id), [])
 
 
+async def _read_audit(r: Registries, _: str, query: bodies.AuditQuery) -> bodies.AuditPage:
+    wanted = Filter(
+        since_ns=query.since_s * 10**9,
+        until_ns=query.until_s * 10**9,
+        tenant=query.tenant,
+        key_id=query.key,
+        request_id=query.request,
+        model=query.model,
+        kind=query.kind,
+        decision=query.decision,
+        reason=query.reason,
+    )
+    found = await read_rows(r.database, wanted, after=query.after, limit=query.limit)
+    return bodies.AuditPage(
+        data=[
+            bodies.AuditEntry(row=each.row, digest=each.digest, has_content=each.content is not None) for each in found
+        ],
+        after=found[-1].row.seq if len(found) == query.limit else None,
+    )
+
+
 async def _shown(r: Registries, rule: BudgetRule) -> bodies.BudgetShown:
     return bodies.show_budget(rule, await r.budgets.accounts(rule.id))
 
@@ -189,6 +214,10 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation("GET", "/budgets/{id}", "Show a budget", _show_budget, bodies.BudgetShown),
     _operation("POST", "/budgets/{id}/reset", "Begin anew: nothing is spent", _reset_budget, bodies.BudgetShown),
     _operation("DELETE", "/budgets/{id}", "Remove a budget", _remove_budget, bodies.BudgetShown),
+    _operation(
+        "GET", "/audit", "Read the audit log, also with a key of the role auditor", _read_audit, bodies.AuditPage,
+        query=bodies.AuditQuery,
+    ),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from headrace.core.errors import BodyTooLarge, MalformedBody, NotFound, UnknownP
 from headrace.gateway.admin.bodies import Body
 from headrace.gateway.admin.openapi import PREFIX, document
 from headrace.gateway.admin.operations import OPERATIONS, Operation, Registries, encode
+from headrace.gateway.audit import Chain, Journal
 from headrace.gateway.store import Database
 
 MAX_BODY_BYTES = 256 << 10
@@ -31,9 +32,8 @@ AdminRoutes = list[Route]
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def admin_routes(database: Database, version: str) -> AdminRoutes:
-    """Return the routes of the admin API over `database`."""
-    registries = Registries(database)
+def admin_routes(database: Database, version: str, chain: Chain | None = None) -> AdminRoutes:
+    """Return the routes of the admin API over `database`. Changes are noted in `chain`."""
     described = msgspec.json.encode(document(version))
 
     async def describe(http: Request) -> Response:
@@ -45,20 +45,23 @@ def admin_routes(database: Database, version: str) -> AdminRoutes:
         methods.setdefault(operation.path, {})[operation.method] = operation
     for path, operations in methods.items():
         place = path.replace("{id}", "{id:str}")
-        routes.append(Route(PREFIX + place, _endpoint(registries, operations), methods=list(operations)))
+        routes.append(Route(PREFIX + place, _endpoint(database, chain, operations), methods=list(operations)))
     return routes
 
 
-def _endpoint(registries: Registries, operations: dict[str, Operation]) -> _Endpoint:
+def _endpoint(database: Database, chain: Chain | None, operations: dict[str, Operation]) -> _Endpoint:
     async def serve(http: Request) -> Response:
         operation = operations["GET" if http.method == "HEAD" else http.method]
         body = None if operation.body is None else await _read(http, operation.body)
+        if operation.query is not None:
+            body = _query(http, operation.query)
         target = http.path_params.get("id", "")
         if not (target.isprintable() and len(target) <= MAX_ID_CHARS):
             raise NotFound(f"the id has {len(target)} characters, some of which no id has; list ids first", param="id")
-        reply = await operation.work(registries, target, body)
+        caller: Caller = http.state.caller
+        journal = Journal(chain, caller=caller, request_id=http.state.request_id)
+        reply = await operation.work(Registries(database, journal), target, body)
         if operation.method != "GET":
-            caller: Caller = http.state.caller
             _log.info("admin: %s of '%.80s' by key %s", operation.name, target or "a new one", caller.key_id)
         return Response(encode(reply), operation.status, media_type="application/json")
 
@@ -81,6 +84,14 @@ async def _read(http: Request, body_type: type[Body]) -> Body:
         raise _explain(str(err), body_type) from err
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise MalformedBody(f"the body is not JSON: {err}") from err
+
+
+def _query(http: Request, query_type: type[Body]) -> Body:
+    """Decode what follows the question mark. Raises MalformedBody or UnknownParameter."""
+    try:
+        return msgspec.convert(dict(http.query_params), type=query_type, strict=False)
+    except msgspec.ValidationError as err:
+        raise _explain(str(err), query_type) from err
 
 
 def _explain(message: str, body_type: type[Body]) -> MalformedBody | UnknownParameter:

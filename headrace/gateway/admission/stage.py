@@ -62,8 +62,13 @@ class Admission:
         rules: AdmissionRules,
         claim: Callable[[RequestId], Charge | None] = lambda request_id: None,
         clock: Clock | None = None,
+        tell: Callable[[Settlement], None] = lambda settlement: None,
     ) -> None:
-        """Make the stage. `claim` bills the engine's time of a request that has ended; `clock` is the engines' too."""
+        """Make the stage. `clock` is the engines' too.
+
+        claim  bills the engine's time of a request that has ended
+        tell   hears what a request came to
+        """
         self._authority = authority
         self._rulebook = rulebook
         self._price_of = price_of
@@ -71,6 +76,7 @@ class Admission:
         self._claim = claim
         self._clock = clock or MonotonicClock()
         self._digests = Digests(None)
+        self._tell = tell
         self._warned: set[str] = set()
 
     def use_digests(self, digests: Digests) -> None:
@@ -104,6 +110,7 @@ class Admission:
             with stage(request.span, "settle"):
                 settlement = self._settlement(request, grant, meter, watch)
                 self._authority.settle(grant, settlement)
+            self._tell(settlement)
             if request.span is not None and settlement.cost_nano is not None:
                 request.span.note(charged(settlement.cost_nano))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from headrace.core.errors import InvalidRequest, NotFound
+from headrace.gateway.audit import Journal
 from headrace.gateway.budgets.account import Spend
 from headrace.gateway.budgets.periods import check_period, check_timezone
 from headrace.gateway.budgets.rules import BudgetRule
@@ -37,8 +38,10 @@ class AccountState:
 class BudgetRegistry:
     """Commands on budgets."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, journal: Journal | None = None) -> None:
+        """Take the database, and the journal of whoever gives the commands."""
         self._database = database
+        self._journal = journal or Journal()
 
     async def set(
         self,
@@ -63,6 +66,7 @@ class BudgetRegistry:
         check_model(model)
         async with self._database.transaction() as tx:
             await check_subject(tx, subject)
+            before = await _same(tx, subject, model, period)
             await tx.fetch(
                 f"INSERT INTO budgets ({_COLUMNS}, created_s) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9) "
                 "ON CONFLICT (subject, model, period) DO UPDATE SET timezone = excluded.timezone, "
@@ -71,11 +75,10 @@ class BudgetRegistry:
                 *(int(is_hard), int(time.time())),
             )
             await bump(tx)
-            rows = await tx.fetch(
-                f"SELECT {_COLUMNS} FROM budgets WHERE subject = $1 AND model = $2 AND period = $3",
-                *(subject, model, period),
-            )
-        return _as_rule(rows[0])
+            rule = await _same(tx, subject, model, period)
+            assert rule is not None
+            await self._journal.note(tx, "budget.set", rule.id, before=before, after=rule)
+        return rule
 
     async def rules(self) -> list[BudgetRule]:
         """List all budgets, by subject."""
@@ -101,16 +104,19 @@ class BudgetRegistry:
     async def reset(self, budget_id: str) -> BudgetRule:
         """Begin new accounts: nothing is spent. Requests under way settle on the old ones."""
         async with self._database.transaction() as tx:
-            await _budget(tx, budget_id)
+            before = await _budget(tx, budget_id)
             await tx.fetch("UPDATE budgets SET epoch = epoch + 1 WHERE id = $1", budget_id)
             await bump(tx)
-            return await _budget(tx, budget_id)
+            rule = await _budget(tx, budget_id)
+            await self._journal.note(tx, "budget.reset", budget_id, before=before, after=rule)
+            return rule
 
     async def remove(self, budget_id: str) -> BudgetRule:
         """Remove a budget. What was settled stays in the settlements. Raises NotFound."""
         async with self._database.transaction() as tx:
             rule = await _budget(tx, budget_id)
             await tx.fetch("DELETE FROM budgets WHERE id = $1", budget_id)
+            await self._journal.note(tx, "budget.remove", budget_id, before=rule)
             await bump(tx)
         return rule
 
@@ -118,6 +124,13 @@ class BudgetRegistry:
 async def read_budgets(tx: Transaction) -> list[BudgetRule]:
     """Read all budgets."""
     return [_as_rule(row) for row in await tx.fetch(f"SELECT {_COLUMNS} FROM budgets ORDER BY subject, model, period")]
+
+
+async def _same(tx: Transaction, subject: str, model: str, period: str) -> BudgetRule | None:
+    """Return the budget of the same kind, if there is one."""
+    sql = f"SELECT {_COLUMNS} FROM budgets WHERE subject = $1 AND model = $2 AND period = $3"
+    rows = await tx.fetch(sql, subject, model, period)
+    return _as_rule(rows[0]) if rows else None
 
 
 async def _budget(tx: Transaction, budget_id: str) -> BudgetRule:

@@ -12,9 +12,11 @@ from headrace.core.caller import Caller
 from headrace.core.errors import Forbidden, Unauthorized
 from headrace.gateway.identity.directory import Directory
 from headrace.gateway.identity.records import Key, Role
+from headrace.gateway.identity.secrets import parse
 from headrace.gateway.store.watch import Watch
 
 _ADMIN_PATH = "/admin"
+_AUDIT_PATH = "/admin/v1/audit"
 _MONITORED = ("/metrics", "/health/progress")
 
 
@@ -32,10 +34,18 @@ class Gate:
             if _is_below(path, _ADMIN_PATH):
                 raise Unauthorized("administration needs a key; make one: headrace keys create TENANT --role admin")
             return Caller()
-        key = self._directory.find(presented_key(headers))
-        _check_role(key, path)
+        text = presented_key(headers)
+        try:
+            key = self._directory.find(text)
+            _check_role(key, path)
+        except Unauthorized as refusal:
+            refusal.key_id = claimed_id(text)
+            raise
+        except Forbidden as refusal:
+            refusal.key_id, refusal.tenant = key.id, key.tenant_id
+            raise
         models = None if key.models is None else frozenset(key.models)
-        return Caller(tenant=key.tenant_id, key_id=key.id, models=models)
+        return Caller(tenant=key.tenant_id, key_id=key.id, role=key.role.value, models=models)
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
@@ -46,14 +56,22 @@ def presented_key(headers: Mapping[str, str]) -> str:
     return headers.get("x-api-key", "").strip()
 
 
+def claimed_id(text: str) -> str:
+    """Return the public part of what stands where a key belongs, if it has the form of one."""
+    presented = parse(text)
+    return "" if presented is None else presented.key_id
+
+
 def _check_role(key: Key, path: str) -> None:
-    if key.role is Role.ADMIN:
+    if key.role is Role.ADMIN or (key.role is Role.AUDITOR and _is_below(path, _AUDIT_PATH)):
         return
     if _is_below(path, _ADMIN_PATH):
         raise Forbidden(f"key '{key.id}' has the role '{key.role}'; {_ADMIN_PATH} needs 'admin'")
     if path in _MONITORED:
         if key.role is not Role.MONITOR:
             raise Forbidden(f"key '{key.id}' has the role '{key.role}'; {path} needs 'monitor' or 'admin'")
+    elif key.role is Role.AUDITOR:
+        raise Forbidden(f"key '{key.id}' has the role 'auditor', which reads {_AUDIT_PATH} only")
     elif key.role is Role.MONITOR:
         raise Forbidden(f"key '{key.id}' has the role 'monitor', which reads {' and '.join(_MONITORED)} only")
 

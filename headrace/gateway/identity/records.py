@@ -14,6 +14,7 @@ class Role(StrEnum):
 
     USER = "user"  # ask models
     MONITOR = "monitor"  # read /metrics
+    AUDITOR = "auditor"  # read the audit log
     ADMIN = "admin"  # everything, /admin included
 
 
@@ -46,3 +47,15 @@ class Key:
     def may_ask(self, model: str) -> bool:
         """Say whether this key may use `model`."""
         return self.models is None or model in self.models
+
+    def shown(self) -> dict[str, object]:
+        """Return what may be written down of it."""
+        return {
+            "tenant": self.tenant_id,
+            "name": self.name,
+            "role": self.role.value,
+            "models": self.models,
+            "expires_s": self.expires_s,
+            "revoked_s": self.revoked_s,
+            "previous_until_s": self.previous_until_s,
+        }

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from headrace.core.errors import Conflict, InvalidRequest, NotFound
+from headrace.gateway.audit import Journal
 from headrace.gateway.identity.records import Key, Role, Tenant
 from headrace.gateway.identity.secrets import Pepper, Presented, new_key_id, new_secret, spell
 from headrace.gateway.store import Database, Row, RuleBroken, Transaction
@@ -40,7 +41,11 @@ class IssuedKey:
 class Registry:
     """Commands on tenants and keys."""
 
-    def __init__(self, database: Database, wall_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, database: Database, wall_s: Callable[[], float] = time.time, journal: Journal | None = None
+    ) -> None:
+        """Take the database, and the journal of whoever gives the commands."""
+        self._journal = journal or Journal()
         self._database = database
         self._wall_s = wall_s
 
@@ -57,6 +62,7 @@ class Registry:
                 await tx.fetch(
                     "INSERT INTO tenants VALUES ($1, $2, $3, NULL)", tenant_id, tenant.name, tenant.created_s
                 )
+                await self._journal.note(tx, "tenant.create", tenant_id, after=tenant)
         except RuleBroken as err:
             raise Conflict(f"tenant '{tenant_id}' exists already; choose another id", param="id") from err
         return tenant
@@ -83,7 +89,9 @@ class Registry:
             new_name = tenant.name if name is None else _name(name)
             sql = "UPDATE tenants SET name = $1, disabled_s = $2 WHERE id = $3"
             await tx.fetch(sql, new_name, disabled_s, tenant_id)
-            return await _tenant(tx, tenant_id)
+            changed = await _tenant(tx, tenant_id)
+            await self._journal.note(tx, "tenant.change", tenant_id, before=tenant, after=changed)
+            return changed
 
     async def create_key(
         self,
@@ -107,6 +115,7 @@ class Registry:
                 *(presented.key_id, tenant_id, _name(name), role.value, allowed, digest, self._now_s(), expires_s),
             )
             key = await _key(tx, presented.key_id)
+            await self._journal.note(tx, "key.create", key.id, after=key.shown())
         return IssuedKey(key, spell(*presented))
 
     async def keys(self, tenant_id: str | None = None) -> list[Key]:
@@ -134,15 +143,19 @@ class Registry:
             sql = "UPDATE keys SET digest = $1, previous_digest = $2, previous_until_s = $3 WHERE id = $4"
             previous = (key.digest, self._now_s() + grace_s) if grace_s else (None, None)
             await tx.fetch(sql, digest, *previous, key_id)
-            return IssuedKey(await _key(tx, key_id), spell(key_id, secret))
+            rotated = await _key(tx, key_id)
+            await self._journal.note(tx, "key.rotate", key_id, before=key.shown(), after=rotated.shown())
+            return IssuedKey(rotated, spell(key_id, secret))
 
     async def revoke_key(self, key_id: str) -> Key:
         """End a key for good. Idempotent."""
         async with self._writing() as tx:
-            await _key(tx, key_id)
+            key = await _key(tx, key_id)
             sql = "UPDATE keys SET revoked_s = COALESCE(revoked_s, $1), previous_digest = NULL WHERE id = $2"
             await tx.fetch(sql, self._now_s(), key_id)
-            return await _key(tx, key_id)
+            revoked = await _key(tx, key_id)
+            await self._journal.note(tx, "key.revoke", key_id, before=key.shown(), after=revoked.shown())
+            return revoked
 
     async def change_key(
         self,
@@ -160,7 +173,9 @@ class Registry:
             self._check_expiry(ends_s if ends_s != key.expires_s else None)
             sql = "UPDATE keys SET name = $1, models = $2, expires_s = $3 WHERE id = $4"
             await tx.fetch(sql, key.name if name is None else _name(name), allowed, ends_s, key_id)
-            return await _key(tx, key_id)
+            changed = await _key(tx, key_id)
+            await self._journal.note(tx, "key.change", key_id, before=key.shown(), after=changed.shown())
+            return changed
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Transaction]:

@@ -11,6 +11,7 @@ import time
 import msgspec
 
 from headrace.core.errors import InvalidRequest, NotFound
+from headrace.gateway.audit import Journal
 from headrace.gateway.limits.rules import PERIODS_NS, LimitRule, What
 from headrace.gateway.store import Database, Transaction
 from headrace.gateway.store.subjects import check_model, check_subject
@@ -23,8 +24,10 @@ _COLUMNS = "id, subject, model, what, per, amount"
 class LimitRegistry:
     """Commands on limits."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, journal: Journal | None = None) -> None:
+        """Take the database, and the journal of whoever gives the commands."""
         self._database = database
+        self._journal = journal or Journal()
 
     async def set(self, subject: str, what: What, amount: int, *, per: str = "", model: str = "") -> LimitRule:
         """Add a limit, or change the amount of the one for the same subject, model and period."""
@@ -34,17 +37,16 @@ class LimitRegistry:
         check_model(model)
         async with self._database.transaction() as tx:
             await check_subject(tx, subject)
+            before = await tx.fetch(*_same(subject, model, what, per))
             await tx.fetch(
                 f"INSERT INTO limits ({_COLUMNS}, created_s) VALUES ($1, $2, $3, $4, $5, $6, $7) "
                 "ON CONFLICT (subject, model, what, per) DO UPDATE SET amount = excluded.amount",
                 *(f"lim-{secrets.token_hex(6)}", subject, model, what.value, per, amount, int(time.time())),
             )
             await bump(tx)
-            rows = await tx.fetch(
-                f"SELECT {_COLUMNS} FROM limits WHERE subject = $1 AND model = $2 AND what = $3 AND per = $4",
-                *(subject, model, what.value, per),
-            )
-        return msgspec.convert(rows[0], LimitRule)
+            rule = msgspec.convert((await tx.fetch(*_same(subject, model, what, per)))[0], LimitRule)
+            await self._journal.note(tx, "limit.set", rule.id, before=before[0] if before else None, after=rule)
+        return rule
 
     async def rules(self) -> list[LimitRule]:
         """List all limits, by subject."""
@@ -62,6 +64,7 @@ class LimitRegistry:
             rule = await _limit(tx, limit_id)
             await tx.fetch("DELETE FROM limits WHERE id = $1", limit_id)
             await tx.fetch("DELETE FROM paces WHERE id LIKE $1", f"{limit_id}/%")
+            await self._journal.note(tx, "limit.remove", limit_id, before=rule)
             await bump(tx)
         return rule
 
@@ -70,6 +73,12 @@ async def read_limits(tx: Transaction) -> list[LimitRule]:
     """Read all limits."""
     rows = await tx.fetch(f"SELECT {_COLUMNS} FROM limits ORDER BY subject, model, what, per")
     return [msgspec.convert(row, LimitRule) for row in rows]
+
+
+def _same(subject: str, model: str, what: What, per: str) -> tuple[str, str, str, str, str]:
+    """Return the query for the limit of the same kind."""
+    sql = f"SELECT {_COLUMNS} FROM limits WHERE subject = $1 AND model = $2 AND what = $3 AND per = $4"
+    return sql, subject, model, what.value, per
 
 
 async def _limit(tx: Transaction, limit_id: str) -> LimitRule:

@@ -70,7 +70,7 @@ class Pool:
         endings = Endings(request.n, prompt_tokens(request))
         started = await self._start_in_time(request)
         replay = Replay(request)
-        delta: Delta | None = started.first
+        delta: Delta | None = _from(started.member, started.first)
         try:
             while delta is not None:
                 endings.see(delta)
@@ -95,10 +95,12 @@ class Pool:
             replica = self._chooser.choose(replicas)
             replica.num_resumed += 1
             try:
+                is_first = True
                 async with aclosing(resume(replay, request, replica)) as deltas:
                     async for delta in deltas:
                         endings.see(delta)
-                        yield delta
+                        yield _from(replica, delta) if is_first else delta
+                        is_first = False
                 return
             except Failure as another:
                 failure = another
@@ -165,6 +167,11 @@ class Pool:
             if attempts.is_late or not self._retries.try_spend():
                 raise told(failure) from failure
             member.num_retries += 1
+
+
+def _from(member: Member, delta: Delta) -> Delta:
+    """Say with a delta who answers from here on."""
+    return msgspec.structs.replace(delta, headers=(*delta.headers, ("x-headrace-upstream", member.name)))
 
 
 def prompt_tokens(request: Request) -> int:
