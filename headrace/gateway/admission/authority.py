@@ -143,10 +143,12 @@ class Authority:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._queue:
-            self._start()
+        for _ in range(2):  # a batch that is under way leaves behind what has gathered meanwhile
+            if self._queue:
+                self._start()
+            if self._worker is not None:
+                await asyncio.wait((self._worker,), timeout=RETRY_S + 2.5)
         if self._worker is not None:
-            await asyncio.wait((self._worker,), timeout=2 * RETRY_S + 5.0)
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
         if self._queue:
