@@ -125,14 +125,16 @@ def curve(
     for name, level in marks:
         y = place(0, level)[1]
         drawn.append(f'<line class="mark" x1="8" x2="{_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text class="soft" x="{_WIDTH - 8}" y="{y - 5:.1f}" text-anchor="end">{escape(name)}</text>')
+        # Below the line at the left end: the curve is above it there, and the point's own words are above the point.
+        drawn.append(f'<text class="soft" x="8" y="{y + 14:.1f}">{escape(name)}</text>')
     if now is not None:
         x, y = place(*now)
         over = ", off the chart" if now[1] > top else ""
-        anchor, side = ("start", 8) if now[0] < 0.7 else ("end", -8)
+        anchor, side = ("start", 8) if now[0] < 0.6 else ("end", 0)
+        rise = 8 if now[0] < 0.6 else 28  # above the curve on the left of the point
         drawn.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
         drawn.append(
-            f'<text x="{x + side:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">now: ${now[1]:,.3g} at '
+            f'<text x="{x + side:.1f}" y="{y - rise:.1f}" text-anchor="{anchor}">now: ${now[1]:,.3g} at '
             f"{now[0]:.1%}{over}</text>"
         )
     return _figure(title, drawn, 188, caption)

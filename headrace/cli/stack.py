@@ -125,6 +125,7 @@ def _show(words: Words) -> None:
         words.configurations(),
         words.costs(),
         words.provisions(),
+        words.times(),
         words.comparisons(),
         words.latencies(),
         words.traffic(),

@@ -38,7 +38,7 @@ def stack_page(words: Words) -> str:
     found = words.found
     lead = "".join(f'<p class="lead">{escape(sentence)}</p>' for sentence in words.headline())
     tables = (
-        *(words.configurations(), words.costs(), words.provisions(), words.comparisons()),
+        *(words.configurations(), words.costs(), words.provisions(), words.times(), words.comparisons()),
         *(words.latencies(), words.traffic(), words.tenants()),
     )
     shown = "".join(

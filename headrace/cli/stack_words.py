@@ -120,30 +120,45 @@ class Words:
         )
 
     def provisions(self) -> Table:
-        """Show where engines' time and money went."""
-        rows = []
-        for own in self.found.provisions:
-            total = own.total_ns or 1
-            cells = [self.names[own.configuration], f"{own.engines:,}", span(own.total_ns), f"{own.utilization:.1%}"]
-            cells.append(f"{own.busiest_hour:.1%}")
-            cells.append(f"{own.requests_ns / total:.1%}")
-            for ns, nano in (
-                (own.recomputed_ns, own.recomputed_nano),
-                (own.abandoned_ns, own.abandoned_nano),
-                (own.loading_ns, own.loading_nano),
-                (own.idle_ns, own.idle_nano),
-            ):
-                cells.append(f"{ns / total:.1%}, {usd(nano)}")
-            rows.append(tuple(cells))
+        """Show how much engine time there was, and how much of it steps were made."""
+        rows = tuple(
+            (
+                self.names[own.configuration],
+                f"{own.engines:,}",
+                f"{own.starts:,}",
+                span(own.total_ns),
+                f"{own.utilization:.1%}",
+                f"{own.busiest_hour:.1%}",
+            )
+            for own in self.found.provisions
+        )
         return Table(
             title="Provisioned against computing",
-            columns=(
-                *("configuration", "engines", "provisioned", "utilization", "busiest hour", "for requests"),
-                *("recomputed", "abandoned", "loading", "idle"),
-            ),
+            columns=("configuration", "engines", "starts", "provisioned", "utilization", "in the busiest hour"),
+            rows=rows,
+            note="Utilization is the time in which steps were made; how full they were is another matter.",
+        )
+
+    def times(self) -> Table:
+        """Show what engines did with their time, and what that cost."""
+        used = {line.configuration: line.used_nano for line in self.found.lines}
+        rows = []
+        for own in self.found.provisions:
+            name, total = self.names[own.configuration], own.total_ns or 1
+            for what, ns, nano in (
+                ("for requests", own.requests_ns, used.get(own.configuration, 0)),
+                ("recomputed", own.recomputed_ns, own.recomputed_nano),
+                ("abandoned", own.abandoned_ns, own.abandoned_nano),
+                ("loading", own.loading_ns, own.loading_nano),
+                ("idle", own.idle_ns, own.idle_nano),
+            ):
+                money = "not known" if own.configuration.nano_per_hour is None else usd(nano)
+                rows.append((name, what, span(ns), f"{ns / total:.1%}", money))
+        return Table(
+            title="Where engine time went",
+            columns=("configuration", "what", "time", "of it", "cost"),
             rows=tuple(rows),
-            note="Utilization is the time in which steps were made; how full they were is another matter. Recomputed: "
-            "after preemptions. Abandoned: for callers that had gone.",
+            note="Recomputed: after preemptions. Abandoned: for callers that had gone.",
         )
 
     def comparisons(self) -> Table:
@@ -175,20 +190,27 @@ class Words:
 
     def latencies(self) -> Table:
         """Show where the time of slow requests was, beside those of the middle."""
-        rows: list[tuple[str, ...]] = []
-        for each in self.found.latencies:
-            for what, group in (("middle", each.middle), ("slowest 1 %", each.slowest)):
-                cells = [f"{each.what}, {what}", f"{group.requests:,}", span(group.total_ns)]
-                cells += [span(part) if part else "–" for part in group.parts_ns]
-                cells += [f"{group.fresh_tokens:,.0f} / {group.cached_tokens:,.0f} / {group.output_tokens:,.0f}"]
-                rows.append((*cells, f"{group.tenant or '(none)'} {group.tenant_share:.0%}"))
+        groups = [group for each in self.found.latencies for group in (each.middle, each.slowest)]
+        heads = [f"{each.what}: {who}" for each in self.found.latencies for who in ("middle", "slowest 1 %")]
+        rows = [
+            ("requests", *(f"{group.requests:,}" for group in groups)),
+            ("mean time", *(span(group.total_ns) for group in groups)),
+        ]
+        for index, part in enumerate(PARTS):
+            if any(group.parts_ns[index] for group in groups):
+                times = (group.parts_ns[index] for group in groups)
+                rows.append((f"{part}: {_MEANING[part]}", *(span(ns) if ns else "–" for ns in times)))
+        rows += [
+            ("prompt tokens computed", *(f"{group.fresh_tokens:,.0f}" for group in groups)),
+            ("prompt tokens from the cache", *(f"{group.cached_tokens:,.0f}" for group in groups)),
+            ("tokens of the answer", *(f"{group.output_tokens:,.0f}" for group in groups)),
+            ("preemptions", *(f"{group.preemptions:.2g}" for group in groups)),
+            ("most frequent tenant", *(f"{g.tenant or '(none)'} {g.tenant_share:.0%}" for g in groups)),
+        ]
         return Table(
             title="What makes slow requests slow",
-            columns=(
-                *("time", "requests", "mean", *PARTS),
-                *("tokens: input / cached / output", "most frequent tenant"),
-            ),
-            rows=tuple(rows),
+            columns=("mean of each group", *heads),
+            rows=tuple(rows) if groups else (),
             note="Answers that ended by themselves. The middle is the tenth around the median.",
         )
 
