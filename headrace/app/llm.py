@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from itertools import count
 from typing import Literal, TypedDict, TypeVar, Unpack, cast
 
@@ -20,15 +19,15 @@ import msgspec
 import uvloop
 
 from headrace.api.answers import collect, stream
-from headrace.api.openai_types import GenerationBody, Message
-from headrace.api.params import Wanted, build_request
+from headrace.api.openai_types import CompletionBody, Message
+from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, optional_bounded
 from headrace.api.prompts import encode_chat, encode_text
+from headrace.app.completions import Completion, completion_of
 from headrace.app.hardware import detect
 from headrace.app.loading import load_model, open_model, served_model
 from headrace.app.plan import Plan
 from headrace.app.pulling import ensure_pulled
 from headrace.core.clock import MonotonicClock
-from headrace.core.delta import FinishReason
 from headrace.core.errors import InvalidRequest
 from headrace.core.request import Request
 from headrace.core.settings import Settings, load
@@ -39,13 +38,22 @@ Conversation = Sequence[Mapping[str, str]]
 _MAX_TOGETHER = 256  # prompts of one call inside the engine; the others wait here, whatever its queue holds
 
 
-class Options(TypedDict, total=False):
+class SamplingParams(TypedDict, total=False):
     """Sampling and length, as on the wire. What is left out comes from the model, then from OpenAI's defaults.
 
-    max_tokens is the rest of the context when left out. attention_window and attention_sinks narrow what tokens attend
-    to: the last and the first so many.
+    n answers are drawn, of best_of the likeliest; with use_beam_search they are searched for. logprobs and
+    prompt_logprobs are how many alternatives to tell besides each token's own log probability; max_tokens is the rest
+    of the context when left out. attention_window and attention_sinks narrow what tokens attend to: the last and the
+    first so many.
     """
 
+    n: int
+    best_of: int
+    use_beam_search: bool
+    length_penalty: float
+    early_stopping: bool
+    logprobs: int
+    prompt_logprobs: int
     max_tokens: int
     temperature: float
     top_p: float
@@ -61,19 +69,10 @@ class Options(TypedDict, total=False):
     stop_token_ids: list[int]
     min_tokens: int
     ignore_eos: bool
+    include_stop_str_in_output: bool
     skip_special_tokens: bool
     attention_window: int
     attention_sinks: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One answer."""
-
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
 
 
 class LLM:
@@ -132,22 +131,35 @@ class LLM:
         """Say whether `chat` can be used."""
         return self._model.template is not None
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> list[Completion]:
-        """Continue one or several prompts, texts or token ids, together. One answer per prompt, in order."""
-        return self._run(self._generate(_as_list(prompts), GenerationBody(**options)))
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Unpack[SamplingParams],
+    ) -> list[Completion]:
+        """Continue one or several prompts, texts or token ids, together. One completion per prompt, in order.
 
-    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion:
+        sampling_params  for all prompts, or one for each; options given by name go before them
+        """
+        return self._run(self._generate(_as_list(prompts), _each(sampling_params, options)))
+
+    def chat(
+        self,
+        messages: Conversation,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[SamplingParams],
+    ) -> Completion:
         """Answer a conversation: messages with `role` and `content`."""
-        return self._run(self._chat(messages, GenerationBody(**options)))
+        return self._run(self._chat(messages, _body({**(sampling_params or {}), **options})))
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Generator[str, None, None]:
+    def stream(self, prompt: Prompt, **options: Unpack[SamplingParams]) -> Generator[str, None, None]:
         """Yield the continuation's text as it is made. Closing the iterator ends the work."""
-        body = GenerationBody(**options)
+        body = _stream_body(options)
         return self._iterate(lambda: self._request(body, self._encode(prompt)))
 
-    def stream_chat(self, messages: Conversation, **options: Unpack[Options]) -> Generator[str, None, None]:
+    def stream_chat(self, messages: Conversation, **options: Unpack[SamplingParams]) -> Generator[str, None, None]:
         """Yield the answer's text as it is made. Closing the iterator ends the work."""
-        body = GenerationBody(**options)
+        body = _stream_body(options)
         return self._iterate(lambda: self._request(body, self._render(messages)))
 
     def close(self) -> None:
@@ -163,14 +175,21 @@ class LLM:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    async def _generate(self, prompts: list[Prompt], body: GenerationBody) -> list[Completion]:
+    async def _generate(self, prompts: list[Prompt], bodies: CompletionBody | list[CompletionBody]) -> list[Completion]:
+        if isinstance(bodies, CompletionBody):
+            bodies = [bodies] * len(prompts)
+        if len(bodies) != len(prompts):
+            raise InvalidRequest(
+                f"{len(prompts)} prompts and {len(bodies)} sampling_params; give one for all, or one for each",
+                param="sampling_params",
+            )
         places = asyncio.Semaphore(_MAX_TOGETHER)
 
-        async def answer(prompt: Prompt) -> Completion:
+        async def answer(prompt: Prompt, body: CompletionBody) -> Completion:
             async with places:
                 return await self._complete(await self._request(body, self._encode(prompt)))
 
-        tasks = [asyncio.ensure_future(answer(prompt)) for prompt in prompts]
+        tasks = [asyncio.ensure_future(answer(*each)) for each in zip(prompts, bodies, strict=True)]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -178,7 +197,7 @@ class LLM:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _chat(self, messages: Conversation, body: GenerationBody) -> Completion:
+    async def _chat(self, messages: Conversation, body: CompletionBody) -> Completion:
         return await self._complete(await self._request(body, self._render(messages)))
 
     async def _encode(self, prompt: Prompt) -> list[int]:
@@ -193,19 +212,18 @@ class LLM:
             self._model, turns, add_generation_prompt=True, continue_final=False, add_special=False, variables={}
         )
 
-    async def _request(self, body: GenerationBody, prompt: Coroutine[object, object, list[int]]) -> Request:
-        wanted = Wanted(prompt=tuple(await prompt), max_tokens=body.max_tokens, logprobs=None, prompt_logprobs=None)
+    async def _request(self, body: CompletionBody, prompt: Coroutine[object, object, list[int]]) -> Request:
+        wanted = Wanted(
+            prompt=tuple(await prompt),
+            max_tokens=body.max_tokens,
+            logprobs=optional_bounded("logprobs", body.logprobs, 0, MAX_LOGPROBS),
+            prompt_logprobs=body.prompt_logprobs,
+        )
         return build_request(body, wanted, self._model, f"llm-{next(self._numbers)}", self._clock.now())
 
     async def _complete(self, request: Request) -> Completion:
         answer = await collect(self._model.upstream, request)
-        choice = answer.choices[0]
-        return Completion(
-            text=choice.text,
-            finish_reason=choice.finish,
-            prompt_tokens=answer.usage.prompt_tokens,
-            completion_tokens=answer.usage.completion_tokens,
-        )
+        return completion_of(answer, request.prompt, has_logprobs=request.sampling.logprobs is not None)
 
     def _iterate(self, make_request: Callable[[], Coroutine[object, object, Request]]) -> Generator[str, None, None]:
         """Yield an answer's text in the caller's thread while the loop's thread makes it."""
@@ -243,6 +261,27 @@ class LLM:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _each(
+    given: SamplingParams | Sequence[SamplingParams] | None, options: SamplingParams
+) -> CompletionBody | list[CompletionBody]:
+    """Return one body for all prompts, or one for each of several parameters."""
+    if given is None or isinstance(given, Mapping):
+        return _body({**(given or {}), **options})
+    return [_body({**each, **options}) for each in given]
+
+
+def _body(options: SamplingParams) -> CompletionBody:
+    return CompletionBody(prompt="", **options)
+
+
+def _stream_body(options: SamplingParams) -> CompletionBody:
+    """Return the body of a stream, which is the text of one answer. Raises InvalidRequest for what it cannot tell."""
+    for name, value in (("n", options.get("n")), ("logprobs", options.get("logprobs"))):
+        if value is not None and (name, value) != ("n", 1):
+            raise InvalidRequest(f"{name} is {value}; a stream is the text of one answer: use generate", param=name)
+    return CompletionBody(prompt="", stream=True, **options)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from headrace.app import LLM
 from headrace.app.hardware import detect
-from headrace.app.llm import Options
+from headrace.app.llm import SamplingParams
 from headrace.app.loading import open_model
 from headrace.bench.load import LoadPlan, run_load
 from headrace.bench.local import LocalGenerator
@@ -98,7 +98,7 @@ def _steps(args: argparse.Namespace) -> int:
 
 
 def _http(args: argparse.Namespace) -> int:
-    with RemoteChat(args.url, args.model, args.api_key, Options()) as remote:
+    with RemoteChat(args.url, args.model, args.api_key, SamplingParams()) as remote:
         model = remote.name
     plan = LoadPlan(
         url=args.url.rstrip("/").removesuffix("/v1") + "/v1/completions",

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, closing
 from typing import Protocol
 
-from headrace.app.llm import LLM, Options
+from headrace.app.llm import LLM, SamplingParams
 from headrace.cli.configured import settings_from
 from headrace.cli.generate import sampling_options
 from headrace.cli.progress import pull_with_bar
@@ -33,7 +33,7 @@ class Talker(Protocol):
 class LocalChat:
     """A model in this process."""
 
-    def __init__(self, llm: LLM, options: Options) -> None:
+    def __init__(self, llm: LLM, options: SamplingParams) -> None:
         self._llm = llm
         self._options = options
 

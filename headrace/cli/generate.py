@@ -8,7 +8,8 @@ from typing import cast
 
 import msgspec
 
-from headrace.app.llm import LLM, Completion, Options
+from headrace.app.completions import Completion
+from headrace.app.llm import LLM, SamplingParams
 from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
 from headrace.core.errors import InvalidRequest
@@ -34,11 +35,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def sampling_options(args: argparse.Namespace) -> Options:
+def sampling_options(args: argparse.Namespace) -> SamplingParams:
     """Return the sampling flags that were given."""
     names = ("max_tokens", "temperature", "top_p", "seed")
-    return cast(Options, {name: value for name in names if (value := getattr(args, name)) is not None})
+    return cast(SamplingParams, {name: value for name in names if (value := getattr(args, name)) is not None})
 
 
 def _json(prompt: str, completion: Completion) -> str:
-    return msgspec.json.encode({"prompt": prompt, **msgspec.to_builtins(completion)}).decode()
+    told = {
+        "prompt": prompt,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+    }
+    return msgspec.json.encode(told).decode()

@@ -10,7 +10,7 @@ from collections.abc import Generator
 import httpx
 import msgspec
 
-from headrace.app.llm import Options
+from headrace.app.llm import SamplingParams
 from headrace.core.errors import HeadraceError, RequestFailed
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -47,7 +47,7 @@ _event_decoder = msgspec.json.Decoder(_Event)
 class RemoteChat:
     """A server that answers conversations. `model` None takes the first that it serves."""
 
-    def __init__(self, url: str, model: str | None, api_key: str | None, options: Options) -> None:
+    def __init__(self, url: str, model: str | None, api_key: str | None, options: SamplingParams) -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
