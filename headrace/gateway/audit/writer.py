@@ -29,6 +29,7 @@ from headrace.gateway.audit.chain import Chain, Entry, Head
 from headrace.gateway.audit.content import ContentSafe
 from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.store import Database, Deadlock, RuleBroken, Transaction
+from headrace.obs import tag_logs
 
 GATHER_S = 0.02
 RETRY_S = 0.5
@@ -183,6 +184,7 @@ class AuditWriter:
         self._stats["lost"] += 1
 
     async def _work(self) -> None:
+        tag_logs(None)  # begun by one call, writes for all
         while self._waiting or self._unsure:
             if not self._is_closing:
                 await asyncio.sleep(GATHER_S)
