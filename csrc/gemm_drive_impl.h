@@ -19,6 +19,8 @@ HR_INLINE Job job_of(const LinearArgs& args) {
 struct Ahead {
   const uint8_t* next;
   int64_t pace;
+  const uint8_t* later;
+  int64_t later_pace;
 };
 
 HR_INLINE const uint8_t* block_at(const Job& job, int64_t block) {
@@ -37,7 +39,7 @@ HR_INLINE void fetch_output(const LinearArgs& args, int64_t block, int64_t row, 
 }
 
 // R rows from `row` and NB blocks: `block` and, for NB = 2, `other`.
-template <class Vec, class Micro, int R, int NB>
+template <class Vec, class Micro, int R, int NB, bool Later>
 HR_NOINLINE void tile(const Job& job, int64_t block, int64_t other, int64_t row, Ahead ahead) {
   const Operands o{{block_at(job, block), block_at(job, other)},
                    static_cast<const uint8_t*>(job.args->acts) + row * job.acts.row_bytes,
@@ -48,29 +50,48 @@ HR_NOINLINE void tile(const Job& job, int64_t block, int64_t other, int64_t row,
                    job.acts.meta,
                    job.acts.groups,
                    ahead.next,
-                   ahead.pace};
+                   ahead.pace,
+                   ahead.later,
+                   ahead.later_pace};
   fetch_output(*job.args, block, row, R);
   if constexpr (NB == 2) fetch_output(*job.args, other, row, R);
   alignas(64) float sums[R * NB * kBlockColumns];
-  Micro::template run<R, NB>(o, sums);
+  Micro::template run<R, NB, Later>(o, sums);
   finish<Vec>(*job.args, block, row, R, sums, NB * kBlockColumns);
   if constexpr (NB == 2) finish<Vec>(*job.args, other, row, R, sums + kBlockColumns, NB * kBlockColumns);
 }
 
 using TileFn = void (*)(const Job&, int64_t, int64_t, int64_t, Ahead);
 
-// tables[NB-1][R-1]
-template <class Vec, class Micro, int NB, int... Rs>
+// Fetching for a later reader is for row groups of which there are many, so of more than half the rows that fit.
+template <class Vec, class Micro, int NB, bool Later, int... Rs>
 HR_INLINE TileFn tile_for(int rows, std::integer_sequence<int, Rs...>) {
-  static constexpr TileFn table[] = {tile<Vec, Micro, Rs + 1, NB>...};
+  static constexpr TileFn table[] = {tile<Vec, Micro, Rs + 1, NB, (Later && 2 * (Rs + 1) > Micro::kRows)>...};
   return table[rows - 1];
 }
 
-// The pace at which `walks` walks fetch one block.
-HR_INLINE int64_t fetch_pace(const WeightLayout& weight, WeightFormat format, int64_t walks) {
-  const int64_t k = weight.steps * weight.step_k;
-  const int64_t rows = (format == WeightFormat::F32 ? k : format == WeightFormat::BF16 ? k / 2 : k / 4) * walks;
-  return (weight.block_bytes + rows - 1) / rows;
+// Pairs of tile rows that a walk of one stream meets.
+HR_INLINE int64_t pairs_of_rows(const Job& job) {
+  const int64_t k = job.weight.steps * job.weight.step_k;
+  const WeightFormat format = job.args->w->format;
+  return format == WeightFormat::F32 ? k : format == WeightFormat::BF16 ? k / 2 : k / 4;
+}
+
+// The pace at which so many pairs of tile rows fetch `bytes`.
+HR_INLINE int64_t pace_of(int64_t bytes, int64_t pairs) { return (bytes + pairs - 1) / pairs; }
+
+// What memory brings for a later reader beside the weights, in bytes at each pair of tile rows; more delays the weights.
+constexpr int64_t kLaterPace = 32;
+
+// The part of the layer's Fetches that one walk takes; false: nothing is left.
+HR_INLINE bool fetch_for_later(Fetches* fetches, int64_t pairs, Ahead* ahead) {
+  if (fetches == nullptr || (fetches->left == 0 && !fetches->next(fetches))) return false;
+  const int64_t bytes = fetches->left < pairs * kLaterPace ? fetches->left : pairs * kLaterPace;
+  ahead->later = fetches->at;
+  ahead->later_pace = pace_of(bytes, pairs);
+  fetches->at += bytes;
+  fetches->left -= bytes;
+  return true;
 }
 
 // Few rows: the weights stream from memory once, as two streams that run half the share apart.
@@ -78,36 +99,40 @@ template <class Vec, class Micro>
 void drive_few(const Job& job, const Share& share) {
   const int rows = static_cast<int>(share.row1 - share.row0);
   static_assert(Vec::kRowsTwoStreams <= Micro::kRows);
-  const TileFn two = tile_for<Vec, Micro, 2>(rows, std::make_integer_sequence<int, Vec::kRowsTwoStreams>{});
-  const TileFn one = tile_for<Vec, Micro, 1>(rows, std::make_integer_sequence<int, Micro::kRows>{});
+  const TileFn two = tile_for<Vec, Micro, 2, false>(rows, std::make_integer_sequence<int, Vec::kRowsTwoStreams>{});
+  const TileFn one = tile_for<Vec, Micro, 1, false>(rows, std::make_integer_sequence<int, Micro::kRows>{});
   const int64_t half = (share.block1 - share.block0) / 2;
   for (int64_t i = 0; i < half; ++i) two(job, share.block0 + i, share.block0 + half + i, share.row0, {});
   if ((share.block1 - share.block0) % 2) {
     const uint8_t* own = block_at(job, share.block1 - 1) + kAheadTwoStreams;
-    one(job, share.block1 - 1, share.block1 - 1, share.row0, {own, fetch_pace(job.weight, job.args->w->format, 1)});
+    one(job, share.block1 - 1, share.block1 - 1, share.row0, {own, pace_of(job.weight.block_bytes, pairs_of_rows(job)), own, 0});
   }
 }
 
 // Many rows: a block's weights come from memory once and then from L1 or L2 for the other row groups, which are of nearly
 // equal size so that no group is left with a row or two. Each group fetches an equal part of the next block (of the first
-// four groups, if there are more), so that memory and arithmetic overlap.
+// four groups, if there are more), so that memory and arithmetic overlap. From three groups on memory has time for more.
 template <class Vec, class Micro>
 void drive_many(const Job& job, const Share& share) {
   const int64_t rows = share.row1 - share.row0;
   const int64_t pieces = (rows + Micro::kRows - 1) / Micro::kRows;
   const int64_t fetchers = pieces < 4 ? pieces : 4;
-  const int64_t pace = fetch_pace(job.weight, job.args->w->format, fetchers);
+  const int64_t pairs = pairs_of_rows(job), pace = pace_of(job.weight.block_bytes, pairs * fetchers);
+  constexpr auto kRowCounts = std::make_integer_sequence<int, Micro::kRows>{};
   for (int64_t block = share.block0; block < share.block1; ++block) {
     int64_t row = share.row0;
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t end = share.row0 + rows * (piece + 1) / pieces;
-      Ahead ahead{block_at(job, block), 0};  // nothing new
+      const uint8_t* here = block_at(job, block);
+      Ahead ahead{here, 0, here, 0};  // nothing new
       if (pieces == 1) {
-        ahead = {block_at(job, block) + kAheadOneStream, pace};
+        ahead = {here + kAheadOneStream, pace, here, 0};
       } else if (block + 1 < share.block1 && piece < fetchers) {
-        ahead = {block_at(job, block + 1) + job.weight.block_bytes * piece / fetchers, pace};
+        ahead = {here + job.weight.block_bytes + job.weight.block_bytes * piece / fetchers, pace, here, 0};
       }
-      const TileFn one = tile_for<Vec, Micro, 1>(static_cast<int>(end - row), std::make_integer_sequence<int, Micro::kRows>{});
+      const int count = static_cast<int>(end - row);
+      const bool later = pieces > 2 && fetch_for_later(job.args->fetches, pairs, &ahead);
+      const TileFn one = later ? tile_for<Vec, Micro, 1, true>(count, kRowCounts) : tile_for<Vec, Micro, 1, false>(count, kRowCounts);
       one(job, block, block, row, ahead);
       row = end;
     }

@@ -86,6 +86,7 @@ HR_INLINE T load_as(const uint8_t* p) {
 }
 
 HR_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
+HR_INLINE void prefetch_to_l2(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
 // Operands of a micro-kernel: NB column blocks (one weight stream each), R activation records.
 struct Operands {
@@ -98,6 +99,9 @@ struct Operands {
   // starts at `next` and moves by `pace` bytes, so that memory works as evenly as arithmetic.
   const uint8_t* next;
   int64_t pace;
+  // Likewise the line at a pointer that moves from `later`: memory for a later reader, see Fetches.
+  const uint8_t* later;
+  int64_t later_pace;
 };
 
 // Distances that hide DRAM latency (about 4 KiB per core at full speed per 100 ns) and stay in L1 until used; measured best on
@@ -113,18 +117,23 @@ HR_INLINE T* opaque(T* p) {
   return p;
 }
 
-// Fetches: of two streams, each line some way ahead; of one stream, see Operands.
-template <int NB>
+// Fetches: of two streams, each line some way ahead; of one stream, see Operands. `Later`: for a later reader as well.
+template <int NB, bool Later>
 struct Fetcher {
-  const uint8_t* next;
-  int64_t pace;
-  HR_INLINE explicit Fetcher(const Operands& o) : next(opaque(o.next)), pace(o.pace) {}
+  const uint8_t *next, *later;
+  int64_t pace, later_pace;
+  HR_INLINE explicit Fetcher(const Operands& o)
+      : next(opaque(o.next)), later(opaque(o.later)), pace(o.pace), later_pace(o.later_pace) {}
   // For the pair of weight tile rows of one block.
   HR_INLINE void row() {
     if constexpr (NB == 1) {
       prefetch(next);
       prefetch(next + 64);
       next += pace;
+    }
+    if constexpr (Later) {
+      prefetch_to_l2(later);
+      later += later_pace;
     }
   }
   // For a line at p.
@@ -152,11 +161,11 @@ struct Rows {
 };
 
 // The weights of NB blocks and the activations of R rows at the same k.
-template <int R, int NB>
+template <int R, int NB, bool Later>
 struct Walk {
   Chain<const uint8_t*, NB> w;
   Rows<R> rows;
-  Fetcher<NB> fetch;
+  Fetcher<NB, Later> fetch;
   HR_INLINE explicit Walk(const Operands& o) : rows(o.a, o.row_bytes), fetch(o) {
     unroll<NB>([&] HR_EACH(i) { w.template at<i>() = opaque(o.w[i]); });
   }
@@ -189,11 +198,11 @@ constexpr int kFewRows = Vec::kRowsTwoStreams > 0 ? Vec::kRowsTwoStreams : 1;
 template <class Vec>
 struct MicroF32 {
   static constexpr int kRows = kFewRows<Vec>;  // for tests: fewer row counts to compile
-  template <int R, int NB>
+  template <int R, int NB, bool Later>
   HR_INLINE static void run(const Operands& o, float* s) {
     Grid<typename Vec::F, R, 2 * NB> acc;
     unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { acc(r, t) = Vec::zero(); }); });
-    Walk<R, NB> walk(o);
+    Walk<R, NB, Later> walk(o);
     for (int64_t k = 0; k < o.steps; ++k) {
       walk.fetch.row();
       Grid<typename Vec::F, 1, 2 * NB> w;
@@ -215,8 +224,8 @@ struct MicroF32 {
 // ---- bf16 and int8: tile rows ------------------------------------------------------------------------------------------------
 // acc(t, r) = dot(acc(t, r), tile row of tile t, 4 bytes of activation row r) over `count` tile rows (a multiple of 4). Two
 // streams wait for memory: writing more rows out gains nothing there.
-template <class Vec, int R, int NB, class Sum, class Load, class Dot>
-HR_INLINE void dot_rows(Walk<R, NB>& walk, int count, Grid<Sum, 2 * NB, R>& acc, Load&& load, Dot&& dot) {
+template <class Vec, int R, int NB, bool Later, class Sum, class Load, class Dot>
+HR_INLINE void dot_rows(Walk<R, NB, Later>& walk, int count, Grid<Sum, 2 * NB, R>& acc, Load&& load, Dot&& dot) {
   constexpr int kStep = NB == 2 ? 2 : 4;
 HR_NO_UNROLL
   for (int row = 0; row < count; row += kStep) {
@@ -240,11 +249,11 @@ HR_NO_UNROLL
 template <class Vec>
 struct MicroBf16 {
   static constexpr int kRows = Vec::kRowsFloat;
-  template <int R, int NB>
+  template <int R, int NB, bool Later>
   HR_INLINE static void run(const Operands& o, float* s) {
     Grid<typename Vec::F, 2 * NB, R> acc;
     unroll<R>([&] HR_EACH(r) { unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = Vec::zero(); }); });
-    Walk<R, NB> walk(o);
+    Walk<R, NB, Later> walk(o);
     for (int64_t step = 0; step < o.steps; ++step) {
       dot_rows<Vec>(walk, 16, acc, [](const uint8_t* p) __attribute__((always_inline)) { return Vec::load_row(p); },
                     [](auto sum, auto w, uint32_t a) __attribute__((always_inline)) { return Vec::dot_bf16(sum, w, a); });
@@ -255,8 +264,8 @@ struct MicroBf16 {
 };
 
 // ---- int8 -----------------------------------------------------------------------------------------------------------------
-template <class Vec, int R, int NB>
-HR_INLINE void dot_bytes(Walk<R, NB>& walk, int count, Grid<typename Vec::I, 2 * NB, R>& acc) {
+template <class Vec, int R, int NB, bool Later>
+HR_INLINE void dot_bytes(Walk<R, NB, Later>& walk, int count, Grid<typename Vec::I, 2 * NB, R>& acc) {
   dot_rows<Vec>(walk, count, acc, [](const uint8_t* p) __attribute__((always_inline)) { return Vec::load_row_u8(p); },
                 [](auto sum, auto w, uint32_t a) __attribute__((always_inline)) {
                   return Vec::dot_u8(sum, w, static_cast<int32_t>(a));
@@ -267,14 +276,14 @@ HR_INLINE void dot_bytes(Walk<R, NB>& walk, int count, Grid<typename Vec::I, 2 *
 template <class Vec>
 struct MicroI8 {
   static constexpr int kRows = Vec::kRowsInt;
-  template <int R, int NB>
+  template <int R, int NB, bool Later>
   HR_INLINE static void run(const Operands& o, float* s) {
     Grid<typename Vec::I, 2 * NB, R> acc;
     unroll<R>([&] HR_EACH(r) {
       const auto start = Vec::template start_u8<false>(load_as<int32_t>(o.a + r * o.row_bytes + o.meta + 4));
       unroll<2 * NB>([&] HR_EACH(t) { acc(t, r) = start; });
     });
-    Walk<R, NB> walk(o);
+    Walk<R, NB, Later> walk(o);
     for (int64_t step = 0; step < o.steps; ++step) {
       dot_bytes<Vec>(walk, 16, acc);
       walk.move(1024, 0);
@@ -322,10 +331,10 @@ HR_INLINE void add_group(const Operands& o, const uint8_t* scales, int64_t bias_
 template <class Vec, int G, bool Asym>
 struct MicroI8G {
   static constexpr int kRows = Vec::kRowsGroup8;
-  template <int R, int NB>
+  template <int R, int NB, bool Later>
   HR_INLINE static void run(const Operands& o, float* s) {
     clear_sums<Vec, R, 2 * NB>(s);
-    Walk<R, NB> walk(o);
+    Walk<R, NB, Later> walk(o);
     Rows<R> meta(o.a + o.meta, o.row_bytes);
     const int64_t parts = o.data_bytes / 2048, scale_bytes = o.step_bytes - o.data_bytes;
     Grid<typename Vec::I, 2 * NB, R> acc;
@@ -369,16 +378,16 @@ struct MicroI4G {
 
   HR_INLINE static int64_t parts(const Operands& o) { return G == 32 ? 1 : o.data_bytes / 1024; }
 
-  template <int R, int NB>
+  template <int R, int NB, bool Later>
   HR_INLINE static void run(const Operands& o, float* s) {
     clear_sums<Vec, R, 2 * NB>(s);
-    Walk<R, NB> walk(o);
+    Walk<R, NB, Later> walk(o);
     Rows<R> meta(o.a + o.meta, o.row_bytes);
     for (int64_t step = 0; step < o.steps; ++step) {
       if constexpr (NB == 1 && R > Vec::kRowsTwoStreams) {
-        add_step_by_nibble<R>(o, walk, meta, s);
+        add_step_by_nibble(o, walk, meta, s);
       } else {
-        unroll<2 * NB>([&] HR_EACH(t) { add_step_of_tile<R, NB>(o, walk, meta, t, s); });
+        unroll<2 * NB>([&] HR_EACH(t) { add_step_of_tile(o, walk, meta, t, s); });
       }
       walk.move(o.step_bytes, parts(o) * 64);
       meta.move(kGroups * 4);
@@ -398,8 +407,8 @@ HR_NO_UNROLL
     }
   }
 
-  template <int R>
-  HR_INLINE static void add_step_by_nibble(const Operands& o, Walk<R, 1>& walk, Rows<R> meta, float* s) {
+  template <int R, bool Later>
+  HR_INLINE static void add_step_by_nibble(const Operands& o, Walk<R, 1, Later>& walk, Rows<R> meta, float* s) {
     Grid<typename Vec::I, 2, R> acc;  // of both tiles
     constexpr Int<0> left;
     constexpr Int<1> right;
@@ -429,8 +438,8 @@ HR_NO_UNROLL
   }
 
   // One step of tile T.
-  template <int R, int NB, int T>
-  HR_INLINE static void add_step_of_tile(const Operands& o, Walk<R, NB>& walk, Rows<R> meta, Int<T> t, float* s) {
+  template <int R, int NB, bool Later, int T>
+  HR_INLINE static void add_step_of_tile(const Operands& o, Walk<R, NB, Later>& walk, Rows<R> meta, Int<T> t, float* s) {
     Grid<typename Vec::I, 2, R> acc;  // of low nibbles, of high nibbles
     constexpr Int<0> low;
     constexpr Int<1> high;

@@ -58,6 +58,13 @@ int64_t act_bytes(WeightFormat format, int64_t k, int32_t group, int64_t m);
 void prepare_rows(WeightFormat format, int64_t k, int32_t group, const float* x, int64_t ldx, int64_t m, int64_t m0,
                   int64_t m1, void* acts);
 
+// Memory that will be read after a layer, asked for meanwhile: products of many rows leave memory idle. Piece after piece.
+struct Fetches {
+  const uint8_t* at;
+  int64_t left;                 // bytes of the present piece
+  bool (*next)(Fetches* self);  // moves on to the next piece; false: there is none
+};
+
 struct LinearArgs {
   const PackedWeight* w;
   const void* acts;
@@ -67,6 +74,7 @@ struct LinearArgs {
   const float* bias;  // [N] or null; interleaved: blocks of 16 gate, 16 up columns, each part padded to 16
   Epilogue epilogue;
   Activation activation;
+  Fetches* fetches = nullptr;  // of this thread
 };
 
 // This thread's share (a contiguous range of 32-column blocks, and for large m row blocks) of y = epilogue(x w^T).

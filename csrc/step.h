@@ -111,6 +111,7 @@ struct Region {
   bool runs_on = false;      // no barrier: the next region reads only this thread's rows
   bool selected = false;     // runs on the compacted rows
   int32_t plan = -1;         // Attention: which work plan
+  int32_t next_attention = -1;  // Begin, Attention: the next region of attention
 };
 
 // An item whose chunks went to several threads: their results lie one after another from `at`.
@@ -120,6 +121,13 @@ struct AttentionMerge {
   int32_t count;
 };
 
+// K and V of one head in the blocks first … last of a table: what a thread's items read that is there before the step.
+struct KvRead {
+  const int32_t* blocks;
+  int32_t kv_head, first, last;
+  int32_t last_tokens;  // of the last block
+};
+
 // Which thread attends to what, for one kind of attention layer.
 struct AttentionPlan {
   int32_t window, kv_heads, group, dim;
@@ -127,6 +135,18 @@ struct AttentionPlan {
   std::vector<int64_t> places;  // per item: where its partial result goes, -1 for none
   std::vector<int32_t> starts;  // [threads + 1] into items
   std::vector<AttentionMerge> merges;
+  std::vector<KvRead> reads;
+  std::vector<int32_t> read_starts;  // [threads + 1] into reads
+};
+
+// Fetches what the next attention region reads, on the side of the products before it.
+struct alignas(64) KvFetches : Fetches {
+  const KvLayer* kv;
+  const KvRead *read, *end;
+  int32_t block;
+  bool is_v;
+  void begin(const KvLayer& layer, const AttentionPlan& plan, int tid);
+  static bool advance(Fetches* self);
 };
 
 struct LogitRow {
@@ -176,10 +196,12 @@ class StepProgram {
   // step_plan.cpp
   StepStatus begin(const StepIn& in);
   void plan_attention(AttentionPlan& plan);
+  void plan_read(AttentionPlan& plan, const AttentionItem& item, bool is_chunk);
   // step_run.cpp
   void run(int tid);
   bool run_region(const Region& region, int tid);
   void begin_rows(const Region& region, int tid);
+  void begin_fetches(const Region& region, int tid);
   void norm_rows(const Region& region, int64_t rows, bool own, int tid);
   void compact(int tid);
   void attend(const Region& region, int tid);
@@ -233,6 +255,7 @@ class StepProgram {
   std::vector<int32_t> selected_;  // packed tokens whose logits are wanted, ascending, each once
   std::vector<LogitRow> logit_list_;
   std::vector<AttentionPlan> plans_;
+  std::vector<KvFetches> fetches_;  // [threads]
   std::vector<float> partials_;  // of the attention layer that runs now
 };
 

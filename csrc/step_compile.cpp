@@ -248,7 +248,7 @@ void StepProgram::compile() {
         while (plan < plans_.size() && !(plans_[plan].window == op.window && plans_[plan].kv_heads == op.num_kv_heads &&
                                          plans_[plan].group == group && plans_[plan].dim == dim))
           ++plan;
-        if (plan == plans_.size()) plans_.push_back({op.window, op.num_kv_heads, group, dim, {}, {}, {}, {}});
+        if (plan == plans_.size()) plans_.push_back({op.window, op.num_kv_heads, group, dim, {}, {}, {}, {}, {}, {}});
         region.plan = static_cast<int32_t>(plan);
         regions_.push_back(region);
         break;
@@ -279,6 +279,13 @@ void StepProgram::compile() {
     }
   }
   if (first_head_region_ == 0) first_head_region_ = regions_.size();
+  int32_t next = -1;
+  for (size_t i = regions_.size(); i-- > 0;) {
+    regions_[i].next_attention = next;
+    if (regions_[i].kind == RegionKind::Attention) next = static_cast<int32_t>(i);
+  }
+  fetches_.resize(static_cast<size_t>(threads_));
+  for (KvFetches& fetches : fetches_) fetches.next = KvFetches::advance;
 }
 
 }  // namespace headrace

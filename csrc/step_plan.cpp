@@ -76,6 +76,41 @@ StepStatus StepProgram::begin(const StepIn& in) {
   return kStepDone;
 }
 
+// Of the last item of a row and head: what it reads. Sinks, if any, stay in the caches by themselves.
+void StepProgram::plan_read(AttentionPlan& plan, const AttentionItem& item, bool is_chunk) {
+  const int64_t size = desc_.block_size, pos = item.pos0 + (item.last - 1) / plan.group;
+  int64_t from = pos + 1 - span(pos, item.window), to = pos;
+  if (is_chunk) {
+    if (item.chunk == kSinkChunk) return;
+    from = std::max(from, item.chunk * static_cast<int64_t>(kKvChunk));
+    to = std::min(to, (item.chunk + 1) * static_cast<int64_t>(kKvChunk) - 1);
+  }
+  const auto place = [&](int64_t token) { return static_cast<int32_t>(token / size - item.num_evicted); };
+  plan.reads.push_back({item.blocks, item.kv_head, place(from), place(to), static_cast<int32_t>(to % size) + 1});
+}
+
+void KvFetches::begin(const KvLayer& layer, const AttentionPlan& plan, int tid) {
+  kv = &layer;
+  read = plan.reads.data() + plan.read_starts[tid];
+  end = plan.reads.data() + plan.read_starts[tid + 1];
+  left = 0;
+  is_v = false;
+  if (read != end) block = read->first;
+}
+
+bool KvFetches::advance(Fetches* fetches) {
+  KvFetches& self = *static_cast<KvFetches*>(fetches);
+  if (self.read == self.end) return false;
+  const KvLayer& kv = *self.kv;
+  const int64_t offset = self.read->blocks[self.block] * kv.block_stride + self.read->kv_head * kv.head_stride;
+  const int64_t tokens = self.block == self.read->last ? (self.read->last_tokens + 15) / 16 * 16 : kv.block_size;
+  self.at = reinterpret_cast<const uint8_t*>((self.is_v ? kv.v : kv.k) + offset);
+  self.left = kv.type == KvType::Int8 ? kv.head_stride : tokens * kv.dim * 2;
+  if (self.is_v && self.block++ == self.read->last && ++self.read != self.end) self.block = self.read->first;
+  self.is_v = !self.is_v;
+  return true;
+}
+
 // Cut rows into items and give each, longest first, to the thread with the least to do. An item that is a large share of
 // a thread's work is cut by chunks of positions as well.
 void StepProgram::plan_attention(AttentionPlan& plan) {
@@ -83,6 +118,7 @@ void StepProgram::plan_attention(AttentionPlan& plan) {
     AttentionItem item;
     int64_t cost;
     int64_t place = -1;
+    int32_t row = 0;
   };
   const auto cost_of = [](int64_t positions, int32_t pairs) { return (positions + 32) * (pairs + 3); };
   std::vector<Costed> whole, all;
@@ -97,7 +133,7 @@ void StepProgram::plan_attention(AttentionPlan& plan) {
         const int32_t last = std::min(to, first + size);
         const int64_t cost = cost_of(span(row.start + (last - 1) / plan.group, window) + num_sinks, last - first);
         whole.push_back({{blocks, row_starts_[r], row.start, head, first, last, 0, window, num_sinks, row.num_evicted, 0, nullptr},
-                         cost});
+                         cost, -1, r});
         total += cost;
       }
     }
@@ -125,7 +161,7 @@ void StepProgram::plan_attention(AttentionPlan& plan) {
     const int32_t pairs = item.last - item.first;
     plan.merges.push_back({item, floats, 0});
     const auto add = [&](int64_t chunk, int64_t positions) {
-      all.push_back({item, cost_of(positions, pairs), floats});
+      all.push_back({item, cost_of(positions, pairs), floats, costed.row});
       all.back().item.chunk = static_cast<int32_t>(chunk);
       plan.merges.back().count += 1;
       floats += attention_partial_floats(pairs, plan.dim);
@@ -139,19 +175,30 @@ void StepProgram::plan_attention(AttentionPlan& plan) {
   std::stable_sort(all.begin(), all.end(), [](const Costed& a, const Costed& b) { return a.cost > b.cost; });
   std::vector<int64_t> load(static_cast<size_t>(threads_), 0);
   std::vector<std::vector<Costed>> shares(static_cast<size_t>(threads_));
+  int64_t fair = 0;
+  for (const Costed& costed : all) fair += costed.cost;
+  fair = (fair + threads_ - 1) / threads_;
   for (const Costed& costed : all) {
-    const size_t t = static_cast<size_t>(std::min_element(load.begin(), load.end()) - load.begin());
+    // Where the token's K and V have just been written, unless that thread has its share.
+    const int64_t owner = static_cast<int64_t>(costed.item.token0) * threads_ / in_.num_tokens;
+    size_t t = static_cast<size_t>(owner);
+    if (load[t] + costed.cost > fair) t = static_cast<size_t>(std::min_element(load.begin(), load.end()) - load.begin());
     load[t] += costed.cost;
     shares[t].push_back(costed);
   }
   plan.items.clear();
   plan.places.clear();
   plan.starts.assign(1, 0);
+  plan.reads.clear();
+  plan.read_starts.assign(1, 0);
   for (const auto& share : shares) {
     for (const Costed& costed : share) {
       plan.items.push_back(costed.item);
       plan.places.push_back(costed.place);
+      const RowIn& row = in_.rows[costed.row];
+      if (costed.item.last == row.num_tokens * plan.group && row.start > 0) plan_read(plan, costed.item, costed.place >= 0);
     }
+    plan.read_starts.push_back(static_cast<int32_t>(plan.reads.size()));
     plan.starts.push_back(static_cast<int32_t>(plan.items.size()));
   }
 }

@@ -62,6 +62,7 @@ bool StepProgram::run_region(const Region& region, int tid) {
   switch (region.kind) {
     case RegionKind::Begin:
       begin_rows(region, tid);
+      begin_fetches(region, tid);
       return false;
     case RegionKind::Norm:
       norm_rows(region, rows, own, tid);
@@ -82,6 +83,7 @@ bool StepProgram::run_region(const Region& region, int tid) {
       args.bias = op.bias >= 0 ? desc_.vectors[op.bias] : nullptr;
       args.epilogue = static_cast<Epilogue>(op.epilogue);
       args.activation = static_cast<Activation>(op.activation);
+      args.fetches = &fetches_[static_cast<size_t>(tid)];
       linear(args, tid, threads_);
       return false;
     }
@@ -114,6 +116,7 @@ bool StepProgram::run_region(const Region& region, int tid) {
     }
     case RegionKind::Attention:
       attend(region, tid);
+      begin_fetches(region, tid);
       return false;
     case RegionKind::Compact:
       if (static_cast<int64_t>(selected_.size()) == in_.num_tokens) return true;
@@ -154,6 +157,16 @@ void StepProgram::attend(const Region& region, int tid) {
     const AttentionMerge& merge = plan.merges[i];
     kernels().attention_merge(args, merge.item, partials_.data() + merge.at, merge.count, scratch);
   }
+}
+
+// What a thread will attend to next, from its first byte.
+void StepProgram::begin_fetches(const Region& region, int tid) {
+  KvFetches& fetches = fetches_[static_cast<size_t>(tid)];
+  fetches.read = fetches.end = nullptr;
+  fetches.left = 0;
+  if (region.next_attention < 0) return;
+  const Region& next = regions_[static_cast<size_t>(region.next_attention)];
+  fetches.begin(layers_[next.op.layer], plans_[next.plan], tid);
 }
 
 // Embeds this thread's tokens and fills their rows of the rotation tables.
