@@ -83,7 +83,7 @@ def load_weights(
         for spec in program.weights:
             if spec.name in shapes:
                 matrix = PackedMatrix(shapes[spec.name], target.tensor(spec.name))
-                _pack(matrix, pool, _Rows([checkpoint.tensor(part) for part in spec.parts], spec.offset))
+                _pack(matrix, pool, StackedRows([checkpoint.tensor(part) for part in spec.parts], spec.offset))
             else:
                 target.tensor(spec.name)[:] = vectors[spec.name].view(np.uint8)
             num_done += sizes[spec.name]
@@ -148,7 +148,7 @@ def _vector(spec: WeightSpec, checkpoint: Checkpoint, interleaved: frozenset[str
     return interleave_bias(values) if spec.name in interleaved else values
 
 
-def _pack(matrix: PackedMatrix, pool: Pool, rows: _Rows) -> None:
+def _pack(matrix: PackedMatrix, pool: Pool, rows: StackedRows) -> None:
     """Pack one matrix slab by slab."""
     shape = matrix.shape
     if shape.interleaved:
@@ -169,7 +169,7 @@ def _pack(matrix: PackedMatrix, pool: Pool, rows: _Rows) -> None:
         first = last
 
 
-class _Rows:
+class StackedRows:
     """The rows of stacked parts, by number."""
 
     def __init__(self, parts: Sequence[Tensor], offset: float) -> None:
