@@ -54,8 +54,11 @@ class Digests:
         )
         if self._key is None:
             return traces
+        try:
+            tokens = array("q", request.prompt)
+        except OverflowError:  # ids that no model has: the request was refused for them, and is settled all the same
+            return traces
         state = hashlib.blake2b(key=self._key, digest_size=PREFIX_DIGITS // 2, person=_PERSON)
-        tokens = array("q", request.prompt)
         prefixes, start = "", 0
         for level in PREFIX_LEVELS:
             if level > len(tokens):

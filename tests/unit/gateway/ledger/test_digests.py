@@ -56,3 +56,8 @@ def test_a_remote_request_is_told_by_its_words() -> None:
     assert DIGESTS.trace(silent, 9).request_digest == told.request_digest
     other = msgspec.structs.replace(asked, source="fire")
     assert DIGESTS.trace(other, 9).request_digest != told.request_digest
+
+
+def test_tokens_that_no_model_has_leave_no_digest_and_no_trouble() -> None:
+    told = DIGESTS.trace(request(1, 2**64), 9)
+    assert (told.request_digest, told.most_output) == (None, 9)
