@@ -21,7 +21,8 @@ class CacheCreation(msgspec.Struct):
 
 
 class MessageUsage(msgspec.Struct):
-    """Tokens of one request, in disjoint buckets. `is_estimate` is there where an upstream did not count."""
+    """Tokens of one request, in disjoint buckets. `is_estimate` is there where an upstream did not count; `cost` is in
+    dollars, at the end and where the price is known."""
 
     input_tokens: int
     output_tokens: int
@@ -29,6 +30,7 @@ class MessageUsage(msgspec.Struct):
     cache_read_input_tokens: int = 0
     cache_creation: CacheCreation | UnsetType = UNSET
     is_estimate: bool | UnsetType = UNSET
+    cost: float | UnsetType = UNSET
 
 
 def message_usage(usage: Usage) -> MessageUsage:
@@ -41,6 +43,7 @@ def message_usage(usage: Usage) -> MessageUsage:
         cache_read_input_tokens=usage.cached_tokens,
         cache_creation=CacheCreation(kept - kept_1h, kept_1h) if kept else UNSET,
         is_estimate=usage.is_estimate or UNSET,
+        cost=UNSET if usage.cost_nano is None else usage.cost_nano / 1e9,
     )
 
 

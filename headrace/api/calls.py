@@ -24,6 +24,7 @@ from headrace.core.delta import Delta
 from headrace.core.errors import HeadraceError, RequestCancelled, UnknownRequest
 from headrace.core.request import Knock, Request, RequestId
 from headrace.core.tracing import Span
+from headrace.econ import show_usd
 
 T = TypeVar("T")
 CallId = tuple[str, str]  # owner, request id
@@ -52,7 +53,8 @@ class Call:
 
     def __init__(self, calls: Calls, call_id: CallId, caller: Caller, span: Span | None, trail: Trail | None) -> None:
         self.call_id = call_id
-        self.headers: dict[str, str] = {}  # of the reply; complete before its first delta
+        self.headers: dict[str, str] = {}  # of the reply; complete before its first delta but for the cost
+        self._cost_nano = 0  # of its requests that have told theirs
         self.is_cancelled = False
         self._calls = calls
         self._caller = caller
@@ -73,6 +75,10 @@ class Call:
         self._model, self._requests = model, requests
         if self._trail is not None:
             self._trail.aim(model.name)
+
+    def tell_headers(self, err: HeadraceError) -> None:
+        """Let the reply that `err` becomes carry the call's headers, what it cost so far among them."""
+        err.headers = (*self.headers.items(), *err.headers)
 
     @property
     def request_ids(self) -> list[RequestId]:
@@ -98,6 +104,9 @@ class Call:
                     self.headers.update(delta.headers)
                 if trail is not None:
                     trail.see(delta)
+                if delta.usage is not None and delta.usage.cost_nano is not None:
+                    self._cost_nano += delta.usage.cost_nano
+                    self.headers["x-headrace-cost-usd"] = show_usd(self._cost_nano)
                 yield delta
         except HeadraceError as err:
             if trail is not None:

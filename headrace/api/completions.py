@@ -215,13 +215,16 @@ class CompletionWire:
         return None if self._has_usage_chunk else UNSET
 
     def _total(self, usages: list[Usage]) -> Usage:
+        costs = [usage.cost_nano for usage in usages if usage.cost_nano is not None]
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             cached_tokens=sum(usage.cached_tokens for usage in usages),
             cache_write_tokens=sum(usage.cache_write_tokens for usage in usages),
+            cache_write_1h_tokens=sum(usage.cache_write_1h_tokens for usage in usages),
             reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
             is_estimate=any(usage.is_estimate for usage in usages),
+            cost_nano=sum(costs) if len(costs) == len(usages) and costs else None,
         )
 
     def _reply(self, choices: list[TextChoice], usage: UsageReply | msgspec.UnsetType | None) -> TextReply:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import ChainMap
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from typing import NamedTuple, Protocol
@@ -27,7 +28,7 @@ from headrace.api.openai_types import GenerationBody
 from headrace.api.recording import Recording
 from headrace.api.sse import EventStream, until_disconnect
 from headrace.api.state import ApiState
-from headrace.core.errors import InvalidRequest
+from headrace.core.errors import HeadraceError, InvalidRequest
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -75,7 +76,11 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
         if body.stream:
             undo.pop_all()
             return EventStream(wire.events(), http.state.request_id, call, headers=call.headers)
-        reply = await until_disconnect(http.receive, call.run(wire.reply()))
+        try:
+            reply = await until_disconnect(http.receive, call.run(wire.reply()))
+        except HeadraceError as err:
+            call.tell_headers(err)
+            raise
     return _json(_encoder.encode(reply), call.headers)
 
 
@@ -91,7 +96,7 @@ async def resume(http: HttpRequest) -> Response | EventStream:
         raise InvalidRequest("this request has a whole answer, not events; send it again with its Idempotency-Key")
     if recording.is_over and recording.error is None and after == recording.last:
         return Response(status_code=204)
-    return EventStream(recording.read(after), http.state.request_id)
+    return EventStream(recording.read(after), http.state.request_id, headers=recording.headers)
 
 
 def read_last_event_id(value: str | None) -> int:
@@ -113,18 +118,20 @@ async def _recorded(
     owner, request_id = owner_of(http), http.state.request_id
     fingerprint = _fingerprint(http.url.path, body)
     recording = None if wish.key is None else state.recordings.find_key(owner, wish.key, fingerprint)
-    headers = {} if recording is None else _REPLAYED
+    is_replay = recording is not None
     after = 0 if recording is None else read_last_event_id(http.headers.get("last-event-id"))
     if recording is None:
         recording = state.recordings.open(
             owner, request_id, grace_s=wish.grace_s, key=wish.key, fingerprint=fingerprint
         )
         call = state.calls.open(http.state.caller, request_id, http.state.span, trail_of(http))
+        recording.headers = call.headers
         recording.start(_events(call, begin, is_stream=bool(body.stream)), is_numbered=bool(body.stream))
+    headers = ChainMap(dict(_REPLAYED) if is_replay else {}, recording.headers)  # those of the call are still to come
     if body.stream:
         return EventStream(recording.read(after), request_id, headers=headers)
     payload = await until_disconnect(http.receive, _whole(recording))
-    return _json(payload, headers)
+    return _json(payload, dict(headers))
 
 
 async def _events(call: Call, begin: Begin, *, is_stream: bool) -> AsyncGenerator[bytes, None]:
@@ -138,6 +145,9 @@ async def _events(call: Call, begin: Begin, *, is_stream: bool) -> AsyncGenerato
             async with aclosing(wire.events()) as events:
                 async for each in events:
                     yield each
+    except HeadraceError as err:
+        call.tell_headers(err)
+        raise
     finally:
         call.close()
 

@@ -54,6 +54,7 @@ class Recording:
         self.is_over = False
         self.error: BaseException | None = None
         self.is_numbered = True
+        self.headers: dict[str, str] = {}  # of the call, as far as they are known
         self.grace_s = grace_s
         self._limits = limits
         self._keep_s = keep_s

@@ -90,6 +90,8 @@ class EventStream:
                 await (copy() if self._call is None else self._call.run(copy()))
             except Exception as err:
                 if not is_started:
+                    if isinstance(err, HeadraceError):
+                        err.headers = (*self._more_headers.items(), *err.headers)
                     raise
                 if not isinstance(err, HeadraceError):
                     _log.exception("request %s failed inside its stream", self._request_id)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import time
 from pathlib import Path
 
 from rich.table import Table
 
 from headrace.cli.accounts import print_json, with_database
-from headrace.cli.periods import DAY_NS, period
+from headrace.cli.periods import period
 from headrace.cli.tables import print_table
 from headrace.core.errors import ConfigError
 from headrace.econ import show_usd
-from headrace.gateway.ledger import Balance, PoolLine, UsageLine, allocate, balances, pool, settlements, usage
+from headrace.gateway.ledger import PoolLine, UsageLine, allocate, balances, pool, settlements, usage
 from headrace.gateway.store import Database
 
 
@@ -111,24 +110,22 @@ def _write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    """Say of every engine's life whether its parts are its whole."""
-
-    async def read(database: Database) -> tuple[list[Balance], list[UsageLine], PoolLine]:
-        until = time.time_ns() + DAY_NS
-        return await balances(database), await usage(database, "model", 0, until), await pool(database, 0, until)
-
-    found, lines, rest = with_database(args, read)
-    claimed_ns = sum(line.engine_ns for line in lines)
-    requests_ns = rest.total_ns - rest.loading_ns - rest.recomputed_ns - rest.abandoned_ns - rest.idle_ns
-    open_ns = requests_ns - claimed_ns
+    """Say of every engine's life whether its parts are its whole, and of its bill whether it is that time's cost."""
+    found = with_database(args, balances)
+    wrong = [each for each in found if each.is_wrong]
     if args.json:
-        print_json({"engines": [each._asdict() for each in found], "unsettled_ns": open_ns})
-    else:
-        wrong = [each for each in found if each.unexplained_ns]
-        for each in wrong:
-            print(f"{each.engine} ({each.model}): {each.unexplained_ns:,} ns belong to nobody", file=sys.stderr)
+        print_json({"engines": [each._asdict() for each in found], "is_right": not wrong})
+        return 1 if wrong else 0
+    for each in wrong:
         print(
-            f"{len(found) - len(wrong)} of {len(found)} engines' lives add up to the nanosecond; "
-            f"{open_ns:,} ns of requests are not settled yet"
+            f"{each.engine} ({each.model}): {each.unexplained_ns:,} ns belong to nobody, "
+            f"{max(0, -each.unsettled_ns):,} ns are settled twice, ${show_usd(each.unbilled_nano)} are not in the bill",
+            file=sys.stderr,
         )
-    return 1 if any(each.unexplained_ns for each in found) else 0
+    bill_nano = sum(each.bill_nano or 0 for each in found)
+    print(
+        f"{len(found) - len(wrong)} of {len(found)} engines' lives add up to the nanosecond, "
+        f"and their bill of ${show_usd(bill_nano)} to the nano-dollar; "
+        f"{sum(each.unsettled_ns for each in found):,} ns of requests are not settled yet"
+    )
+    return 1 if wrong else 0

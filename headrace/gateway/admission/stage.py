@@ -18,7 +18,7 @@ import msgspec
 
 from headrace.core.clock import MonotonicClock
 from headrace.core.delta import Delta, FinishReason, Usage
-from headrace.core.errors import BudgetExceeded, StoreUnavailable
+from headrace.core.errors import BudgetExceeded, HeadraceError, StoreUnavailable
 from headrace.core.genai import charged
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId
@@ -105,6 +105,8 @@ class Admission:
                 yield last
         except BaseException as err:
             meter.outcome = meter.outcome or ("error" if isinstance(err, Exception) else "abort")
+            if isinstance(err, HeadraceError):
+                err.headers = (*err.headers, *meter.last_headers())
             raise
         finally:
             with stage(request.span, "settle"):
@@ -224,6 +226,12 @@ class _Meter:
             delta = msgspec.structs.replace(delta, headers=(*delta.headers, *self._headers))
             self._headers = ()
         return delta
+
+    def last_headers(self) -> tuple[tuple[str, str], ...]:
+        """Return the reply's headers for a request that failed: those not told yet, and what it cost so far."""
+        price = self._grant.ask.price
+        cost = () if price is None else (("x-headrace-cost-usd", show_usd(price.cost_nano(self.counts()))),)
+        return (*self._headers, *cost)
 
     def _priced(self, delta: Delta, usage: Usage) -> Delta:
         """Return the delta with what its usage costs the caller."""

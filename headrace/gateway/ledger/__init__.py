@@ -1,16 +1,15 @@
 """Where the money went: every request's charge and every nanosecond of the engines, append-only."""
 
+from headrace.gateway.ledger.balance import Balance, balances
 from headrace.gateway.ledger.course import Course, Stopwatch
 from headrace.gateway.ledger.digests import Digests, read_digest_key
 from headrace.gateway.ledger.engine_account import Charge, EngineBuild, EngineSpan
 from headrace.gateway.ledger.recorder import LedgerRecorder
 from headrace.gateway.ledger.report import (
-    Balance,
     By,
     PoolLine,
     UsageLine,
     allocate,
-    balances,
     pool,
     settlements,
     usage,

@@ -99,6 +99,7 @@ class EngineAccount:
         self._time = time
         self._wall_ns = wall_ns
         self._billed_ns = 0
+        self._forgotten_ns = 0  # of requests that nobody has claimed: the pool's
         self._unclaimed: dict[RequestId, RequestStats] = {}
         self._last = EngineTime(total_ns=0)
         self._last_wall_ns = wall_ns() - time().total_ns
@@ -109,7 +110,7 @@ class EngineAccount:
         before = self._unclaimed.get(stats.request_id)
         self._unclaimed[stats.request_id] = stats if before is None else _together(before, stats)
         if len(self._unclaimed) > _MOST_UNCLAIMED:
-            self._unclaimed.pop(next(iter(self._unclaimed)))
+            self._forgotten_ns += self._unclaimed.pop(next(iter(self._unclaimed))).engine_ns
 
     def claim(self, request_id: RequestId) -> Charge | None:
         """Bill an ended request, once; None if it never was this engine's."""
@@ -133,7 +134,8 @@ class EngineAccount:
         now, last = self._time(), self._last
         loading_ns = now.loading_ns - last.loading_ns
         recomputed_ns = now.recomputed_ns - last.recomputed_ns
-        abandoned_ns = now.abandoned_ns - last.abandoned_ns
+        forgotten_ns, self._forgotten_ns = self._forgotten_ns, 0
+        abandoned_ns = now.abandoned_ns - last.abandoned_ns + forgotten_ns
         idle_ns = now.idle_ns - last.idle_ns
         total_ns = now.total_ns - last.total_ns
         from_ns = self._last_wall_ns
@@ -147,7 +149,7 @@ class EngineAccount:
             until_ns=self._last_wall_ns,
             total_ns=total_ns,
             loading_ns=loading_ns,
-            requests_ns=now.requests_ns - last.requests_ns,
+            requests_ns=now.requests_ns - last.requests_ns - forgotten_ns,
             recomputed_ns=recomputed_ns,
             abandoned_ns=abandoned_ns,
             idle_ns=idle_ns,

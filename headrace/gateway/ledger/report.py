@@ -56,15 +56,6 @@ class PoolLine(NamedTuple):
     pool_nano: int
 
 
-class Balance(NamedTuple):
-    """Whether one engine's life adds up. All differences are 0 once its requests have ended."""
-
-    engine: str
-    model: str
-    total_ns: int
-    unexplained_ns: int  # total minus the sum of its parts
-
-
 async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list[UsageLine]:
     """Sum what was settled from `from_ns` until before `until_ns`, the dearest first."""
     sums = ", ".join(
@@ -99,20 +90,6 @@ async def pool(database: Database, from_ns: int, until_ns: int) -> PoolLine:
             until_ns,
         )
     return PoolLine(*(_number(row[name]) for name in PoolLine._fields))
-
-
-async def balances(database: Database) -> list[Balance]:
-    """Check every engine's life that is in the ledger."""
-    async with database.transaction(writes=False) as tx:
-        rows = await tx.fetch(
-            "SELECT engine, model, CAST(SUM(total_ns) AS BIGINT) AS total_ns, CAST(SUM(total_ns - loading_ns - "
-            "requests_ns - recomputed_ns - abandoned_ns - idle_ns) AS BIGINT) AS unexplained_ns "
-            "FROM engine_spans GROUP BY engine, model ORDER BY engine"
-        )
-    return [
-        Balance(str(row["engine"]), str(row["model"]), _number(row["total_ns"]), _number(row["unexplained_ns"]))
-        for row in rows
-    ]
 
 
 def allocate(lines: Sequence[UsageLine], pool_nano: int) -> list[UsageLine]:

@@ -294,3 +294,19 @@ def test_monitors_hear_what_callers_were_charged_and_how_full_budgets_are(url: s
         assert list(stats.budget_used.values()) == [10 / 200]  # as the second request found it
 
     play(url, scene)
+
+
+def test_a_failure_carries_what_it_was_charged_and_where_limits_stand(url: str) -> None:
+    async def scene(s: Scene) -> None:
+        await s.limits.set("all", What.REQUESTS, 10, per="minute")
+        await s.load()
+        upstream = Scripted(Delta(text="ab", token_ids=(1, 2)), RequestFailed("it broke"))
+        with pytest.raises(RequestFailed) as caught:
+            await take(front(s, upstream), request("hello"))
+        assert dict(caught.value.headers)["x-headrace-cost-usd"] == "0.000000007"
+        with pytest.raises(RequestFailed) as caught:
+            await take(front(s, Scripted(RequestFailed("at once"))), request("hello"))
+        told = dict(caught.value.headers)
+        assert (told["x-headrace-cost-usd"], told["x-ratelimit-remaining-requests"]) == ("0.00", "8")
+
+    play(url, scene)

@@ -20,9 +20,9 @@ from headrace.core.stats import EngineTime, RequestStats
 from headrace.econ import MachineRate, cost_of_time, machine_rate, parse_usd
 from headrace.engine import AsyncEngine, Engine
 from headrace.gateway import Gateway
-from headrace.gateway.ledger import UsageLine, allocate, balances, pool, settlements, usage
+from headrace.gateway.ledger import Balance, UsageLine, allocate, balances, pool, settlements, usage
 from headrace.gateway.ledger.engine_account import EngineAccount
-from headrace.gateway.store import Database, open_database
+from headrace.gateway.store import Database, Transaction, open_database
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits
 from headrace.testing import ByteTokenizer, UniformModel
@@ -96,6 +96,10 @@ async def load(found: Books, num_requests: int) -> list[Usage]:
     return told
 
 
+async def dearest(tx: Transaction) -> str:
+    return str((await tx.fetch("SELECT id FROM settlements ORDER BY machine_nano DESC LIMIT 1"))[0]["id"])
+
+
 def test_tenants_and_pool_are_the_whole_time_and_the_whole_bill(url: str) -> None:
     rate = parse_usd("3.30")
 
@@ -117,7 +121,14 @@ def test_tenants_and_pool_are_the_whole_time_and_the_whole_bill(url: str) -> Non
             assert claimed_ns + pool_ns == rest.total_ns >= time_ns.total_ns
             assert sum(line.machine_nano for line in lines) + rest.pool_nano == cost_of_time(rest.total_ns, rate)
             (balance,) = await balances(found.database)
-            assert balance.unexplained_ns == 0
+            assert balance._replace(engine="", total_ns=0, bill_nano=0) == Balance("", "m", 0, 0, 0, 0, 0)
+            assert balance.bill_nano == cost_of_time(rest.total_ns, rate)
+            async with found.database.transaction() as tx:  # a nano-dollar that nobody would miss
+                await tx.fetch(
+                    "UPDATE settlements SET machine_nano = machine_nano - 1 WHERE id = $1", await dearest(tx)
+                )
+            (balance,) = await balances(found.database)
+            assert (balance.unbilled_nano, balance.is_wrong) == (1, True)
             spread = allocate(lines, rest.pool_nano)
             assert sum(line.pool_nano for line in spread) == rest.pool_nano
 
@@ -196,6 +207,23 @@ class _Gone:
         raise StoreUnavailable("the database is gone")
 
 
+def ended(index: int, engine_ns: int) -> RequestStats:
+    return RequestStats(
+        request_id=RequestId(f"r{index}"),
+        model="m",
+        prompt_tokens=1,
+        completion_tokens=1,
+        cached_tokens=0,
+        finishes=(),
+        arrival_s=0.0,
+        first_scheduled_s=None,
+        first_token_s=None,
+        finished_s=0.0,
+        num_preemptions=0,
+        engine_ns=engine_ns,
+    )
+
+
 def test_spans_and_claims_bill_one_running_total() -> None:
     clock = {"time": EngineTime(total_ns=0)}
     account = EngineAccount("m", MachineRate(parse_usd("0.07"), "config"), lambda: clock["time"], lambda: 10**18)
@@ -204,22 +232,7 @@ def test_spans_and_claims_bill_one_running_total() -> None:
         idle, used = chance.randint(0, 10**6), chance.randint(0, 10**6)
         total, requests = total + idle + used, requests + used
         clock["time"] = EngineTime(total_ns=total, requests_ns=requests, idle_ns=total - requests)
-        account.on_finished(
-            RequestStats(
-                request_id=RequestId(f"r{index}"),
-                model="m",
-                prompt_tokens=1,
-                completion_tokens=1,
-                cached_tokens=0,
-                finishes=(),
-                arrival_s=0.0,
-                first_scheduled_s=None,
-                first_token_s=None,
-                finished_s=0.0,
-                num_preemptions=0,
-                engine_ns=used,
-            )
-        )
+        account.on_finished(ended(index, used))
         charge = account.claim(RequestId(f"r{index}"))
         assert charge is not None
         billed += charge.machine_nano or 0
@@ -228,6 +241,20 @@ def test_spans_and_claims_bill_one_running_total() -> None:
             billed += account.span().pool_nano or 0
     billed += account.span().pool_nano or 0
     assert billed == cost_of_time(total, parse_usd("0.07"))
+
+
+def test_time_that_nobody_claims_is_the_pools_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.gateway.ledger.engine_account._MOST_UNCLAIMED", 1)
+    time_ns = EngineTime(total_ns=70, requests_ns=70)
+    account = EngineAccount("m", MachineRate(parse_usd("3600"), "config"), lambda: time_ns, lambda: 10**18)
+    for index, used in enumerate((30, 40)):
+        account.on_finished(ended(index, used))
+    assert account.claim(RequestId("r0")) is None
+    span = account.span()
+    assert (span.requests_ns, span.abandoned_ns, span.pool_nano) == (40, 30, 30)
+    charge = account.claim(RequestId("r1"))
+    assert charge is not None
+    assert (charge.engine_ns, charge.machine_nano) == (40, 40)
 
 
 def test_the_pool_goes_by_engine_time_and_to_nobody_if_nobody_used_any() -> None:
