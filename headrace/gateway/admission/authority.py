@@ -105,6 +105,7 @@ class Authority:
         self._lease_s = lease_s
         self._queue: deque[_Queued] = deque()
         self._num_asking = 0
+        self._is_closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._worker: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -135,6 +136,7 @@ class Authority:
 
     async def open(self) -> None:
         """Set the clock by the database, release what others left behind, keep leases from now on."""
+        self._is_closing = False
         await self.sweep()
         self._keeper = asyncio.ensure_future(self._keep())
 
@@ -143,12 +145,11 @@ class Authority:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        for _ in range(2):  # a batch that is under way leaves behind what has gathered meanwhile
-            if self._queue:
-                self._start()
-            if self._worker is not None:
-                await asyncio.wait((self._worker,), timeout=RETRY_S + 2.5)
+        self._is_closing = True
+        if self._queue:
+            self._start()
         if self._worker is not None:
+            await asyncio.wait((self._worker,), timeout=2 * RETRY_S + 5.0)
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
         if self._queue:
@@ -252,7 +253,7 @@ class Authority:
     async def _work(self) -> None:
         tag_logs(None)  # begun by one request, works for all
         is_due = True
-        while self._queue and (is_due or self._num_asking):
+        while self._queue and (is_due or self._num_asking or self._is_closing):
             is_due = len(self._queue) > MAX_BATCH
             taken = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
             self._num_asking -= sum(queued.answer is not None for queued in taken)

@@ -288,6 +288,22 @@ def test_closing_writes_what_is_queued(url: str) -> None:
     play(url, scene)
 
 
+def test_closing_writes_what_comes_while_a_batch_is_under_way(url: str) -> None:
+    async def scene(s: Scene) -> None:
+        await s.gateway.open()
+        grants = [await s.gateway.reserve(s.ask(1)) for _ in range(5)]
+        asking = asyncio.ensure_future(s.gateway.reserve(s.ask(1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # now its batch is under way
+        for grant in grants:
+            s.settle(grant, 1)
+        await s.gateway.close()
+        assert len(await s.rows("SELECT id FROM settlements")) == 5
+        s.settle(await asking, 1)
+
+    play(url, scene)
+
+
 def test_a_reset_budget_begins_anew_and_a_removed_one_is_gone(url: str) -> None:
     async def scene(s: Scene) -> None:
         rule = await s.budgets.set("all", 100)
