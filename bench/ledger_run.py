@@ -67,6 +67,7 @@ class Caller:
                 try:
                     await getattr(self, f"_{task}")(session, f"{self._name}-{self._number}")
                     self._seen.done[task] += 1
+                    await asyncio.sleep(0.05)  # who is refused asks again, but not at once
                 except Exception as err:
                     self._seen.failures.append(f"{task}: {type(err).__name__}: {err}"[:200])
 
@@ -161,7 +162,7 @@ class Caller:
             (
                 b"{not json",
                 self._body(model="no-such-model"),
-                self._body(max_tokens=10**7),
+                self._body(max_tokens=0),
                 self._body(temperature=-1),
                 self._body(prompt="word " * 20_000),
                 self._body(no_such_field=1),
@@ -203,7 +204,7 @@ def read_ledger(database: str, models: list[str], seen: Seen, folder: Path) -> d
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     with rows_file.open(encoding="utf-8") as file:
-        rows = {row["request_id"]: row for row in csv.DictReader(file)}
+        rows = {row["request_id"].removeprefix("cmpl-"): row for row in csv.DictReader(file)}
     rest, lines = report["pool"], report["lines"]
     pool_ns = rest["loading_ns"] + rest["recomputed_ns"] + rest["abandoned_ns"] + rest["idle_ns"]
     tenants_ns = sum(line["engine_ns"] for line in lines)
@@ -253,7 +254,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "headrace", "serve", *args.model, "--config", str(config)),
         *("--port", "0", "--database", database, "--usd-per-hour", RATE, "--kv-memory-mib", str(args.kv_mib)),
-        *("--max-num-seqs", "16", "--max-context", "1024", "--ledger-s", "20", *args.serve),
+        *("--max-num-seqs", "16", "--max-context", "1024", "--ledger-s", "20", "--output-ratio", "0.02", *args.serve),
     ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(folder / "log").open("w"), text=True)
     assert server.stdout is not None
@@ -290,7 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+", help="what `headrace serve` takes")
     parser.add_argument("--seconds", type=float, default=600.0, help="of load (default: 600)")
-    parser.add_argument("--kv-mib", type=int, default=24, help="of the KV pool of each model (default: 24)")
+    parser.add_argument("--kv-mib", type=int, default=16, help="of the KV pool of each model (default: 16)")
     parser.add_argument("--price", default="0.05/0.20/0.005", help="dollars per million tokens")
     parser.add_argument("--database", help="default: a new SQLite file")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="further flags of the server")
