@@ -115,6 +115,7 @@ def add_ledger(parser: argparse.ArgumentParser, finish: Finish) -> None:
     )
     export = actions.add_parser("export", help="write the settled requests to a .csv or .parquet file")
     export.add_argument("file", metavar="FILE", help="where to")
+    export.add_argument("--format", choices=("csv", "parquet"), help="default: what the file's name ends in")
     for below in (report, export):
         below.add_argument("--since", metavar="DAY", help="first day, UTC, such as 2027-01-01 (default: 30 days)")
         below.add_argument("--until", metavar="DAY", help="last day (default: today)")

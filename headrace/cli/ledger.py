@@ -6,16 +6,15 @@ Owns what the tables show; the numbers are `gateway.ledger.report`'s.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 from rich.table import Table
 
 from headrace.cli.accounts import print_json, with_database
+from headrace.cli.ledger_export import open_export
 from headrace.cli.periods import period
 from headrace.cli.tables import print_table
-from headrace.core.errors import ConfigError
 from headrace.econ import show_usd
 from headrace.gateway.ledger import PoolLine, UsageLine, allocate, balances, pool, settlements, usage
 from headrace.gateway.store import Database
@@ -59,7 +58,7 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
     for line in lines:
         cells = [
             f"{line.requests:,}",
-            f"{line.input_uncached + line.cache_write:,}",
+            f"{line.input_uncached + line.cache_write + line.cache_write_1h:,}",
             f"{line.cache_read:,}",
             f"{line.output_text + line.output_reasoning:,}",
             f"{line.engine_ns / 1e9:,.3f}",
@@ -82,31 +81,17 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
 def _export(args: argparse.Namespace) -> int:
     since, until = period(args)
     path = Path(args.file)
-    if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"'{path.name}' is neither .csv nor .parquet; name the file so")
 
-    async def read(database: Database) -> list[dict[str, object]]:
-        return [dict(row) async for page in settlements(database, since, until) for row in page]
+    async def write(database: Database) -> int:
+        num_rows = 0
+        with open_export(path, args.format) as sink:
+            async for page in settlements(database, since, until):
+                sink.write(page)
+                num_rows += len(page)
+        return num_rows
 
-    rows = with_database(args, read)
-    if path.suffix == ".parquet":
-        _write_parquet(path, rows)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else ["id"])
-            writer.writeheader()
-            writer.writerows(rows)
-    print(f"{len(rows):,} settled requests written to {path}")
+    print(f"{with_database(args, write):,} settled requests written to {path}")
     return 0
-
-
-def _write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as err:
-        raise ConfigError("Parquet needs pyarrow: pip install 'headrace[parquet]', or export .csv") from err
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     least_output    tokens: a budget that pays for fewer refuses a request instead of cutting its answer short
     default_output  tokens of a remote model's answer at most, where the caller does not say and a budget pays
     unpriced        requests under a hard budget for a model without a price: refuse, or allow them uncounted
-    prices          dollars per million tokens by model: INPUT/OUTPUT, INPUT/OUTPUT/CACHED or book:PROVIDER/MODEL
+    prices          dollars per million tokens by model: INPUT/OUTPUT[/CACHED[/WRITTEN[/WRITTEN_1H]]], book:NAME/MODEL
     price_book      file of dated prices, made by `headrace prices import`
     usd_per_hour    what this machine costs in an hour, in dollars or as a machine of the catalogue such as h100-sxm
     ledger_s        seconds between two records of the engines' time in the ledger

@@ -48,7 +48,7 @@ HOMES = {
     ],
     "redis": ["kv.transfer"],
     "genai_prices": ["gateway.budgets.price_import"],
-    "pyarrow": ["cli.ledger"],
+    "pyarrow": ["cli.ledger_export"],
     "asyncpg": ["gateway"],
     "cryptography": ["gateway.audit.content"],
     "httptools": ["bench"],

@@ -32,6 +32,7 @@ SETTLEMENT = {
     "settled_ns": "bigint",
     **dict.fromkeys(("tenant", "key_id", "model", "task", "outcome"), "text"),
     **dict.fromkeys(("input_uncached", "cache_read", "cache_write", "output_text", "output_reasoning"), "bigint"),
+    "cache_write_1h": "bigint",
     **dict.fromkeys(("is_estimate", "reserved_nano", "cost_nano"), "bigint"),
     "price_source": "text",
     **dict.fromkeys(("engine_ns", "machine_nano"), "bigint"),

@@ -253,7 +253,8 @@ class _Meter:
         return TokenCounts(
             input_uncached=max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens),
             cache_read=usage.cached_tokens,
-            cache_write=usage.cache_write_tokens,
+            cache_write=max(0, usage.cache_write_tokens - usage.cache_write_1h_tokens),
+            cache_write_1h=usage.cache_write_1h_tokens,
             output_text=max(0, usage.completion_tokens - usage.reasoning_tokens),
             output_reasoning=usage.reasoning_tokens,
         )

@@ -18,18 +18,22 @@ _MTOK = 10**6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounts:
-    """Tokens of one request in disjoint buckets: their sum is every token that was read or written."""
+    """Tokens of one request in disjoint buckets: their sum is every token that was read or written.
+
+    cache_write     written to a cache for the provider's usual time; cache_write_1h: for an hour, at a price of its own
+    """
 
     input_uncached: int = 0
     cache_read: int = 0
     cache_write: int = 0
     output_text: int = 0
     output_reasoning: int = 0
+    cache_write_1h: int = 0
 
     @property
     def num_input(self) -> int:
         """Return all tokens of the prompt."""
-        return self.input_uncached + self.cache_read + self.cache_write
+        return self.input_uncached + self.cache_read + self.cache_write + self.cache_write_1h
 
     @property
     def num_output(self) -> int:
@@ -41,6 +45,7 @@ class TokenCounts:
 class TokenPrice:
     """Nano-dollars per million tokens of each bucket; `source` says where the price is from and of which version.
 
+    cache_write_1h  None: what other writing costs
     longer  what all tokens cost instead when the prompt has more tokens than a bound, by rising bound
     """
 
@@ -50,6 +55,7 @@ class TokenPrice:
     output_text: int
     output_reasoning: int
     source: str
+    cache_write_1h: int | None = None
     longer: tuple[tuple[int, TokenPrice], ...] = ()
 
     def cost_nano(self, counts: TokenCounts) -> int:
@@ -71,7 +77,9 @@ class TokenPrice:
             if counts.num_input > above:
                 price = other
         return (
-            counts.input_uncached * price.input_uncached + counts.cache_write * price.cache_write,
+            counts.input_uncached * price.input_uncached
+            + counts.cache_write * price.cache_write
+            + counts.cache_write_1h * price._write_1h,
             counts.cache_read * price.cache_read,
             counts.output_text * price.output_text + counts.output_reasoning * price.output_reasoning,
         )
@@ -91,8 +99,12 @@ class TokenPrice:
         return None if self._dearest_output == 0 else left // self._dearest_output
 
     @property
+    def _write_1h(self) -> int:
+        return self.cache_write if self.cache_write_1h is None else self.cache_write_1h
+
+    @property
     def _dearest_input(self) -> int:
-        own = max(self.input_uncached, self.cache_read, self.cache_write)
+        own = max(self.input_uncached, self.cache_read, self.cache_write, self._write_1h)
         return max(own, *(price._dearest_input for _, price in self.longer)) if self.longer else own
 
     @property

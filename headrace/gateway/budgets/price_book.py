@@ -23,13 +23,15 @@ _MOST_BYTES = 64 << 20
 
 
 class PriceTier(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Dollars per million tokens; what is not named costs as other input, or other output."""
+    """Dollars per million tokens; what is not named costs as other input, or other output; an hour's
+    writing as other writing."""
 
     above: int = 0
     input: str
     output: str
     cached: str | None = None
     cache_write: str | None = None
+    cache_write_1h: str | None = None
     reasoning: str | None = None
 
 
@@ -94,6 +96,7 @@ def _tier_price(tier: PriceTier, source: str) -> TokenPrice:
         input_uncached=parse_usd(tier.input),
         cache_read=parse_usd(tier.input if tier.cached is None else tier.cached),
         cache_write=parse_usd(tier.input if tier.cache_write is None else tier.cache_write),
+        cache_write_1h=None if tier.cache_write_1h is None else parse_usd(tier.cache_write_1h),
         output_text=parse_usd(tier.output),
         output_reasoning=parse_usd(tier.output if tier.reasoning is None else tier.reasoning),
         source=source,

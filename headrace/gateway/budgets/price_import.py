@@ -2,7 +2,8 @@
 
 Owns nothing; pure but for reading. Entries without a price per token, and those with amounts that are none, are left
 out and counted. LiteLLM's map has no dates: its prices hold from the beginning.
-Source: fields of `genai_prices.types.ModelPrice`; `model_prices_and_context_window.json` (tiers are in field names).
+Source: Anthropic's documentation of prompt caching; fields of `genai_prices.types.ModelPrice`;
+`model_prices_and_context_window.json` (tiers are in field names).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from headrace.core.errors import ConfigError
 from headrace.econ.money import parse_usd
@@ -43,6 +46,8 @@ def from_genai_prices() -> Imported:
         for model in provider.models:
             entries = model.prices if isinstance(model.prices, list) else [model.prices]
             versions = _versions(entries)
+            if provider.id == "anthropic":
+                versions = tuple(map(_with_hour_writes, versions))
             if versions:
                 models[f"{provider.id}/{model.id}"] = versions
             else:
@@ -63,6 +68,17 @@ def _versions(entries: Iterable[object]) -> tuple[PriceVersion, ...]:
             return ()
         versions.append(PriceVersion(since=since, tiers=tiers))
     return tuple(sorted(versions, key=lambda version: (version.since is not None, str(version.since))))
+
+
+def _with_hour_writes(version: PriceVersion) -> PriceVersion:
+    """Add what the data leaves out: Anthropic asks twice the price of input for what is kept for an hour."""
+    tiers = tuple(
+        msgspec.structs.replace(tier, cache_write_1h=format(2 * Decimal(tier.input), "f"))
+        if tier.cache_write is not None and tier.cache_write_1h is None
+        else tier
+        for tier in version.tiers
+    )
+    return msgspec.structs.replace(version, tiers=tiers)
 
 
 def _tiers(prices: object) -> tuple[PriceTier, ...]:
@@ -119,6 +135,7 @@ def _litellm_tiers(entry: Mapping[str, object]) -> tuple[PriceTier, ...]:
         "output": "output_cost_per_token",
         "cached": "cache_read_input_token_cost",
         "cache_write": "cache_creation_input_token_cost",
+        "cache_write_1h": "cache_creation_input_token_cost_above_1hr",
         "reasoning": "output_cost_per_reasoning_token",
     }
     starts = {0} | {
@@ -158,6 +175,7 @@ def _ordered(by_start: Mapping[int, Mapping[str, Decimal | None]]) -> tuple[Pric
                 output=amounts["output"],
                 cached=amounts["cached"],
                 cache_write=amounts["cache_write"],
+                cache_write_1h=amounts.get("cache_write_1h"),
                 reasoning=amounts["reasoning"],
             )
         )

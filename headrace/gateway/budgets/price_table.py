@@ -1,8 +1,8 @@
 """Prices from the configuration: dollars per million tokens, by the name of a model.
 
-Owns the table. Written `INPUT/OUTPUT` or `INPUT/OUTPUT/CACHED`, such as `0.10/0.40/0.01`. Cached input costs as much as
-other input unless it is named; writing a cache costs what input costs. `book:PROVIDER/MODEL` takes the price in force
-from the price book.
+Owns the table. Written `INPUT/OUTPUT[/CACHED[/WRITTEN[/WRITTEN_1H]]]`, such as `0.10/0.40/0.01` or `3/15/0.30/3.75/6`.
+Cached input and what is written to a cache cost as other input does unless they are named, for an hour as else.
+`book:PROVIDER/MODEL` takes the price in force from the price book.
 """
 
 from __future__ import annotations
@@ -63,19 +63,20 @@ def _from_book(model: str, reference: str, book: PriceBook | None) -> list[tuple
 def _read(model: str, text: str) -> TokenPrice:
     parts = text.split("/")
     try:
-        if len(parts) not in (2, 3):
+        if not 2 <= len(parts) <= 5:
             raise ValueError(f"it has {len(parts)} parts")
         amounts = [parse_usd(part.strip()) for part in parts]
     except ValueError as err:
         raise ConfigError(
-            f"gateway.prices.{model} is '{text}': {err}; write dollars per million tokens as INPUT/OUTPUT or "
-            "INPUT/OUTPUT/CACHED, such as 0.10/0.40/0.01",
+            f"gateway.prices.{model} is '{text}': {err}; write dollars per million tokens as INPUT/OUTPUT, "
+            "INPUT/OUTPUT/CACHED or INPUT/OUTPUT/CACHED/WRITTEN/WRITTEN_1H, such as 0.10/0.40/0.01",
             param="gateway.prices",
         ) from err
     return TokenPrice(
         input_uncached=amounts[0],
-        cache_read=amounts[2] if len(amounts) == 3 else amounts[0],
-        cache_write=amounts[0],
+        cache_read=amounts[2] if len(amounts) > 2 else amounts[0],
+        cache_write=amounts[3] if len(amounts) > 3 else amounts[0],
+        cache_write_1h=amounts[4] if len(amounts) > 4 else None,
         output_text=amounts[1],
         output_reasoning=amounts[1],
         source="config",

@@ -42,6 +42,7 @@ class UsageLine(NamedTuple):
     charged_nano: int
     unpriced: int  # requests whose price was not known
     pool_nano: int = 0
+    cache_write_1h: int = 0  # written to a provider's cache for an hour; `cache_write`: for its usual time
 
 
 class PoolLine(NamedTuple):
@@ -61,7 +62,7 @@ async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list
     sums = ", ".join(
         f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}"
         for column, name in (
-            *((column, column) for column in UsageLine._fields[2:9]),
+            *((column, column) for column in (*UsageLine._fields[2:9], "cache_write_1h")),
             ("cost_nano", "charged_nano"),
             ("CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END", "unpriced"),
         )
@@ -134,7 +135,8 @@ def _usage_line(row: Row, by: By) -> UsageLine:
         from datetime import UTC, datetime
 
         group = f"{datetime.fromtimestamp(_number(group) * 86_400, UTC):%Y-%m-%d}"
-    return UsageLine(str(group), *(_number(row[name]) for name in UsageLine._fields[1:11]))
+    sums = {name: _number(row[name]) for name in (*UsageLine._fields[1:11], "cache_write_1h")}
+    return UsageLine(group=str(group), **sums)
 
 
 def _number(value: object) -> int:

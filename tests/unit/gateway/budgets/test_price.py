@@ -14,11 +14,11 @@ counts = st.integers(0, 10**7)
 rates = st.integers(0, 10**12)
 prices = st.builds(
     TokenPrice, input_uncached=rates, cache_read=rates, cache_write=rates, output_text=rates,
-    output_reasoning=rates, source=st.just("test"),
+    output_reasoning=rates, source=st.just("test"), cache_write_1h=st.none() | rates,
 )  # fmt: skip
 tokens = st.builds(
     TokenCounts, input_uncached=counts, cache_read=counts, cache_write=counts, output_text=counts,
-    output_reasoning=counts,
+    output_reasoning=counts, cache_write_1h=counts,
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_prices_are_read_from_the_configuration_exactly() -> None:
     assert PriceTable({})("m") is None
 
 
-@pytest.mark.parametrize("text", ["", "1", "1/2/3/4", "a/b", "-1/2", "0.0000000001/1"])
+@pytest.mark.parametrize("text", ["", "1", "1/2/3/4/5/6", "a/b", "-1/2", "0.0000000001/1"])
 def test_a_price_that_does_not_fit_names_model_and_form(text: str) -> None:
     with pytest.raises(ConfigError, match=r"gateway.prices.m is .*INPUT/OUTPUT"):
         PriceTable({"m": text})

@@ -19,7 +19,8 @@ LITELLM = """{
   "tiny": {"litellm_provider": "acme", "input_cost_per_token": 3.75e-08, "output_cost_per_token": 1.5e-07},
   "acme/long": {"litellm_provider": "acme", "input_cost_per_token": 1.25e-06, "output_cost_per_token": 1e-05,
     "input_cost_per_token_above_200k_tokens": 2.5e-06, "output_cost_per_token_above_200k_tokens": 1.5e-05,
-    "cache_read_input_token_cost": 3.1e-07},
+    "cache_read_input_token_cost": 3.1e-07, "cache_creation_input_token_cost": 1.5e-06,
+    "cache_creation_input_token_cost_above_1hr": 2.4e-06},
   "speech": {"litellm_provider": "acme", "input_cost_per_second": 0.0001},
   "negative": {"input_cost_per_token": -1, "output_cost_per_token": 1}
 }"""
@@ -49,6 +50,7 @@ def test_long_prompts_cost_what_their_tier_says(litellm: Path) -> None:
     assert price.cost_nano(TokenCounts(input_uncached=200_000, output_text=1000)) == 260_000_000
     assert price.cost_nano(TokenCounts(input_uncached=200_001, output_text=1000)) == 515_002_500
     assert price.cost_nano(TokenCounts(cache_read=100_000)) == 31_000_000
+    assert price.cost_nano(TokenCounts(cache_write=1000, cache_write_1h=1000)) == 1_500_000 + 2_400_000
     assert price.most_nano(1, 1) >= price.cost_nano(TokenCounts(input_uncached=1, output_text=1))
 
 
@@ -129,3 +131,17 @@ def test_a_file_that_is_no_book_is_refused(tmp_path: Path, content: str, said: s
 
 def _book(models: dict[str, tuple[PriceVersion, ...]]) -> PriceBook:
     return PriceBook(format=1, source="test", imported=date(2026, 1, 1), models=models)
+
+
+def test_anthropics_hour_costs_twice_the_input_and_a_price_can_be_configured() -> None:
+    found = from_genai_prices().models
+    versions = [tier for name, each in found.items() if name.startswith("anthropic/") for v in each for tier in v.tiers]
+    hours = [tier for tier in versions if tier.cache_write is not None]
+    assert hours
+    assert all(float(tier.cache_write_1h or 0) == 2 * float(tier.input) for tier in hours)
+    price = PriceTable({"m": "3/15/0.30/3.75/6"})("m")
+    assert price is not None
+    assert price.cost_nano(TokenCounts(cache_read=10, cache_write=10, cache_write_1h=10)) == 3_000 + 37_500 + 60_000
+    without = PriceTable({"m": "3/15/0.30/3.75"})("m")
+    assert without is not None
+    assert without.cost_nano(TokenCounts(cache_write_1h=10)) == 37_500
