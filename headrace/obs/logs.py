@@ -28,7 +28,26 @@ class LogTag(NamedTuple):
 
 
 _tag: ContextVar[LogTag | None] = ContextVar("headrace_log_tag", default=None)
+_CHATTY = "opentelemetry."
+_SELDOM_S = 60.0
 _QUIET = ("asyncio", "httpx", "httpcore", "uvicorn.access")
+
+
+class Seldom(logging.Filter):
+    """Lets a line of the exporter through once a minute and level: it complains about each batch it cannot send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_s: dict[int, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether to write a line."""
+        if not record.name.startswith(_CHATTY):
+            return True
+        is_due = record.created >= self._next_s.get(record.levelno, 0.0)
+        if is_due:
+            self._next_s[record.levelno] = record.created + _SELDOM_S
+        return is_due
 
 
 class LineFormatter(logging.Formatter):
@@ -84,6 +103,7 @@ def configure_logging(level: str, stream: TextIO | None = None, *, log_format: L
     """Send log lines of `level` and above to `stream` (None: standard error). Replaces earlier configuration."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LineFormatter() if log_format == "text" else JsonFormatter())
+    handler.addFilter(Seldom())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -28,6 +28,7 @@ def watched(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         [slo]
         ttft_ms = 60000
         e2e_ms = 61234
+        by_model = {{ nobody = "ttft=1" }}
         [gateway]
         usd_per_hour = "3600"
         prices = {{ tiny = "1000/1000" }}
@@ -92,6 +93,10 @@ def test_rules_are_evaluated_without_a_fault_and_only_true_alerts_fire(
     assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
     firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
     assert not firing, firing
+
+
+def test_objectives_of_models_that_are_not_served_are_pointed_out(watched: tuple[Server, PrometheusServer]) -> None:
+    assert "slo.by_model names 'nobody', which is not served; it has no effect" in watched[0].log
 
 
 def test_shares_from_buckets_and_goodput_agree_and_money_follows_time(

@@ -100,3 +100,18 @@ def test_lines_of_what_works_for_all_requests_are_nobodys() -> None:
     lines = stream.getvalue().splitlines()
     assert "settlements wait for the database" in lines[0]
     assert "id=r1" not in lines[0]
+
+
+def test_an_exporter_that_complains_about_each_batch_is_heard_once_a_minute() -> None:
+    stream = io.StringIO()
+    configure_logging("info", stream)
+    exporter = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    for seconds in (0.0, 5.0, 59.0, 60.0, 119.0):
+        for level in (logging.WARNING, logging.ERROR):
+            record = exporter.makeRecord(exporter.name, level, "f", 1, "no collector at %s", (seconds,), None)
+            record.created = 1000.0 + seconds
+            exporter.handle(record)
+    logging.getLogger("headrace.app").error("ours")
+    logging.getLogger("headrace.app").error("ours")
+    said = [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()]
+    assert said == ["no collector at 0.0"] * 2 + ["no collector at 60.0"] * 2 + ["ours"] * 2
