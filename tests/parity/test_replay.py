@@ -12,7 +12,7 @@ import pytest
 
 from headrace.core.clock import MonotonicClock
 from headrace.core.protocols import Transport
-from headrace.core.request import BeamParams, Request, RequestId, SamplingParams, StopRules
+from headrace.core.request import BeamParams, Request, RequestId, SamplingParams, StopRules, WantedReach
 from headrace.engine import AsyncEngine, Engine
 from headrace.engine.decision_log import DecisionLog
 from headrace.engine.recording import RecordingScheduler
@@ -119,13 +119,15 @@ def assert_same(lived: Lived) -> None:
     assert lived.report.is_complete
 
 
-def test_searches_beside_drawn_answers_run_again(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_slots", [0, 60])
+def test_searches_beside_drawn_answers_run_again(model: Path, tmp_path: Path, num_slots: int) -> None:
     searches = [request(n, beam=BeamParams(width=3), n=2, max_tokens=20) for n in range(3)]
     drawn = [request(9, n=3), *(request(n, pin_s=0.1) for n in range(4))]
-    lived = live(model, tmp_path / "log", [*searches, *drawn], num_blocks=80)
+    windowed = request(5, reach=WantedReach(window=20), max_tokens=60)
+    lived = live(model, tmp_path / "log", [*searches, *drawn, windowed], num_blocks=60, num_slots=num_slots)
     assert_same(lived)
-    assert lived.report.sequences == 3 * 3 + 3 + 4
-    assert sum(lived.report.ends.values()) == 3 * 2 + 3 + 4
+    assert lived.report.sequences == 3 * 3 + 3 + 4 + 1
+    assert sum(lived.report.ends.values()) == 3 * 2 + 3 + 4 + 1
 
 
 def test_swaps_to_host_memory_run_again(model: Path, tmp_path: Path) -> None:
