@@ -14,7 +14,14 @@ RATE = 3600 * S  # nano-dollars per hour: a nano-dollar a nanosecond
 def request(**changes: Any) -> RequestRow:
     values: dict[str, Any] = {
         **{"settled_ns": 10 * S, "tenant": "a", "model": "m", "outcome": "stop", "input_uncached": 100},
-        **{"cache_read": 0, "cache_write": 0, "output_text": 10, "output_reasoning": 0, "engine_ns": 0},
+        **{
+            "cache_read": 0,
+            "cache_write": 0,
+            "cache_write_1h": 0,
+            "output_text": 10,
+            "output_reasoning": 0,
+            "engine_ns": 0,
+        },
         **{"machine_nano": 0, "cost_nano": None, "engine": "e1", "prompt_ns": 0, "cached_nano": None},
         **{"output_nano": None, "admission_ns": 0, "queue_ns": 0, "prefill_ns": 0, "decode_ns": 0, "upstream_ns": 0},
         **{"reading_ns": 0, "ttft_ns": 0, "num_preemptions": 0, "is_stream": 1, "is_repeatable": 0},

@@ -24,6 +24,7 @@ class RequestRow(NamedTuple):
     input_uncached: int
     cache_read: int
     cache_write: int
+    cache_write_1h: int
     output_text: int
     output_reasoning: int
     engine_ns: int
@@ -50,7 +51,7 @@ class RequestRow(NamedTuple):
     @property
     def fresh(self) -> int:
         """Return the prompt tokens that were computed or written to a cache."""
-        return self.input_uncached + self.cache_write
+        return self.input_uncached + self.cache_write + self.cache_write_1h
 
     @property
     def output(self) -> int:

@@ -26,7 +26,16 @@ def test_a_small_ledger_comes_to_what_it_comes_to_by_hand() -> None:
     requests = [
         request(engine_ns=300, machine_nano=300, prompt_ns=100, input_uncached=60, cache_read=40, output_text=20),
         request(engine_ns=100, machine_nano=100, prompt_ns=100, input_uncached=40, output_text=0, outcome="abort"),
-        remote(cost_nano=90, cached_nano=10, output_nano=50, input_uncached=5, cache_read=5, output_text=2),
+        remote(
+            cost_nano=90,
+            cached_nano=10,
+            output_nano=50,
+            input_uncached=2,
+            cache_write=2,
+            cache_write_1h=1,
+            cache_read=5,
+            output_text=2,
+        ),
         remote(cost_nano=None, model="free", input_uncached=5, output_text=2),
     ]
     spans = [span(total_ns=1000, requests_ns=400, loading_ns=100, abandoned_ns=50)]
@@ -37,6 +46,7 @@ def test_a_small_ledger_comes_to_what_it_comes_to_by_hand() -> None:
     assert per_mtok(here.fresh_nano, here.fresh_tokens) == pytest.approx(0.002)
     assert per_mtok(here.total_nano, here.tokens) == pytest.approx(1000 / 160 / 1e3)
     assert (far.fresh_nano, far.cached_nano, far.output_nano, far.pool_nano) == (30, 10, 50, 0)
+    assert (far.fresh_tokens, far.cached_tokens, far.output_tokens) == (5, 5, 2)
     assert (free.total_nano, free.unpriced) == (0, 1)
 
 
