@@ -17,6 +17,7 @@ from headrace.gateway.budgets import BudgetRule
 from headrace.gateway.budgets.registry import AccountState
 from headrace.gateway.identity import Role
 from headrace.gateway.limits import What
+from headrace.gateway.store.pages import MAX_PAGE, USUAL_PAGE
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Whole = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -141,10 +142,19 @@ class BudgetShown(msgspec.Struct, frozen=True, kw_only=True):
     accounts: list[AccountShown]
 
 
+class PageQuery(Body, frozen=True, kw_only=True):
+    """Which page of a list: `limit` rows at most, `after` the `last_id` of the page before."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
+    after: Text = ""
+
+
 class Listing(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """All of them."""
+    """A page of them, by id. Where `has_more`, the next page is the one `after` this one's `last_id`."""
 
     data: list[T]
+    has_more: bool
+    last_id: str | None
 
 
 def show_budget(rule: BudgetRule, accounts: list[AccountState]) -> BudgetShown:

@@ -75,8 +75,11 @@ def _describe(operation: Operation, by_kind: dict[str, Any]) -> dict[str, Any]:
         ]
     if operation.query is not None:
         described["parameters"] = [
-            {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in _properties(operation.query).items()
+            *described.get("parameters", ()),
+            *(
+                {"name": name, "in": "query", "required": False, "schema": schema}
+                for name, schema in _properties(operation.query).items()
+            ),
         ]
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _json(by_kind[str(operation.body)])}

@@ -19,11 +19,14 @@ from headrace.gateway.audit.reading import Filter, read_rows
 from headrace.gateway.budgets import BudgetRule
 from headrace.gateway.budgets.registry import BudgetRegistry
 from headrace.gateway.identity import Registry, Tenant
+from headrace.gateway.identity.records import Key
 from headrace.gateway.identity.shown import ShownKey, ShownNewKey, show_issued, show_key
 from headrace.gateway.limits import LimitRule
 from headrace.gateway.limits.registry import LimitRegistry
 from headrace.gateway.store import Database
+from headrace.gateway.store.pages import Found, Page
 
+T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=bodies.Body)
 Work = Callable[["Registries", str, Any], Awaitable[object]]  # the body is of the operation's own type
 
@@ -57,8 +60,9 @@ async def _create_tenant(r: Registries, _: str, body: bodies.NewTenant) -> Tenan
     return await r.identity.create_tenant(body.id, body.name)
 
 
-async def _list_tenants(r: Registries, _: str, body: None) -> bodies.Listing[Tenant]:
-    return bodies.Listing(data=await r.identity.tenants())
+async def _list_tenants(r: Registries, _: str, query: bodies.PageQuery) -> bodies.Listing[Tenant]:
+    found = await r.identity.tenants_page(_page(query))
+    return _listing(found.rows, found.has_more, [tenant.id for tenant in found.rows])
 
 
 async def _show_tenant(r: Registries, tenant_id: str, body: None) -> Tenant:
@@ -76,12 +80,12 @@ async def _create_key(r: Registries, tenant_id: str, body: bodies.NewKey) -> Sho
     return show_issued(issued)
 
 
-async def _list_keys_of_tenant(r: Registries, tenant_id: str, body: None) -> bodies.Listing[ShownKey]:
-    return bodies.Listing(data=[show_key(key) for key in await r.identity.keys(tenant_id)])
+async def _list_keys_of_tenant(r: Registries, tenant_id: str, query: bodies.PageQuery) -> bodies.Listing[ShownKey]:
+    return _keys(await r.identity.keys_page(_page(query), tenant_id))
 
 
-async def _list_keys(r: Registries, _: str, body: None) -> bodies.Listing[ShownKey]:
-    return bodies.Listing(data=[show_key(key) for key in await r.identity.keys()])
+async def _list_keys(r: Registries, _: str, query: bodies.PageQuery) -> bodies.Listing[ShownKey]:
+    return _keys(await r.identity.keys_page(_page(query)))
 
 
 async def _show_key(r: Registries, key_id: str, body: None) -> ShownKey:
@@ -105,8 +109,9 @@ async def _set_limit(r: Registries, _: str, body: bodies.LimitChange) -> LimitRu
     return await r.limits.set(body.subject, body.what, body.amount, per=body.per, model=body.model)
 
 
-async def _list_limits(r: Registries, _: str, body: None) -> bodies.Listing[LimitRule]:
-    return bodies.Listing(data=await r.limits.rules())
+async def _list_limits(r: Registries, _: str, query: bodies.PageQuery) -> bodies.Listing[LimitRule]:
+    found = await r.limits.page(_page(query))
+    return _listing(found.rows, found.has_more, [rule.id for rule in found.rows])
 
 
 async def _show_limit(r: Registries, limit_id: str, body: None) -> LimitRule:
@@ -130,8 +135,10 @@ async def _set_budget(r: Registries, _: str, body: bodies.BudgetChange) -> bodie
     return await _shown(r, rule)
 
 
-async def _list_budgets(r: Registries, _: str, body: None) -> bodies.Listing[bodies.BudgetShown]:
-    return bodies.Listing(data=[await _shown(r, rule) for rule in await r.budgets.rules()])
+async def _list_budgets(r: Registries, _: str, query: bodies.PageQuery) -> bodies.Listing[bodies.BudgetShown]:
+    found = await r.budgets.page(_page(query))
+    shown = [await _shown(r, rule) for rule in found.rows]
+    return _listing(shown, found.has_more, [rule.id for rule in found.rows])
 
 
 async def _show_budget(r: Registries, budget_id: str, body: None) -> bodies.BudgetShown:
@@ -171,6 +178,20 @@ async def _shown(r: Registries, rule: BudgetRule) -> bodies.BudgetShown:
     return bodies.show_budget(rule, await r.budgets.accounts(rule.id))
 
 
+def _page(query: bodies.PageQuery) -> Page:
+    if not query.after.isprintable():
+        raise InvalidRequest("'after' is no id; give the last_id of the page before", param="after")
+    return Page(query.after, query.limit)
+
+
+def _keys(found: Found[Key]) -> bodies.Listing[ShownKey]:
+    return _listing([show_key(key) for key in found.rows], found.has_more, [key.id for key in found.rows])
+
+
+def _listing(data: list[T], has_more: bool, ids: list[str]) -> bodies.Listing[T]:
+    return bodies.Listing(data=data, has_more=has_more, last_id=ids[-1] if ids else None)
+
+
 def _nano(name: str, text: str) -> int:
     try:
         return parse_usd(text)
@@ -180,6 +201,8 @@ def _nano(name: str, text: str) -> int:
 
 def _operation(method: str, path: str, summary: str, work: Any, reply: Any, **more: Any) -> Operation:
     name = work.__name__.removeprefix("_")
+    if name.startswith("list_"):
+        more["query"] = bodies.PageQuery
     return Operation(method=method, path=path, name=name, summary=summary, work=work, reply=reply, **more)
 
 

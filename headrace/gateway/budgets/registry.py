@@ -18,6 +18,7 @@ from headrace.gateway.budgets.account import Spend
 from headrace.gateway.budgets.periods import check_period, check_timezone
 from headrace.gateway.budgets.rules import BudgetRule
 from headrace.gateway.store import Database, Row, Transaction
+from headrace.gateway.store.pages import Found, Page, read_page
 from headrace.gateway.store.subjects import check_model, check_subject
 from headrace.gateway.store.watch import bump
 
@@ -84,6 +85,12 @@ class BudgetRegistry:
         """List all budgets, by subject."""
         async with self._database.transaction(writes=False) as tx:
             return await read_budgets(tx)
+
+    async def page(self, page: Page) -> Found[BudgetRule]:
+        """List a page of budgets by id."""
+        async with self._database.transaction(writes=False) as tx:
+            rows, has_more = await read_page(tx, "budgets", page)
+        return Found([_as_rule(row) for row in rows], has_more)
 
     async def rule(self, budget_id: str) -> BudgetRule:
         """Return one budget. Raises NotFound."""

@@ -21,6 +21,7 @@ from headrace.gateway.audit import Journal
 from headrace.gateway.identity.records import Key, Role, Tenant
 from headrace.gateway.identity.secrets import Pepper, Presented, new_key_id, new_secret, spell
 from headrace.gateway.store import Database, Row, RuleBroken, Transaction
+from headrace.gateway.store.pages import Found, Page, read_page
 from headrace.gateway.store.watch import bump
 
 MAX_NAME_CHARS = 128
@@ -71,6 +72,12 @@ class Registry:
         """List all tenants by id."""
         async with self._database.transaction(writes=False) as tx:
             return await read_tenants(tx)
+
+    async def tenants_page(self, page: Page) -> Found[Tenant]:
+        """List a page of tenants by id."""
+        async with self._database.transaction(writes=False) as tx:
+            rows, has_more = await read_page(tx, "tenants", page)
+        return Found([_as_tenant(row) for row in rows], has_more)
 
     async def tenant(self, tenant_id: str) -> Tenant:
         """Return one tenant. Raises NotFound."""
@@ -124,6 +131,15 @@ class Registry:
             if tenant_id is not None:
                 await _tenant(tx, tenant_id)
             return [key for key in await read_keys(tx) if tenant_id in (None, key.tenant_id)]
+
+    async def keys_page(self, page: Page, tenant_id: str | None = None) -> Found[Key]:
+        """List a page of a tenant's keys, or of all, by id. Raises NotFound for an unknown tenant."""
+        async with self._database.transaction(writes=False) as tx:
+            if tenant_id is not None:
+                await _tenant(tx, tenant_id)
+            of = None if tenant_id is None else ("tenant_id", tenant_id)
+            rows, has_more = await read_page(tx, "keys", page, of=of)
+        return Found([_as_key(row) for row in rows], has_more)
 
     async def key(self, key_id: str) -> Key:
         """Return one key. Raises NotFound."""

@@ -14,6 +14,7 @@ from headrace.core.errors import InvalidRequest, NotFound
 from headrace.gateway.audit import Journal
 from headrace.gateway.limits.rules import PERIODS_NS, LimitRule, What
 from headrace.gateway.store import Database, Transaction
+from headrace.gateway.store.pages import Found, Page, read_page
 from headrace.gateway.store.subjects import check_model, check_subject
 from headrace.gateway.store.watch import bump
 
@@ -52,6 +53,12 @@ class LimitRegistry:
         """List all limits, by subject."""
         async with self._database.transaction(writes=False) as tx:
             return await read_limits(tx)
+
+    async def page(self, page: Page) -> Found[LimitRule]:
+        """List a page of limits by id."""
+        async with self._database.transaction(writes=False) as tx:
+            rows, has_more = await read_page(tx, "limits", page)
+        return Found([msgspec.convert(row, LimitRule) for row in rows], has_more)
 
     async def rule(self, limit_id: str) -> LimitRule:
         """Return one limit. Raises NotFound."""
