@@ -60,7 +60,7 @@ class Caller:
 
     async def call_until(self, end_s: float) -> None:
         """Call until the time is over; a failure of the run itself is kept, not raised."""
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
             while time.perf_counter() < end_s:
                 task = self._chance.choice(TASKS)
                 self._number += 1
@@ -204,7 +204,8 @@ def read_ledger(database: str, models: list[str], seen: Seen, folder: Path) -> d
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     with rows_file.open(encoding="utf-8") as file:
-        rows = {row["request_id"].removeprefix("cmpl-"): row for row in csv.DictReader(file)}
+        # `cmpl-ID-0`: the first prompt of the call
+        rows = {row["request_id"].removeprefix("cmpl-").rpartition("-")[0]: row for row in csv.DictReader(file)}
     rest, lines = report["pool"], report["lines"]
     pool_ns = rest["loading_ns"] + rest["recomputed_ns"] + rest["abandoned_ns"] + rest["idle_ns"]
     tenants_ns = sum(line["engine_ns"] for line in lines)
