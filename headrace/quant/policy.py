@@ -82,6 +82,8 @@ def choose(stored: Sequence[Format], quantization: Quantization, k: int) -> Pack
             return rotated_int8(k)
         case "int4":
             return INT4
+        case "fp8":
+            raise ValueError("fp8 has no packed format; it is a form of the cuda backend")
         case "auto":
             return _keeping(stored)
         case _:

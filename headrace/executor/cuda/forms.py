@@ -1,0 +1,86 @@
+"""Which form each weight gets on the GPU, and what a model then takes of its memory. Pure, and free of torch.
+
+Called by `load_weights` and, before anything is loaded, by `app.backends`.
+Rule of `auto`: as `quant.policy` has it for the native backend, so that numbers stay what the file says wherever a form
+holds them; a format that is asked for is used for every matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from headrace.core.settings import Quantization
+from headrace.model.checkpoint import Checkpoint
+from headrace.model.program import CacheLayer, Program
+from headrace.quant.formats import Format
+from headrace.quant.policy import choose
+
+_INT4_CHUNK = 64
+_GROUP = 32
+_WIDE_ROWS = 16384  # rows of a packed weight that are decoded at a time for long batches
+
+
+@dataclass(frozen=True, slots=True)
+class FormChoice:
+    """A form of `ops.cuda.weights`; `group` is 0 where a scale serves a whole output."""
+
+    form: Literal["dense", "int8", "int4", "fp8"]
+    group: int = 0
+
+
+def choose_form(stored: Sequence[Format], quantization: Quantization, k: int) -> FormChoice:
+    """Return the form of a matrix with `k` inputs whose parts are stored like this."""
+    if quantization == "fp8":
+        return FormChoice("fp8")
+    name = choose(stored, quantization, k).name
+    if name == "I4G" and k % _GROUP == 0:
+        return FormChoice("int4", _GROUP)
+    if name == "I8G" and k % _GROUP == 0:
+        return FormChoice("int8", _GROUP)
+    return FormChoice("dense") if name in ("F32", "BF16") else FormChoice("int8")
+
+
+def weight_bytes(program: Program, checkpoint: Checkpoint, quantization: Quantization, *, itemsize: int = 2) -> int:
+    """Return the bytes that the weights will take. Reads tensor headers only."""
+    total = 0
+    for spec in program.weights:
+        if len(spec.shape) == 1:
+            total += 4 * spec.shape[0]
+            continue
+        n, k = spec.shape
+        formats = [checkpoint.tensor(part).format for part in spec.parts]
+        choice = choose_form(formats, quantization, k)
+        match choice.form:
+            case "dense":
+                total += n * k * itemsize
+            case "int8":
+                total += n * k + (n * 4 if not choice.group else n * k // choice.group * 2)
+            case "int4":
+                padded = -(-k // _INT4_CHUNK) * _INT4_CHUNK
+                total += n * padded // 2 + n * padded // choice.group * 4
+            case "fp8":
+                total += n * k + 4 * n
+    return total
+
+
+def kv_block_bytes(layers: Sequence[CacheLayer], *, block_size: int, itemsize: int = 2) -> int:
+    """Return the bytes of one block over all layers."""
+    return sum(2 * layer.kv_heads * layer.head_dim * block_size * itemsize for layer in layers)
+
+
+def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, itemsize: int = 2) -> int:
+    """Return what a step takes beside weights and pool, generously: slots, logits, decoded slabs, parts of attention."""
+    widths = program.slot_widths()
+    slots = max_step_tokens * sum(width * (4 if name == "x" else itemsize) for name, width in widths.items())
+    widest = max(widths.values()) * 2
+    products = 3 * max_step_tokens * widest * 4
+    decoded = max(
+        min(spec.shape[0], _WIDE_ROWS) * spec.shape[1] * 10 for spec in program.weights if len(spec.shape) > 1
+    )
+    logits = (max_rows + 64) * program.vocab_size * 20
+    heads = max(layer.kv_heads * layer.head_dim for layer in program.cache_layers)
+    parts = 512 * 32 * heads * 4
+    return slots + products + decoded + logits + parts + math.ceil(0.02 * slots)

@@ -1,0 +1,193 @@
+"""`DeviceModel`: a Program on the device: its weights, its slots, its KV pool, and the ops in order.
+
+Owns every device buffer of a model. Called by `executor.cuda.executor`; the kernels are in `ops.cuda`.
+Invariant: nothing here reads a number back from the device, so a run can be recorded as a graph; slots are made once,
+for the longest step, and a run uses their first rows.
+The pool has one block more than the scheduler knows: padded tokens write there. A block's layers lie behind each other,
+so that a block is copied as one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+
+from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
+from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, attention, tile_size
+from headrace.ops.cuda.linear import Epilogue, linear
+from headrace.ops.cuda.norm import rms_norm, rms_norm_add
+from headrace.ops.cuda.rope import Rotation, qk_write
+from headrace.ops.cuda.weights import Weight
+
+_INVARIANT_PARTS = 8
+_MOST_PARTS = 32
+_WANTED_PROGRAMS = 264  # two per multiprocessor of an H200
+_TILES_AT_ONCE = 512  # tiles whose parts are in scratch memory at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBatch:
+    """A packed step on the device; see `executor.cuda.device_batch`. Tiles are [3, n]: line, first token, count."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    tables: torch.Tensor
+    short: torch.Tensor
+    long: Mapping[int, torch.Tensor]
+
+
+class DeviceModel:
+    """Runs a Program. `dtype` is that of activations and of the KV cache; the residual stream is fp32."""
+
+    def __init__(
+        self,
+        program: Program,
+        matrices: Mapping[str, Weight],
+        vectors: Mapping[str, torch.Tensor],
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        is_invariant: bool,
+    ) -> None:
+        head = program.ops[-1]
+        if not isinstance(head, Head):
+            raise ValueError(f"the program ends with {type(head).__name__}; an executor samples from a Head")
+        self._ops = program.ops[:-1]
+        self._head = head
+        self._matrices = matrices
+        self._vectors = vectors
+        self._is_invariant = is_invariant
+        self._most_parts = min(_MOST_PARTS, -(-program.max_positions // LEAST_PART))
+        self._inv_freqs = [torch.tensor(rope.inv_freq, dtype=torch.float32, device=device) for rope in program.ropes]
+        self._rope_scales = [rope.scale for rope in program.ropes]
+        self._slots = {
+            name: torch.zeros((max_tokens, width), dtype=torch.float32 if name == "x" else dtype, device=device)
+            for name, width in program.slot_widths().items()
+        }
+        itemsize = torch.empty((), dtype=dtype).element_size()
+        sizes = [2 * layer.kv_heads * block_size * layer.head_dim for layer in program.cache_layers]
+        self.block_bytes = sum(sizes) * itemsize
+        self.pool = torch.zeros((num_blocks + 1, self.block_bytes), dtype=torch.uint8, device=device)
+        self._layers: list[torch.Tensor] = []
+        first = 0
+        for layer, size in zip(program.cache_layers, sizes, strict=True):
+            shape = (num_blocks + 1, 2, layer.kv_heads, block_size, layer.head_dim)
+            self._layers.append(self.pool.view(dtype)[:, first : first + size].view(shape))
+            first += size
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the head knows."""
+        return self._matrices[self._head.table].n
+
+    def tile_sizes(self) -> tuple[int, ...]:
+        """Return the sizes of long tiles that the layers want; none where every token is a tile of its own."""
+        if self._is_invariant:
+            return ()
+        layers = [op for op in self._ops if isinstance(op, Attention)]
+        return tuple(sorted({tile_size(op.num_heads // op.num_kv_heads, op.head_dim) for op in layers}))
+
+    def run(self, batch: DeviceBatch) -> torch.Tensor:
+        """Run every op but the head; return the head's input, [T, H]."""
+        tokens = len(batch.tokens)
+        slots = {name: slot[:tokens] for name, slot in self._slots.items()}
+        at = 0
+        while at < len(self._ops):
+            at += self._run(self._ops[at], self._ops[at + 1] if at + 1 < len(self._ops) else None, batch, slots)
+        return slots[self._head.src]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of rows of the head's input, [R, V] fp32."""
+        table = self._matrices[self._head.table]
+        out = torch.empty((len(hidden), table.n), dtype=torch.float32, device=hidden.device)
+        epilogue = Epilogue(scale=self._head.scale, softcap=self._head.softcap)
+        linear(hidden, table, out, epilogue=epilogue, is_invariant=self._is_invariant)
+        return out
+
+    def _run(self, op: Op, following: Op | None, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> int:
+        """Run one op, or two in one kernel; return how many."""
+        match op:
+            case Embed():
+                rows = self._matrices[op.table].rows(batch.tokens.long())
+                slots[op.dst].copy_(rows * op.scale)
+            case Norm():
+                return self._norm(op, following, slots)
+            case Linear():
+                linear(
+                    slots[op.src],
+                    self._matrices[op.weight],
+                    slots[op.dst],
+                    bias=None if op.bias is None else self._vectors[op.bias],
+                    epilogue=Epilogue(kind=op.epilogue, activation=op.activation),
+                    is_invariant=self._is_invariant,
+                )
+            case QkWrite():
+                self._qk_write(op, batch, slots)
+            case Attention():
+                self._attention(op, batch, slots)
+            case Head():
+                raise ValueError("a Head may only end a program")
+            case _:
+                assert_never(op)
+        return 1
+
+    def _norm(self, op: Norm, following: Op | None, slots: dict[str, torch.Tensor]) -> int:
+        weight = self._vectors[op.weight]
+        if not op.add:
+            rms_norm(slots[op.src], weight, slots[op.dst], eps=op.eps)
+            return 1
+        if isinstance(following, Norm) and not following.add and following.src == op.dst:
+            after = (self._vectors[following.weight], slots[following.dst], following.eps)
+            rms_norm_add(slots[op.src], weight, slots[op.dst], eps=op.eps, following=after)
+            return 2
+        rms_norm_add(slots[op.src], weight, slots[op.dst], eps=op.eps)
+        return 1
+
+    def _qk_write(self, op: QkWrite, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
+        rotation = Rotation(
+            inv_freq=None if op.rope is None else self._inv_freqs[op.rope],
+            scale=1.0 if op.rope is None else self._rope_scales[op.rope],
+            q_norm=None if op.q_norm is None else self._vectors[op.q_norm],
+            k_norm=None if op.k_norm is None else self._vectors[op.k_norm],
+            eps=op.eps,
+        )
+        qk_write(slots[op.src], slots[op.dst], self._layers[op.layer], batch.slots, batch.positions, rotation)
+
+    def _attention(self, op: Attention, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
+        scoring = Scoring(
+            scale=op.scale,
+            window=op.window,
+            softcap=op.softcap,
+            sinks=None if op.sinks is None else self._vectors[op.sinks],
+        )
+        for tiles in self._tiles(op, batch):
+            cache = self._layers[op.layer]
+            attention(slots[op.src], slots[op.dst], cache, batch.tables, tiles, batch.positions, scoring)
+
+    def _tiles(self, op: Attention, batch: DeviceBatch) -> list[Tiles]:
+        """Return the launches of one layer: tiles of single tokens, a bounded number at a time, and long ones."""
+        short = batch.short
+        parts = min(_INVARIANT_PARTS, self._most_parts)
+        if not self._is_invariant:
+            programs = max(short.shape[1], 1) * op.num_kv_heads
+            parts = min(max(_WANTED_PROGRAMS // programs, 1), self._most_parts)
+        launches = [
+            _cut(short[:, first : first + _TILES_AT_ONCE], 1, parts)
+            for first in range(0, short.shape[1], _TILES_AT_ONCE)
+        ]
+        size = tile_size(op.num_heads // op.num_kv_heads, op.head_dim)
+        if size in batch.long and batch.long[size].shape[1]:
+            launches.append(_cut(batch.long[size], size, 1))
+        return launches
+
+
+def _cut(tiles: torch.Tensor, size: int, num_parts: int) -> Tiles:
+    rows, first, count = tiles.unbind()
+    return Tiles(rows=rows, first=first, count=count, size=size, num_parts=num_parts)

@@ -1,0 +1,72 @@
+"""How a kernel is started, and what happens when one cannot be compiled: the plain torch op, with one warning.
+
+Owns: the kernels that have failed in this process, by name. All of `ops.cuda` launches through `attempt`.
+Invariant: a kernel that failed is never tried again; an error of the device (a bad address, a lost GPU) is no failure
+to compile and is raised.
+Kernels run on a GPU, or on the CPU in Triton's interpreter; on a CPU without it every op is the plain one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import torch
+import triton
+from triton.errors import TritonError
+
+_log = logging.getLogger(__name__)
+_failed: dict[str, str] = {}
+_lock = threading.Lock()
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+_COMPILER_WORDS = ("PassManager", "Translate", "LLVM", "ptxas", "PTXAS")
+
+
+def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
+    """Launch the kernel called `name` for data on the device of `x`; False where the plain op has to do its work."""
+    if name in _failed or not can_launch(x.device):
+        return False
+    try:
+        launch()
+    except (TritonError, RuntimeError) as error:
+        if not _is_compiler(error):
+            raise
+        give_up(name, f"{type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def can_launch(device: torch.device) -> bool:
+    """Say whether kernels run on a device: a GPU, or the CPU in the interpreter, or where launches are replaced."""
+    return device.type == "cuda" or INTERPRETED or _is_replaced
+
+
+def give_up(name: str, reason: str) -> None:
+    """Leave a kernel's work to the plain op from now on."""
+    with _lock:
+        if name in _failed:
+            return
+        _failed[name] = reason
+    lines = reason.strip().splitlines() or [""]
+    _log.warning("kernel '%s' cannot be compiled here, a slower torch op takes its place: %s", name, lines[0][:300])
+
+
+def failed_kernels() -> tuple[str, ...]:
+    """Name the kernels that plain ops stand in for."""
+    return tuple(sorted(_failed))
+
+
+def _is_compiler(error: Exception) -> bool:
+    """Tell what the compiler says from what the device says."""
+    return isinstance(error, TritonError) or any(word in str(error) for word in _COMPILER_WORDS)
+
+
+_is_replaced = False
+
+
+def compile_only() -> None:
+    """From now on compile what is launched and run nothing: for whoever replaced Triton's driver, to read registers."""
+    global _is_replaced
+    _is_replaced = True

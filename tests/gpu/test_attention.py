@@ -1,0 +1,113 @@
+"""Paged attention, split or not, against the reference: groups, head sizes, windows, sinks, soft caps, chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.ops import reference
+from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, attention
+
+BLOCK_SIZE = 16
+
+
+class Scene:
+    """Rows of given (computed before, tokens now), their keys in shuffled blocks of a pool."""
+
+    def __init__(
+        self, device: str, rows: list[tuple[int, int]], *, heads: int, kv_heads: int, d: int, kind: torch.dtype
+    ) -> None:
+        random = np.random.RandomState(len(rows) + d)
+        needed = [-(-(before + now) // BLOCK_SIZE) for before, now in rows]
+        order = random.permutation(sum(needed) + 3).astype(np.int32)
+        width = max(needed)
+        self.tables = np.full((len(rows), width), -1, np.int32)
+        for row, count in enumerate(needed):
+            self.tables[row, :count], order = order[:count], order[count:]
+        self.rows, self.heads, self.kind, self.device = rows, heads, kind, device
+        self.row_starts = np.cumsum([0] + [now for _, now in rows]).astype(np.int32)
+        self.positions = np.concatenate([np.arange(b, b + n) for b, n in rows]).astype(np.int32)
+        pool = random.standard_normal((sum(needed) + 3, 2, kv_heads, BLOCK_SIZE, d)).astype(np.float32)
+        self.cache = torch.from_numpy(pool).to(kind).to(device)
+        self.q = torch.from_numpy(random.standard_normal((len(self.positions), heads * d)).astype(np.float32))
+        self.q = self.q.to(kind).to(device)
+
+    def tiles(self, size: int, num_parts: int) -> Tiles:
+        lines = [
+            (row, int(self.row_starts[row]) + at, min(size, now - at))
+            for row, (_, now) in enumerate(self.rows)
+            for at in range(0, now, size)
+        ]
+        lines.append((0, 0, 0))  # a padded tile does nothing
+        rows, first, count = (
+            torch.tensor(part, dtype=torch.int32, device=self.device) for part in zip(*lines, strict=True)
+        )
+        return Tiles(rows=rows, first=first, count=count, size=size, num_parts=num_parts)
+
+    def attend(self, tiles: Tiles, scoring: Scoring) -> torch.Tensor:
+        out = torch.full_like(self.q, torch.nan)
+        tables = torch.from_numpy(np.maximum(self.tables, 0)).to(self.device)
+        positions = torch.from_numpy(self.positions).to(self.device)
+        attention(self.q, out, self.cache, tables, tiles, positions, scoring)
+        return out
+
+    def expected(self, scoring: Scoring) -> np.ndarray:
+        cache = np.ascontiguousarray(self.cache.float().cpu().numpy().transpose(1, 0, 3, 2, 4))
+        return reference.attention(
+            self.q.float().cpu().numpy(),
+            cache,
+            self.tables,
+            self.row_starts,
+            self.positions,
+            scale=scoring.scale,
+            window=scoring.window,
+            softcap=scoring.softcap,
+            sinks=None if scoring.sinks is None else scoring.sinks.cpu().numpy(),
+        )
+
+
+def close(out: torch.Tensor, expected: np.ndarray, kind: torch.dtype) -> None:
+    error = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[kind]
+    np.testing.assert_allclose(out.float().cpu().numpy(), expected, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("d", [16, *HEAD_SIZES])
+def test_decode_in_parts_matches_the_reference_at_every_head_size(device: str, d: int) -> None:
+    scene = Scene(device, [(0, 1), (300, 1), (130, 1)], heads=4, kv_heads=2, d=d, kind=torch.float32)
+    scoring = Scoring(scale=d**-0.5)
+    close(scene.attend(scene.tiles(1, 3), scoring), scene.expected(scoring), torch.float32)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (7, 1)])
+def test_half_precision_and_any_grouping_of_heads(device: str, kind: torch.dtype, heads: int, kv_heads: int) -> None:
+    scene = Scene(device, [(90, 1), (10, 20)], heads=heads, kv_heads=kv_heads, d=32, kind=kind)
+    scoring = Scoring(scale=0.2)
+    for size, parts in ((1, 2), (8, 1)):
+        close(scene.attend(scene.tiles(size, parts), scoring), scene.expected(scoring), kind)
+
+
+@pytest.mark.parametrize(
+    ("window", "softcap", "has_sinks"),
+    [(None, None, True), (40, None, False), (7, 5.0, True), (500, None, True), (None, 2.0, False)],
+)
+@pytest.mark.parametrize(("size", "parts"), [(1, 1), (1, 4), (16, 1)])
+def test_windows_caps_and_sinks(
+    device: str, window: int | None, softcap: float | None, has_sinks: bool, size: int, parts: int
+) -> None:
+    scene = Scene(device, [(280, 3), (0, 37), (150, 1)], heads=4, kv_heads=2, d=16, kind=torch.float32)
+    sinks = torch.tensor([-1.0, 0.5, 2.0, 9.0], device=device) if has_sinks else None
+    scoring = Scoring(scale=0.25, window=window, softcap=softcap, sinks=sinks)
+    close(scene.attend(scene.tiles(size, parts), scoring), scene.expected(scoring), torch.float32)
+
+
+def test_tiles_of_one_token_give_the_same_bits_in_any_company(device: str) -> None:
+    scoring = Scoring(scale=0.25)
+    scene = Scene(device, [(200, 4), (5, 9)], heads=4, kv_heads=2, d=16, kind=torch.bfloat16)
+    whole = scene.attend(scene.tiles(1, 4), scoring)
+    for token in (0, 3, 5, 12):
+        tiles = scene.tiles(1, 4)
+        kept = torch.where(tiles.first == token, tiles.count, 0)
+        alone = Tiles(rows=tiles.rows, first=tiles.first, count=kept, size=1, num_parts=4)
+        assert torch.equal(scene.attend(alone, scoring)[token], whole[token])
