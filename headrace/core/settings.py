@@ -83,7 +83,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One engine's dials. None is derived from model and machine.
 
     backend          what computes a step; auto takes the fastest that works here
-    quantization     how the native backend keeps weights; auto keeps the numbers of the file wherever it can
+    quantization     how the native and the cuda backend keep weights; auto keeps the numbers of the file wherever it
+                     can; fp8 is for cuda
     kv_dtype         how K and V are kept: int8, with a scale per token and head, holds nearly twice the tokens of bf16
                      in the same memory; auto is bf16, on the reference backend fp32
     max_num_seqs     sequences in a step at most
@@ -110,6 +111,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      redis); None: none
     kv_secret        passphrase that names and seals of blocks outside this process are made with; servers that share
                      blocks need the same; None: one that is made once and kept in cache_dir
+    batch_invariant  let no answer of the cuda backend depend on what else is computed beside it, to the last bit;
+                     slower. The CPU backends always keep this
     step_shares      who pays for what a step costs however many share it, in the account of the engine's time: equal,
                      each row the same, or tokens, in proportion to the tokens computed
     decision_log     file that the scheduler's inputs and decisions are written to, for `headrace replay`; None: no log.
@@ -137,6 +140,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_disk_bytes: Positive = 10 << 30
     kv_redis_url: str | None = None
     kv_secret: str | None = None
+    batch_invariant: bool = False
     step_shares: Literal["equal", "tokens"] = "equal"
     decision_log: str | None = None
     decision_log_mib: Positive = 256

@@ -137,6 +137,7 @@ class Metrics(Collector):
         self._upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple
         self._accounts: Callable[[], AdmissionStats] = _no_accounts
         self._audit: Callable[[], AuditStats | None] = _no_audit
+        self._failed_kernels: Callable[[], Sequence[str]] = tuple
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -190,6 +191,10 @@ class Metrics(Collector):
         """Show what the audit log does."""
         self._audit = stats
 
+    def watch_kernels(self, failed: Callable[[], Sequence[str]]) -> None:
+        """Show which GPU kernels slower ops stand in for, as `failed` names them."""
+        self._failed_kernels = failed
+
     def set_startup(self, phases_s: dict[str, float]) -> None:
         """Record how long each phase of the start took."""
         self._startup_s = dict(phases_s)
@@ -215,6 +220,12 @@ class Metrics(Collector):
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)
         yield startup
+        fallbacks = GaugeMetricFamily(
+            "headrace_kernel_fallbacks", "1 for each GPU kernel that a slower op stands in for", labels=("kernel",)
+        )
+        for kernel in self._failed_kernels():
+            fallbacks.add_metric((kernel,), 1)
+        yield fallbacks
         yield from self.door.families()
         decided = self._accounts()
         yield from accounts.families(decided)

@@ -28,9 +28,9 @@ FLOORS = """
 # Third party → where it may be imported, as module prefixes below `headrace.`.
 HOMES = {
     "ray": ["deploy"],
-    "triton": ["ops"],
-    "flashinfer": ["ops"],
-    "torch": ["ops", "quant", "lora", "sampling", "model", "spec", "executor"],
+    "triton": ["ops.cuda"],
+    "flashinfer": ["ops.cuda"],
+    "torch": ["ops.cuda", "executor.cuda"],
     "transformers": [],
     "starlette": ["api", "dashboard", "gateway.admin"],
     "uvicorn": ["app"],

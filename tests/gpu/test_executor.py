@@ -23,13 +23,14 @@ LENGTHS = (1, 9, 18)
 
 
 def cuda(path: Path, device: str, *, host: object = None, **options: object) -> CudaExecutor:
+    given = {"device": device, "dtype": "float32", "max_rows": 4, **options}
     with open_checkpoint(path) as checkpoint:
         return CudaExecutor(
             build_program(checkpoint.config),
             checkpoint,
             num_blocks=BLOCKS,
             block_size=BLOCK_SIZE,
-            options=DeviceOptions(**{"device": device, "dtype": "float32", "max_rows": 4, **options}),  # type: ignore[arg-type]
+            options=DeviceOptions(**given),  # type: ignore[arg-type]
             host=host,  # type: ignore[arg-type]
         )
 

@@ -72,7 +72,7 @@ def kv_block_bytes(layers: Sequence[CacheLayer], *, block_size: int, itemsize: i
 
 
 def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, itemsize: int = 2) -> int:
-    """Return what a step takes beside weights and pool, generously: slots, logits, decoded slabs, parts of attention."""
+    """Return what a step takes beside weights and pool, generously: slots, logits, decoded slabs, attention's parts."""
     widths = program.slot_widths()
     slots = max_step_tokens * sum(width * (4 if name == "x" else itemsize) for name, width in widths.items())
     widest = max(widths.values()) * 2

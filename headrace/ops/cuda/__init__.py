@@ -1,1 +1,1 @@
-"""The ops on an NVIDIA GPU: kernels in Triton, each with a plain torch op to fall back to. Importing it imports torch."""
+"""The ops on an NVIDIA GPU: kernels in Triton, each with a plain torch op to fall back to. `support` needs no torch."""

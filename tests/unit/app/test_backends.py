@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,10 +11,12 @@ import pytest
 from headrace.app import backends
 from headrace.app.hardware import detect
 from headrace.app.loading import open_model
+from headrace.app.plan import Derived, ModelFacts, resolve
 from headrace.app.pulling import ensure_pulled
 from headrace.core.errors import ConfigError
 from headrace.core.settings import EngineSettings, KvDtype, Quantization, Settings
 from headrace.executor.native import problem as native_problem
+from headrace.ops.cuda.support import has_device
 from headrace.testing.checkpoints import write_checkpoint
 
 
@@ -32,9 +35,31 @@ def test_reference_is_taken_when_asked_for() -> None:
     assert backends.choose("reference").value == "reference"
 
 
-def test_a_backend_that_is_not_here_names_the_others() -> None:
-    with pytest.raises(ConfigError, match="'native' or 'reference'"):
+@pytest.mark.skipif(has_device(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_says_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"'cuda' does not work here: .*(not installed: pip install|no NVIDIA GPU)"):
         backends.choose("cuda")
+
+
+@pytest.mark.parametrize("dials", [{"kv_dtype": "int8"}, {"attention_window": 64}])
+def test_what_the_cuda_backend_does_not_serve_is_refused_while_planning(dials: dict[str, object]) -> None:
+    facts = ModelFacts(name="m", max_positions=512, weight_bytes=1, kv_token_bytes=64, on_device=True)
+    with pytest.raises(ConfigError, match="the cuda backend"):
+        resolve(EngineSettings(**dials), detect(), facts, Derived("cuda", "asked for"))  # type: ignore[arg-type]
+
+
+def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    chosen = settings(write_checkpoint(tmp_path / "tiny"), "fp8")
+    with pytest.raises(ConfigError, match=r"fp32 only|cuda backend alone"):
+        open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+
+
+def test_a_pool_on_a_gpu_takes_what_weights_leave() -> None:
+    facts = ModelFacts(name="m", max_positions=1 << 20, weight_bytes=1 << 20, kv_token_bytes=1 << 20, on_device=True)
+    machine = replace(detect(), memory_available=1025 << 20)
+    plan = resolve(EngineSettings(block_size=4), machine, facts, Derived("cuda", "asked for"))
+    assert plan.num_blocks.value == 1024 // 4
+    assert plan.batch_invariant.value is False
 
 
 def test_reference_weights_are_fp32(tmp_path: Path) -> None:

@@ -1,0 +1,177 @@
+"""Compile every kernel of the cuda backend for one GPU architecture, without a GPU; print registers, spills and shared
+memory, and fail if one does not compile or spills much.
+
+    python bench/gpu_compile.py --arch 90 --json bench-results/gpu-compile-sm90.json
+
+Triton's driver is replaced by one that compiles what is launched and runs nothing, so the launchers of the package are
+called as an engine calls them, with the shapes of real models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.pop("TRITON_INTERPRET", None)  # kernels that are interpreted are not compiled
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.backends.nvidia.driver import ty_to_cpp
+
+from headrace.ops.cuda import launching
+from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, attention, tile_size
+from headrace.ops.cuda.linear import Epilogue, linear
+from headrace.ops.cuda.norm import rms_norm, rms_norm_add
+from headrace.ops.cuda.rope import Rotation, qk_write
+from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, Adjustments, Lines, try_draw
+from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
+
+SHARED_LIMIT = 227 << 10  # bytes that one block of an sm_90 may have
+
+
+class CompileOnly(DriverBase):
+    """Stands in for Triton's CUDA driver: a target, no device."""
+
+    def __init__(self, arch: int) -> None:
+        self._target = GPUTarget("cuda", arch, 32)
+        self.found: list[dict[str, object]] = []
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {
+                "max_shared_mem": SHARED_LIMIT, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536,
+            },
+            load_binary=self._load,
+        )  # fmt: skip
+        self.launcher_cls = lambda src, metadata: lambda *args, **options: None
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device: 0
+        self.get_device_capability = lambda device: (arch // 10, arch % 10)
+        self.set_current_device = lambda device: None
+
+    def _load(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+        registers, spills = usage(binary)
+        self.found.append({"kernel": name.lstrip("_"), "registers": registers, "spill_bytes": spills, "shared": shared})
+        return 1, 1, registers, spills, 1024
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return str(ty_to_cpp(ty))
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> object:
+        raise RuntimeError("nothing runs here")
+
+
+def usage(binary: bytes) -> tuple[int, int]:
+    """Return the registers and the bytes of local memory of a cubin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    return int(registers[1]) if registers else -1, int(stack[1]) if stack else -1
+
+
+def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
+    """Yield what is launched: a name and a call. Tensors are small; what kernels are compiled for is not."""
+    kind = torch.bfloat16
+    x = torch.zeros((1, 4096))
+    h = torch.zeros((1, 4096), dtype=kind)
+    weight = torch.zeros(4096)
+    yield "norm", lambda: rms_norm(x, weight, h, eps=1e-5)
+    yield "norm, add, norm", lambda: rms_norm_add(h, weight, x, eps=1e-5, following=(weight, h, 1e-5))
+    for d in (128,) if is_quick else HEAD_SIZES:
+        for q_heads, kv_heads in ((32, 8),) if is_quick else ((32, 8), (8, 8), (8, 1)):
+            yield from attention_cases(d, q_heads, kv_heads, kind, is_quick=is_quick)
+    forms = {"bf16": dense(torch.zeros((64, 4096), dtype=kind)), "int8": int8(torch.ones((64, 4096)))}
+    forms["int8 g32"] = int8(torch.ones((64, 4096)), group=32)
+    forms["int4 g32"] = int4(torch.ones((64, 4096)))
+    forms["int4 g128"] = int4(torch.ones((64, 4096)), group=128)
+    forms["fp8"] = fp8(torch.ones((64, 4096)))
+    for name, matrix in forms.items():
+        for tokens in (1, 64) if is_quick else (1, 16, 32, 64):
+            yield from linear_cases(name, matrix, tokens, kind, is_quick=is_quick)
+    logits = torch.zeros((1, 128256))
+    lines = Lines(
+        floats=torch.zeros((1, NUM_FLOATS), dtype=torch.float64), ints=torch.zeros((1, NUM_INTS), dtype=torch.int32)
+    )
+    entry = torch.zeros(16, dtype=torch.int32)
+    adjusted = Adjustments(lines=entry, ids=entry, seen=entry, counts=entry, biases=torch.zeros(16))
+    yield "draw, penalties, log probabilities", lambda: try_draw(logits, lines, adjusted, num_top=5)
+
+
+def attention_cases(
+    d: int, q_heads: int, kv_heads: int, kind: torch.dtype, *, is_quick: bool
+) -> Iterator[tuple[str, object]]:
+    size = tile_size(q_heads // kv_heads, d)
+    cache = torch.zeros((2, 2, kv_heads, 32, d), dtype=kind)
+    q = torch.zeros((1, q_heads * d), dtype=kind)
+    one = torch.zeros(1, dtype=torch.int32)
+    tables = torch.zeros((1, 16), dtype=torch.int32)
+    qkv = torch.zeros((1, (q_heads + 2 * kv_heads) * d), dtype=kind)
+    norm = torch.zeros(d)
+    rotation = Rotation(inv_freq=torch.zeros(d // 2), scale=1.0, q_norm=norm, k_norm=norm, eps=1e-6)
+    yield f"rope and KV write, D {d}", lambda: qk_write(qkv, q, cache, one, one, rotation)
+    for length, parts in ((1, 16), (size, 1)):
+        tiles = Tiles(rows=one, first=one, count=one, size=length, num_parts=parts)
+        for scoring in (Scoring(scale=0.1), Scoring(scale=0.1, window=512, softcap=30.0, sinks=torch.zeros(q_heads))):
+            if scoring.window is None or not is_quick:
+                name = f"attention, D {d}, {q_heads}/{kv_heads} heads, tiles of {length}, {parts} parts"
+                yield name, lambda s=scoring, t=tiles: attention(q, torch.empty_like(q), cache, tables, t, one, s)
+
+
+def linear_cases(
+    name: str, matrix: Weight, tokens: int, kind: torch.dtype, *, is_quick: bool
+) -> Iterator[tuple[str, object]]:
+    x = torch.zeros((tokens, matrix.k), dtype=kind)
+    for epilogue in ("none",) if is_quick else ("none", "add", "glu"):
+        out = torch.zeros((tokens, 32 if epilogue == "glu" else 64), dtype=torch.float32 if epilogue == "add" else kind)
+        call = lambda o=out, e=epilogue: linear(x, matrix, o, epilogue=Epilogue(kind=e))  # type: ignore[arg-type] # noqa: E731
+        yield f"linear {name}, {tokens} tokens, {epilogue}", call
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, default=90, help="compute capability times ten")
+    parser.add_argument("--quick", action="store_true", help="one head size and one epilogue of each kernel")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args()
+    driver = CompileOnly(args.arch)
+    triton.runtime.driver.set_active(driver)
+    launching.compile_only()
+    rows: list[dict[str, object]] = []
+    for name, call in cases(is_quick=args.quick):
+        driver.found.clear()
+        call()  # type: ignore[operator]
+        rows += [{"case": name, **found} for found in driver.found]
+    for row in rows:
+        print(f"{row['registers']!s:>4} registers {row['spill_bytes']!s:>5} B stack {row['shared']!s:>7} B shared  "
+              f"{row['kernel']:<14} {row['case']}")  # fmt: skip
+    failed = launching.failed_kernels()
+    print(f"{len(rows)} kernels compiled for sm_{args.arch}; failed: {', '.join(failed) or 'none'}")
+    if args.json is not None:
+        facts = {"arch": args.arch, "torch": torch.__version__, "triton": triton.__version__, "kernels": rows}
+        args.json.write_text(json.dumps(facts, indent=1) + "\n")
+    return 1 if failed or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
