@@ -1,6 +1,7 @@
 """The OpenAI and Anthropic wires: bodies in, core requests down, deltas up, JSON or server-sent events out."""
 
 from headrace.api.app import build_app
+from headrace.api.ladder import Ladders
 from headrace.api.openai_types import PrefixBody
 from headrace.api.prefixes import pin_prefix
 from headrace.api.recording import RecordingLimits
@@ -11,6 +12,7 @@ from headrace.api.state import ApiState
 
 __all__ = [
     "ApiState",
+    "Ladders",
     "Models",
     "PrefixBody",
     "RecordingLimits",

@@ -17,7 +17,9 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from starlette.requests import Request as HttpRequest
 
-from headrace.api.served import RemoteModel, ServedModel
+from headrace.api.answer_cache import AnswerCache
+from headrace.api.ladder import AS_ASKED, HEADER, Plan
+from headrace.api.served import Models, RemoteModel, ServedModel
 from headrace.api.trail import Trail
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta
@@ -63,12 +65,63 @@ class Call:
         self._model: ServedModel | RemoteModel | None = None
         self._requests: Sequence[Request | Knock] = ()
         self._task: asyncio.Task[object] | None = None
+        self._plan = AS_ASKED
+        self._cache: AnswerCache | None = None
+        self._question: bytes | None = None
+        self._num_asked = 0
+        self.is_ttft_refusal = False
+
+    @property
+    def caller(self) -> Caller:
+        """Return who calls."""
+        return self._caller
+
+    def has_cached(self, model: str) -> bool:
+        """Say whether this question was answered before by `model`, for this caller's eyes."""
+        if self._cache is None or self._question is None:
+            return False
+        may_ask = self._caller.models is None or model in self._caller.models
+        return may_ask and self._cache.find(self._question, 0) is not None
+
+    def use_cache(self, cache: AnswerCache, question: bytes | None) -> None:
+        """Keep the answers to a question, and give them again where the plan is to."""
+        self._cache, self._question = cache, question
+
+    def follow(self, plan: Plan) -> None:
+        """Be answered as `plan` says from now on."""
+        self._plan = plan
+        self._num_asked = 0
+        self.is_ttft_refusal = False
+        self.headers.clear()
+        if plan.told:
+            self.headers[HEADER] = plan.told
+        if self._trail is not None:
+            self._trail.begin_anew(plan.told)
+
+    def find(self, models: Models, name: str | None) -> ServedModel | RemoteModel:
+        """Return the model that answers: the one asked, or the plan's. Raises what `Models.find` raises."""
+        step = self._plan.step
+        return models.find(step.model if step is not None and step.model else name)
+
+    def fit(self, request: Request) -> Request:
+        """Return the request with no more output than the plan gives."""
+        step = self._plan.step
+        if step is None or step.kind != "shorter" or request.stop.max_tokens <= step.number:
+            return request
+        return shortened(request, step.number)
 
     def knock(self, model: ServedModel, knock: Knock) -> None:
         """Ask a model for room before the prompt is read. Raises Overloaded, DeadlineUnreachable or EngineDead."""
         self.bind(model, [knock])
-        if model.check_room is not None:
-            model.check_room(msgspec.structs.replace(knock, tenant=self._caller.tenant))
+        if model.check_room is None or (self._plan.step is not None and self._plan.step.kind == "cache"):
+            return
+        knock = msgspec.structs.replace(knock, tenant=self._caller.tenant)
+        model.check_room(knock)
+        most_s = self._plan.most_ttft_s
+        if most_s is not None and (knock.deadline_s is None or knock.deadline_s > most_s):
+            self.is_ttft_refusal = True
+            model.check_room(msgspec.structs.replace(knock, deadline_s=most_s))
+            self.is_ttft_refusal = False
 
     def bind(self, model: ServedModel | RemoteModel, requests: Sequence[Request | Knock]) -> None:
         """Say what the call asks of whom."""
@@ -94,7 +147,26 @@ class Call:
             own = msgspec.structs.replace(own, span=self._span)
         if self._trail is not None:
             self._trail.ask(own)
-        return self._note(self._model.upstream.generate(own))
+        index, self._num_asked = self._num_asked, self._num_asked + 1
+        if self._cache is None or self._question is None:
+            return self._note(self._model.upstream.generate(own))
+        if self._plan.step is not None:
+            kept = self._cache.find(self._question, index) if self._plan.step.kind == "cache" else None
+            return self._note(self._model.upstream.generate(own) if kept is None else _told_again(kept))
+        return self._note(self._kept(self._model.upstream.generate(own), own, index))
+
+    async def _kept(self, deltas: AsyncIterator[Delta], request: Request, index: int) -> AsyncIterator[Delta]:
+        """Pass deltas on and keep a whole answer."""
+        seen: list[Delta] = []
+        try:
+            async for delta in deltas:
+                seen.append(delta)
+                yield delta
+        finally:
+            if isinstance(deltas, AsyncGenerator):
+                await deltas.aclose()
+        if self._cache is not None and self._question is not None:
+            self._cache.keep(self._question, index, seen, request.n)
 
     async def _note(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
         trail = self._trail
@@ -205,6 +277,24 @@ class Calls:
             if (owner, spelled) in self._live or (owner, spelled) in self._ended:
                 return owner, spelled
         raise UnknownRequest(f"no request '{request_id}' of this API key is running or has ended lately")
+
+
+async def _told_again(deltas: Sequence[Delta]) -> AsyncIterator[Delta]:
+    for delta in deltas:
+        yield delta
+
+
+def shortened(request: Request, max_tokens: int) -> Request:
+    """Return the request with at most `max_tokens` of output a choice, for engines and upstreams alike."""
+    given = request.given
+    if given is not None:
+        least = None if given.min_tokens is None else min(given.min_tokens, max_tokens)
+        given = msgspec.structs.replace(given, max_tokens=max_tokens, min_tokens=least)
+    sampling = request.sampling
+    if sampling.min_tokens > max_tokens:
+        sampling = msgspec.structs.replace(sampling, min_tokens=max_tokens)
+    stop = msgspec.structs.replace(request.stop, max_tokens=max_tokens)
+    return msgspec.structs.replace(request, sampling=sampling, stop=stop, given=given)
 
 
 def owner_of(http: HttpRequest) -> str:

@@ -57,7 +57,7 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
     body = await read_body(http, ChatBody, state.max_body_bytes)
 
     async def begin(call: Call) -> ChatWire:
-        model = state.models.find(body.model)
+        model = call.find(state.models, body.model)
         reply_id = f"chatcmpl-{http.state.request_id}"
         if isinstance(model, RemoteModel):
             request = chat_request(body, model, reply_id, arrival_s)
@@ -65,6 +65,7 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
             refuse_unsupported(body)
             call.knock(model, knock_of(body, model, reply_id, arrival_s))
             request = await _core_request(body, model, reply_id, arrival_s)
+        request = call.fit(request)
         call.bind(model, [request])
         return ChatWire(request, model, call, int(state.wall_s()), body)
 

@@ -47,7 +47,7 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
     body = await read_body(http, CompletionBody, state.max_body_bytes)
 
     async def begin(call: Call) -> CompletionWire:
-        model = state.models.find(body.model)
+        model = call.find(state.models, body.model)
         reply_id = f"cmpl-{http.state.request_id}"
         if isinstance(model, RemoteModel):
             words = _prompts(body)
@@ -57,6 +57,7 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
             call.knock(model, knock_of(body, model, f"{reply_id}-0", arrival_s))
             prompts = await _token_prompts(body, model)
             requests = [_core_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(prompts)]
+        requests = [call.fit(request) for request in requests]
         call.bind(model, requests)
         return CompletionWire(reply_id, requests, model, call, int(state.wall_s()), body)
 

@@ -24,6 +24,8 @@ from starlette.responses import Response
 
 from headrace.api.anthropic_types import MessagesBody
 from headrace.api.calls import Call, owner_of, trail_of
+from headrace.api.degrading import Descent
+from headrace.api.ladder import WISH, read_wish
 from headrace.api.openai_types import GenerationBody
 from headrace.api.recording import Recording
 from headrace.api.sse import EventStream, until_disconnect
@@ -72,7 +74,7 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
     call = state.calls.open(http.state.caller, http.state.request_id, http.state.span, trail_of(http))
     with ExitStack() as undo:
         undo.callback(call.close)
-        wire = await begin(call)
+        wire = _descent(http, state, call, body, begin) or await begin(call)
         if body.stream:
             undo.pop_all()
             return EventStream(wire.events(), http.state.request_id, call, headers=call.headers)
@@ -82,6 +84,14 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
             call.tell_headers(err)
             raise
     return _json(_encoder.encode(reply), call.headers)
+
+
+def _descent(http: HttpRequest, state: ApiState, call: Call, body: Body, begin: Begin) -> Descent | None:
+    """Return the way down the ladder of the wanted model; None if it has none or the caller takes nothing less."""
+    if not read_wish(http.headers.get(WISH)) or state.ladders.is_empty:
+        return None
+    model = state.models.find(body.model).name
+    return Descent(call, begin, state.ladders, model, http.url.path, body) if state.ladders.of(model) else None
 
 
 async def resume(http: HttpRequest) -> Response | EventStream:

@@ -54,11 +54,11 @@ async def create_message(http: HttpRequest) -> Response | EventStream:
     body = await read_body(http, MessagesBody, state.max_body_bytes)
 
     async def begin(call: Call) -> MessagesWire:
-        model = state.models.find(body.model)
+        model = call.find(state.models, body.model)
         reply_id = f"msg_{http.state.request_id}"
         if isinstance(model, ServedModel):
             call.knock(model, Knock(request_id=RequestId(reply_id), model=model.name, arrival_s=arrival_s))
-        request = await _core_request(http, body, model, reply_id, arrival_s)
+        request = call.fit(await _core_request(http, body, model, reply_id, arrival_s))
         call.bind(model, [request])
         return MessagesWire(request, model, call)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from starlette.routing import BaseRoute
 
 from headrace.api.calls import Calls
+from headrace.api.ladder import Ladders
 from headrace.api.recordings import Recordings
 from headrace.api.served import Models
 from headrace.api.shared_key import SharedKey
@@ -34,6 +35,7 @@ class ApiState:
     admin     routes of the administration, where there is one
     gatekeeper  finds out who calls
     door      counts who was turned away there
+    ladders   what callers get less of when there is not enough for all
     auditor   keeps what was asked and decided, where somebody does
     wall_s    Unix seconds, for `created` fields and the audit log only
     tracer    begins the traces of requests; None: they are not traced
@@ -51,6 +53,7 @@ class ApiState:
     max_body_bytes: int
     admin: Sequence[BaseRoute] = ()
     gatekeeper: Gatekeeper = field(default_factory=lambda: SharedKey(None))
+    ladders: Ladders = field(default_factory=Ladders)
     auditor: Auditor | None = None
     door: DoorMetrics = field(default_factory=DoorMetrics)
     calls: Calls = field(default_factory=Calls)

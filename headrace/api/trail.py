@@ -17,7 +17,7 @@ from headrace.core.request import Request
 
 _MOST_CHARS = 256
 _KEYS = re.compile(r"hra?-[A-Za-z0-9_-]{12,}")  # somebody's key in a path
-_TOLD = {"x-headrace-upstream": "upstream", "x-headrace-degraded": "degraded"}
+_TOLD = {"x-headrace-upstream": "upstream"}
 
 
 class Trail:
@@ -66,6 +66,12 @@ class Trail:
         """Note what the caller is told. The first error is the cause."""
         if self._error is None:
             self._error = error if isinstance(error, HeadraceError) else HeadraceError("internal")
+
+    def begin_anew(self, degraded: str) -> None:
+        """Forget how the try before ended; note what the caller gets less of, if anything."""
+        self._told = {"degraded": {degraded: None}} if degraded else {}
+        self._error, self._num_open = None, 0
+        self._finishes.clear()
 
     def read(self, body: bytes) -> None:
         """Note the body."""

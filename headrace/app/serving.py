@@ -24,6 +24,7 @@ import uvloop
 import headrace
 from headrace.api import (
     ApiState,
+    Ladders,
     Models,
     PrefixBody,
     RecordingLimits,
@@ -113,7 +114,9 @@ class _Server:
         self._clock = MonotonicClock()
         self._gateway = _gateway(settings, self._clock)
         self._timeline = Timeline(self._clock)
+        self._ladders = Ladders(settings.degrade, self._clock)
         self._metrics = Metrics(settings.slo)
+        self._metrics.door.degraded = lambda: self._ladders.counts
         if settings.gateway.usd_per_hour is not None:
             self._metrics.set_rate(machine_rate(settings.gateway.usd_per_hour).nano_per_hour)
         self._engines: list[LoadedModel] = []
@@ -194,6 +197,7 @@ class _Server:
             self._models.publish(remote)
         wanted = read_warm_file(Path(path).expanduser()) if (path := self._settings.server.warm) is not None else []
         opened = await in_thread(self._open)
+        self._ladders.check([*(model.name for model in self._models), *(model.name for model in opened)])
         for model in opened:
             self._status.enter("load", model.name)
             with self._timeline.phase("load"):
@@ -328,6 +332,7 @@ class _Server:
             max_body_bytes=self._settings.server.max_body_bytes,
             gatekeeper=SharedKey(self._settings.server.api_key) if self._gateway is None else self._gateway.gatekeeper,
             door=self._metrics.door,
+            ladders=self._ladders,
             auditor=None if self._gateway is None else self._gateway.auditor,
             admin=() if self._gateway is None else self._gateway.admin_routes(headrace.__version__),
             recordings=self._recordings,

@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "failover",
         "gateway",
         "audit",
+        "degrade",
         "slo",
         "telemetry",
     )

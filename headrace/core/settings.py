@@ -20,6 +20,7 @@ from typing import Annotated, Literal, get_origin
 import msgspec
 
 from headrace.core.audit_settings import AuditSettings
+from headrace.core.degrade_settings import DegradeSettings
 from headrace.core.errors import ConfigError
 from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.slo_settings import SloSettings
@@ -226,6 +227,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scheduling whom to serve first
     gateway    whom to serve at all
     audit      what is written down about calls and changes
+    degrade    what callers get less of when there is not enough for all
     failover   when remote upstreams fail
     slo        what counts as a good answer
     telemetry  where traces go
@@ -245,6 +247,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     upstreams: dict[str, UpstreamSettings] = {}
     gateway: GatewaySettings = GatewaySettings()
     audit: AuditSettings = AuditSettings()
+    degrade: DegradeSettings = DegradeSettings()
     slo: SloSettings = SloSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     models: tuple[str, ...] = ("smollm2-135m",)

@@ -6,7 +6,7 @@ Owns these counters. Counted on the network thread, rendered by `obs.metrics`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
@@ -19,6 +19,7 @@ class DoorMetrics:
     def __init__(self) -> None:
         self.refused: Counter[str] = Counter()
         self.stripped: Counter[str] = Counter()
+        self.degraded: Callable[[], Mapping[tuple[str, str, str], int]] = dict
 
     def on_refused(self, error: HeadraceError) -> None:
         """Count a call that was turned away."""
@@ -38,3 +39,11 @@ class DoorMetrics:
             for value, count in counts.items():
                 family.add_metric((value,), count)
             yield family
+        degraded = CounterMetricFamily(
+            "headrace_degraded",
+            "Calls that were given less than they asked",
+            labels=("model", "step", "reason"),
+        )
+        for labels, count in self.degraded().items():
+            degraded.add_metric(labels, count)
+        yield degraded
