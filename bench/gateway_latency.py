@@ -27,8 +27,8 @@ BODY = json.dumps({"model": "echo", "prompt": "hello", "max_tokens": 5}).encode(
 CONNECTIONS = 64
 
 
-async def serve(database: str | None) -> None:
-    """Serve until the input closes; print the port and, with a database, the key."""
+async def serve(database: str | None, gap_s: float = 0.0) -> None:
+    """Serve until the input closes; print the port and, with a database, the key. `gap_s`: between tokens."""
     import uvicorn
 
     from headrace.api import ApiState, Models, ServedModel, SharedKey, build_app
@@ -39,10 +39,17 @@ async def serve(database: str | None) -> None:
     from headrace.gateway import Gateway
     from headrace.testing import ByteTokenizer, EchoUpstream
 
+    class Slow(EchoUpstream):
+        async def generate(self, request: Any) -> AsyncIterator[Any]:
+            async for delta in super().generate(request):
+                await asyncio.sleep(gap_s)
+                yield delta
+
     tokenizer: Any = ByteTokenizer()
     clock = MonotonicClock()
+    upstream = Slow(tokenizer) if gap_s else EchoUpstream(tokenizer)
     model = ServedModel(
-        name="echo", root="file:echo", upstream=EchoUpstream(tokenizer), tokenizer=tokenizer, template=None,
+        name="echo", root="file:echo", upstream=upstream, tokenizer=tokenizer, template=None,
         max_context=4096, created=0,
     )  # fmt: skip
     gateway, key = None, ""
@@ -225,6 +232,7 @@ async def compare(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", nargs="?", const="", help=argparse.SUPPRESS)
+    parser.add_argument("--gap", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=300.0, help="requests a second (default: 300)")
     parser.add_argument("--seconds", type=float, default=6.0, help="of the open load (default: 6)")
     parser.add_argument("--rounds", type=int, default=2, help="of each, in turn (default: 2)")
@@ -236,7 +244,7 @@ def main() -> None:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(args.serve or None))
+            runner.run(serve(args.serve or None, args.gap))
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(os.sched_getaffinity(0)) - {int(args.core)} or os.sched_getaffinity(0))
