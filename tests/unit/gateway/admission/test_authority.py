@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,6 +259,33 @@ def test_without_the_database_hard_budgets_refuse_and_other_limits_go_on(url: st
         assert len(await s.rows("SELECT id FROM settlements")) == 2
 
     play(url, scene)
+
+
+def test_a_full_disk_refuses_hard_budgets_and_loses_no_settlement(tmp_path: Path) -> None:
+    async def scene(s: Scene) -> None:
+        await s.budgets.set("all", 100, model="hard")
+        await s.load()
+        before = await s.gateway.reserve(s.ask(10, model="hard"))
+        database: Any = s.database
+        await database.visit("PRAGMA max_page_count = 1", ())  # no more than it has now
+        granted = [before]
+
+        async def fill() -> None:
+            while len(granted) < 500:
+                granted.append(await s.gateway.reserve(s.ask(0, model="hard")))
+
+        with pytest.raises(StoreUnavailable, match="full"):
+            await fill()
+        assert await s.accounts() == [(0, 10)]
+        for grant in granted:
+            s.settle(grant, grant.ask.num_input)
+        await asyncio.sleep(0.01)
+        await database.visit("PRAGMA max_page_count = 100000", ())
+        await s.written()
+        assert await s.accounts() == [(10, 0)]
+        assert len(await s.rows("SELECT id FROM settlements")) == len(granted)
+
+    play(f"sqlite:///{tmp_path / 'full.db'}", scene)
 
 
 def test_settlements_that_wait_have_a_bound(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
