@@ -79,12 +79,19 @@ def decode_q3_k(data: Bytes) -> Floats:
     return out.reshape(-1, 256)
 
 
+def split_q4_k(data: Bytes) -> tuple[Floats, Floats, Bytes]:
+    """Return the scale and the minimum of each group, [blocks, 8], and the numbers, [blocks, 8, 32]."""
+    scales, mins = _scales_and_mins(data[:, 4:16])
+    return (
+        half(data[:, 0:2]) * scales.astype(np.float32),
+        half(data[:, 2:4]) * mins.astype(np.float32),
+        _nibbles(data[:, 16:144]),
+    )
+
+
 def decode_q4_k(data: Bytes) -> Floats:
     """Decode Q4_K: 144 bytes for 256 weights."""
-    scales, mins = _scales_and_mins(data[:, 4:16])
-    scale = half(data[:, 0:2]) * scales.astype(np.float32)
-    minimum = half(data[:, 2:4]) * mins.astype(np.float32)
-    return _affine(scale, minimum, _nibbles(data[:, 16:144]))
+    return _affine(*split_q4_k(data))
 
 
 def decode_q5_k(data: Bytes) -> Floats:

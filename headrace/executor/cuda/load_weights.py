@@ -3,7 +3,8 @@
 Owns nothing: what is made belongs to the caller. Called by `executor.cuda.executor`, and for sizes by `memory`.
 Invariant: beside the result at most one slab of _SLAB_ROWS rows exists in fp32, however large the matrix.
 What stays exactly what the file says: BF16; Q4_0 and Q4_1 (int4, groups of 32); Q5_0 and Q8_0 (int8, groups of 32).
-Other block formats are decoded and rounded again to the form that `quant.policy` names.
+Q4_K too (int4), but for its scales, which are rounded to fp16. Other block formats are decoded and rounded again to
+the form that `quant.policy` names.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from headrace.model.program import Program, WeightSpec
 from headrace.ops.cuda import weights as forms
 from headrace.ops.cuda.weights import Weight
 from headrace.quant.formats import Format
+from headrace.quant.superblocks import split_q4_k
 from headrace.quant.tensor import Tensor
 
 _SLAB_ROWS = 4096
@@ -102,6 +104,10 @@ def _exact(part: Tensor, first: int, last: int, choice: FormChoice) -> Weight | 
     if choice.form == "int8" and part.format is Format.Q5_0:
         fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")
         return _int8((_nibbles(blocks[:, 6:]) | (fifth << 4)).astype(np.int8) - np.int8(16), scales, k)
+    if choice.form == "int4" and part.format is Format.Q4_K:
+        scale, minimum, numbers = split_q4_k(blocks)
+        held = [torch.from_numpy(values.reshape(last - first, -1).astype(np.float16)) for values in (scale, -minimum)]
+        return forms.from_nibbles(torch.from_numpy(numbers.reshape(last - first, k)), held[0], held[1], k=k)
     if choice.form == "int4" and part.format in (Format.Q4_0, Format.Q4_1) and k % forms.INT4_CHUNK == 0:
         is_plain = part.format is Format.Q4_0
         lows = -8 * scales if is_plain else _halves(blocks[:, 2:4], last - first)
