@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from headrace.core.errors import InvalidRequest
+from headrace.core.errors import InvalidRequest, PromptTooLong
 from headrace.core.request import Reach, WantedReach
 from headrace.sched.limits import SchedulerLimits
 from headrace.sched.sequence import Sequence
@@ -54,7 +54,7 @@ class Reaches:
             self.search_context = min(fits, usual.num_seen)
 
     def check(self, sequence: Sequence) -> None:
-        """Raise InvalidRequest unless a sequence may have the reach that it asks for."""
+        """Raise InvalidRequest unless a sequence may have the reach that it asks for, and has room with it."""
         wanted = sequence.wanted_reach
         if wanted is None:
             return
@@ -64,7 +64,14 @@ class Reaches:
                 "use_beam_search",
                 param="attention_window",
             )
-        self._resolve(wanted)
+        least = self._allow(self._resolve(wanted)).least
+        if least > self._num_blocks and sequence.prompt_len >= self._fits:
+            raise PromptTooLong(
+                f"prompt has {sequence.prompt_len:,} tokens; with its own window and sinks, which want {least:,} of "
+                f"{self._num_blocks:,} blocks, a sequence has room for {self._fits:,}, output included; lower "
+                "attention_sinks",
+                param="prompt",
+            )
 
     def give(self, sequence: Sequence) -> None:
         """Set what a sequence that is submitted attends to, and what follows from that."""

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from headrace.core.errors import InvalidRequest
+from headrace.core.errors import InvalidRequest, PromptTooLong
 from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.core.settings import SchedulingSettings
 from headrace.kv import BlockPool
@@ -105,9 +105,9 @@ def test_a_preempted_sequence_with_a_reach_computes_its_past_again_in_bounded_me
         assert same.tokens == one.tokens
 
 
-def asking(window: int | None = None, num_sinks: int | None = None) -> Sequence:
+def asking(window: int | None = None, num_sinks: int | None = None, prompt: int = 30) -> Sequence:
     wanted = WantedReach(window=window, num_sinks=num_sinks)
-    return Sequence(SeqId(0), [1] * 30, SamplingParams(), max_tokens=200, reach=wanted)
+    return Sequence(SeqId(0), [1] * prompt, SamplingParams(), max_tokens=200, reach=wanted)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,11 @@ def test_a_sequence_whose_own_sinks_leave_no_room_to_roll_ends_where_the_pool_do
     wide = Reach(window=12, num_sinks=8)
     reaches = Reaches(limits(reach=wide), least_blocks(wide, SIZE), SIZE)
     assert reaches.max_context == 1000
-    taken = asking(11, 9)
+    taken = asking(11, 9, prompt=27)
+    reaches.check(taken)
     reaches.give(taken)
     assert least_blocks(Reach(window=11, num_sinks=9), SIZE) > least_blocks(wide, SIZE)
     assert taken.max_len == least_blocks(wide, SIZE) * SIZE
+    with pytest.raises(PromptTooLong, match="28 tokens; with its own window and sinks, which want 8 of 7 blocks"):
+        reaches.check(asking(11, 9, prompt=28))
+    reaches.check(asking(11, 8, prompt=28))
