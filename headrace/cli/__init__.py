@@ -1,4 +1,4 @@
-"""The command line: serve, pull, models, chat, generate, doctor, plan."""
+"""The command line: serving and talking, accounts and the ledger, measuring and explaining."""
 
 from headrace.cli.entry import main
 
