@@ -47,3 +47,11 @@ class Deadlines:
 
 def _is_waiting(sequence: Sequence, live: Container[SeqId]) -> bool:
     return sequence.first_token_s is None and sequence.seq_id in live
+
+
+def lateness(sequence: Sequence, now: float) -> str:
+    """Say how late a sequence is, for its caller."""
+    assert sequence.deadline_s is not None
+    where = "waiting" if sequence.first_scheduled_s is None else "reading the prompt"
+    late_ms = (now - sequence.deadline_s) * 1e3
+    return f"the deadline passed {late_ms:.0f} ms ago, while the request was {where}; nothing was generated"

@@ -1,7 +1,7 @@
 """What the scheduler decided while it planned a step, in words that can be kept, told and compared.
 
-Values only. Made by the scheduler, one list per plan; read by the decision log and by whoever answers why a request
-waits. Rows are not repeated here: the step has them.
+Owns: the decisions of the step planned last, one list per plan. Written by the scheduler's parts as they decide; read
+by the decision log and by whoever answers why a request waits. Rows are not repeated here: the step has them.
 """
 
 from __future__ import annotations
@@ -52,3 +52,18 @@ class Preempted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="pre
 
 
 Decision = Admitted | Preempted
+
+
+class Decisions:
+    """What was decided for the step planned last, in order."""
+
+    def __init__(self) -> None:
+        self.of_step: list[Decision] = []
+
+    def begin(self) -> None:
+        """Start anew; whoever has the list of the step before keeps it."""
+        self.of_step = []
+
+    def note(self, decision: Decision) -> None:
+        """Add a decision."""
+        self.of_step.append(decision)

@@ -48,7 +48,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchedulerTotals(msgspec.Struct):
-    """Counters since the start; they only grow. Written by the scheduler."""
+    """Counters since the start; they only grow. Each is written by one part of the scheduler."""
 
     num_preemptions: int = 0
     num_swaps: int = 0  # of them: those whose blocks are kept in host memory

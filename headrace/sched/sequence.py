@@ -1,7 +1,7 @@
 """One sequence: one choice of a request on its way through the engine.
 
-Owned by the scheduler: it alone writes these fields after construction; others keep the id. `tokens` only ever grows,
-but for a beam that takes another's place.
+Owned by the scheduler: its parts alone write these fields after construction; others keep the id. `tokens` only ever
+grows, but for a beam that takes another's place.
 Invariant, once running: num_computed ≤ len(tokens) ≤ max_len and num_computed ≤ len(blocks) * block_size.
 
     tokens:  |<------- prompt_len ------->|<--- output --->|
@@ -73,7 +73,7 @@ _NOBODY = Account("", 1.0)
 
 
 class Sequence:
-    """State of one choice. Written by the scheduler only."""
+    """State of one choice. Written by the scheduler's parts only."""
 
     __slots__ = (
         "account",
@@ -189,9 +189,9 @@ class Sequence:
         self.num_shared = 0  # blocks taken from the cache at the last admission
         self.num_deferrals = 0  # steps spent waiting for another sequence to fill the cache
 
-        # Written by the scheduler for `sched.queue` and `sched.fairness`.
+        # Written by the scheduler's parts for `sched.queue` and `sched.fairness`.
         self.account: Account = _NOBODY
-        self.charge = 0.0  # tokens that its tenant has been charged with
+        self.charge = 0.0  # tokens that its tenant has been charged with; `sched.charges`
         self.rank = 0.0  # due time minus the prefix bonus, of the last look
         self.predicted_s: float | None = None  # to the first token, as `sched.outlook` saw it at the door
         self.queued_s = 0.0

@@ -136,7 +136,9 @@ def test_a_flood_of_ten_times_the_requests_gets_no_more_than_its_share(
     for _ in range(20):
         device.submit(loads["light"], 0.0, rng)
     before = Counter(device.computed)
-    waiting = {name: lambda name=name: sum(s.tenant == name for s in device.scheduler._waiting) for name in loads}
+    waiting = {
+        name: lambda name=name: sum(s.tenant == name for s in device.scheduler._roster.waiting) for name in loads
+    }
     while sum(device.computed.values()) < 12_000:
         assert device.step()
         for name, least in (("flood", 100), ("light", 10)):

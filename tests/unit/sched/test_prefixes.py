@@ -252,8 +252,8 @@ def test_the_least_recently_used_prefix_makes_room_tail_first() -> None:
     world.run()
     for seq_id, prompt in ((3, [*old, 9]), (4, [*new, 9])):
         world.submit(seq_id, prompt, max_tokens=1)
-    sequences = dict(world.scheduler._live)  # looked up before anything is evicted for them
-    found = {seq_id: world.scheduler._prefixes.find(sequence) for seq_id, sequence in sequences.items()}  # type: ignore[union-attr]
+    sequences = {s.seq_id: s for s in world.scheduler.live()}  # looked up before anything is evicted for them
+    found = {seq_id: world.scheduler._memory.prefixes.find(sequence) for seq_id, sequence in sequences.items()}  # type: ignore[union-attr]
     assert found == {3: 3, 4: 5}
 
 
