@@ -144,7 +144,8 @@ def test_a_swap_that_cannot_be_changes_nothing(tmp_path: Path) -> None:
             with pytest.raises(SwapRefused, match=r"needs \d+ MiB for weights.*1 MiB are available"):
                 await world.swapper.swap("old", str(tmp_path / "new"), None)
             world.hardware = detect()
-            first = asyncio.create_task(world.swapper.swap("old", str(tmp_path / "new"), 0.0))
+            # Not 0.0: the answer asked for below may still be running when the new weights are ready.
+            first = asyncio.create_task(world.swapper.swap("old", str(tmp_path / "new"), 60.0))
             await asyncio.sleep(0)
             with pytest.raises(SwapRefused, match="are being swapped"):
                 await world.swapper.swap("old", str(tmp_path / "new"), None)
