@@ -197,7 +197,7 @@ class Engine:
         for seq_id, is_paused in orders.pauses.items():
             (scheduler.pause if is_paused else scheduler.resume)(seq_id)
         if orders.aborts:
-            events = [event for seq_id in orders.aborts if (event := scheduler.abort(seq_id)) is not None]
+            events = [event for seq_id in orders.aborts for event in scheduler.abort(seq_id)]
             self._flush()
             self._deliver(StepReport(self._clock.now(), events))
         return True

@@ -153,12 +153,12 @@ class RecordingScheduler(Scheduler):
         super().submit(sequence, now)
         self._sink(Submitted(now, sequence))
 
-    def abort(self, seq_id: SeqId, error: str | None = None) -> SequenceEvent | None:
+    def abort(self, seq_id: SeqId, error: str | None = None) -> list[SequenceEvent]:
         """End a live sequence."""
-        event = super().abort(seq_id, error)
-        if event is not None and not self._is_nested:
+        events = super().abort(seq_id, error)
+        if events and not self._is_nested:
             self._sink(Aborted(seq_id, error is not None))
-        return event
+        return events
 
     def expire(self, now: float) -> list[SequenceEvent]:
         """End what comes too late."""

@@ -51,7 +51,7 @@ class Results:
                 self._memory.withdraw(sequence)
                 error = failures[sequence.seq_id]
                 if (group := sequence.beams) is not None:
-                    events += self._searches.fail(group, error)
+                    events += self._searches.end(group, FinishReason.ERROR, error)
                     continue
                 events.append(self._endings.finish(sequence, None, FinishReason.ERROR, error=error))
                 num_finished += 1

@@ -82,6 +82,7 @@ class Roster:
         running = self.running()
         parked = [s for s in self.live.values() if s.status is SequenceStatus.PARKED]
         assert all(s.beams is not None for s in parked), "a sequence without beams is parked"
+        assert not any(s.beams.is_over for s in self.live.values() if s.beams), "a search has left an answer behind"
         ids = [sequence.seq_id for sequence in (*running, *self.waiting, *self.paused, *parked)]
         assert len(ids) == len(set(ids)), "a sequence is in two places"
         assert set(ids) == set(self.live), "a live sequence is in no queue"

@@ -232,20 +232,24 @@ class Scheduler:
         if sequence.beams is None or sequence.beams.bears_answer(sequence):
             self._deadlines.watch(sequence, self._roster.live)
 
-    def abort(self, seq_id: SeqId, error: str | None = None) -> SequenceEvent | None:
-        """End a live sequence now, as ERROR if `error` is given; None if it is not live. Idempotent.
+    def abort(self, seq_id: SeqId, error: str | None = None) -> list[SequenceEvent]:
+        """End a live sequence now, as ERROR if `error` is given; nothing happens if it is not live. Idempotent.
 
-        Blocks that a step in flight still reads are freed when that step is committed.
+        The answers of a beam search end together, with an event each. Blocks that a step in flight still reads are
+        freed when that step is committed.
         """
         sequence = self._roster.live.get(seq_id)
         if sequence is None or (sequence.beams is not None and not sequence.beams.bears_answer(sequence)):
-            return None  # a beam without an answer ends with those that bear one
+            return []  # a beam without an answer ends with those that bear one
         return self._end(sequence, FinishReason.ABORT if error is None else FinishReason.ERROR, error)
 
     def expire(self, now: float) -> list[SequenceEvent]:
         """End the sequences whose deadline has passed before their first token."""
-        expired = self._deadlines.pop_expired(now, self._roster.live)
-        return [self._end(sequence, FinishReason.EXPIRED, lateness(sequence, now)) for sequence in expired]
+        events: list[SequenceEvent] = []
+        for sequence in self._deadlines.pop_expired(now, self._roster.live):
+            if sequence.seq_id in self._roster.live:  # an answer of the same search has not taken it along
+                events += self._end(sequence, FinishReason.EXPIRED, lateness(sequence, now))
+        return events
 
     def pause(self, seq_id: SeqId) -> None:
         """Leave a sequence out of steps until it is resumed; those in flight still count. Idempotent.
@@ -277,8 +281,7 @@ class Scheduler:
             sequence.num_in_flight = 0
             if sequence.status is not SequenceStatus.RUNNING:
                 self._memory.tables.release(sequence)
-        events = [self.abort(seq_id, error) for seq_id in list(self._roster.live)]
-        return [event for event in events if event is not None]
+        return [event for seq_id in list(self._roster.live) for event in self.abort(seq_id, error)]
 
     def schedule(self, now: float) -> Step | None:
         """Plan the next step; None if there is nothing to compute now."""
@@ -343,13 +346,13 @@ class Scheduler:
         self.num_steps += 1
         return self.num_steps - 1
 
-    def _end(self, sequence: Sequence, finish: FinishReason, error: str | None) -> SequenceEvent:
+    def _end(self, sequence: Sequence, finish: FinishReason, error: str | None) -> list[SequenceEvent]:
         """Take a live sequence out of where it is and end it; a beam takes its search with it."""
         if sequence.beams is not None:
-            self._searches.dissolve(sequence.beams)
-        elif sequence not in self._roster.paused:
+            return self._searches.end(sequence.beams, finish, error)
+        if sequence not in self._roster.paused:
             self._roster.remove(sequence)
-        return self._endings.finish(sequence, None, finish, error=error)
+        return [self._endings.finish(sequence, None, finish, error=error)]
 
     def check(self) -> None:
         """Raise AssertionError if blocks, queues and live sequences do not agree."""

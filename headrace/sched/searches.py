@@ -27,7 +27,7 @@ class Searches:
         """Move a search on by one token, or end it with its answers."""
         members = group.members
         if not (moves := group.advance()):
-            self.dissolve(group)
+            self._dissolve(group)
             return [
                 self._endings.finish(member, None, answer.finish, stop_token=answer.stop_token, tokens=answer.tokens)
                 for member, answer in zip(members, group.answers(), strict=False)
@@ -43,13 +43,13 @@ class Searches:
                 self._memory.beam_blocks.fork(members[child], members[parent], token_id)
         return []
 
-    def fail(self, group: BeamGroup, error: str) -> list[SequenceEvent]:
-        """End a search of which one beam has failed."""
-        self.dissolve(group)
+    def end(self, group: BeamGroup, finish: FinishReason, error: str | None) -> list[SequenceEvent]:
+        """End a search without answers, because one beam has failed or nobody waits for one of its answers any more."""
+        self._dissolve(group)
         live = [member for member in group.members if member.seq_id in self._roster.live]
-        return [self._endings.finish(member, None, FinishReason.ERROR, error=error) for member in live]
+        return [self._endings.finish(member, None, finish, error=error) for member in live]
 
-    def dissolve(self, group: BeamGroup) -> None:
+    def _dissolve(self, group: BeamGroup) -> None:
         """Let no beam of a search compute any more; those that bear no answer end here, without an event."""
         if group.is_over:
             return

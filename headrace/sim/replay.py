@@ -136,10 +136,10 @@ class _Replay:
             case BeamLine():
                 self._take(self._sequences[line.seq_id], line.now)
             case AbortLine():
-                event = self._scheduler.abort(line.seq_id, "failed" if line.is_failed else None)
-                if event is None:
+                events = self._scheduler.abort(line.seq_id, "failed" if line.is_failed else None)
+                if not events:
                     return f"sequence {line.seq_id} is not live"
-                self._note_ends([event])
+                self._note_ends(events)
             case PauseLine():
                 (self._scheduler.pause if line.is_paused else self._scheduler.resume)(line.seq_id)
             case ExpireLine():

@@ -132,7 +132,6 @@ def test_searches_run_again_without_a_token(
         fail_row=lambda row: "NaN" if row.seq_id in failing else None,
     )
     coming, pending, now, next_id = list(requests), deque(), 0.0, 0
-    searched: dict[int, list[SeqId]] = {}  # of each beam, all of its search: the engine ends them together
 
     def step() -> bool:
         while len(pending) < depth and (planned := scheduler.schedule(now)) is not None:
@@ -150,11 +149,8 @@ def test_searches_run_again_without_a_token(
             if sequences[0].beams is None or len(sequences) * (-(-18 // block_size)) <= num_blocks:
                 for sequence in sequences:
                     scheduler.submit(sequence, now)
-                    if sequence.beams is not None:
-                        searched[sequence.seq_id] = [member.seq_id for member in sequences]
         elif act == "abort":
-            for seq_id in searched.get(number % (next_id + 1), [SeqId(number % (next_id + 1))]):
-                scheduler.abort(seq_id)
+            scheduler.abort(SeqId(number % (next_id + 1)))
         elif act == "fail":
             failing.add(number % (next_id + 1))
         elif act == "step":

@@ -106,9 +106,7 @@ class World:
         return shape.answer_alone(self.contexts[seq_id], self.reaches[seq_id])
 
     def abort(self, seq_id: int) -> None:
-        event = self.scheduler.abort(SeqId(seq_id))
-        if event is not None:
-            self.take([event])
+        self.take(self.scheduler.abort(SeqId(seq_id)))
         self.scheduler.check()
 
     def check_background(self, step: Step) -> None:

@@ -191,12 +191,11 @@ def test_aborting_is_idempotent_and_takes_from_queue_and_batch_alike() -> None:
         scheduler.submit(sequence(seq_id))
     commit(scheduler, plan(scheduler))
     for seq_id in (1, 0):
-        event = scheduler.abort(SeqId(seq_id))
-        assert event is not None
+        (event,) = scheduler.abort(SeqId(seq_id))
         assert event.finish is FinishReason.ABORT
-        assert scheduler.abort(SeqId(seq_id)) is None
+        assert scheduler.abort(SeqId(seq_id)) == []
         scheduler.check()
-    assert scheduler.abort(SeqId(77)) is None
+    assert scheduler.abort(SeqId(77)) == []
     assert scheduler.num_free_blocks == 32
 
 
@@ -204,7 +203,7 @@ def test_blocks_of_an_aborted_sequence_wait_for_the_step_in_flight() -> None:
     scheduler = build()
     scheduler.submit(sequence(0, 8))
     step = plan(scheduler)
-    assert scheduler.abort(SeqId(0)) is not None
+    assert scheduler.abort(SeqId(0))
     scheduler.check()
     assert scheduler.num_free_blocks == 30
     assert not scheduler.has_work
