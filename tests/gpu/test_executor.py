@@ -207,6 +207,36 @@ def test_blocks_are_saved_loaded_and_duplicated(tmp_path: Path, device: str) -> 
     executor.shutdown()
 
 
+def test_warming_up_goes_through_every_batch_and_changes_no_answer(tmp_path: Path, device: str) -> None:
+    path = write_checkpoint(tmp_path / "llama3", "llama3")
+    shares: list[float] = []
+    with open_checkpoint(path) as checkpoint:
+        executor = CudaExecutor(
+            build_program(checkpoint.config),
+            checkpoint,
+            num_blocks=BLOCKS,
+            block_size=BLOCK_SIZE,
+            options=DeviceOptions(device=device, dtype="float32", max_rows=3, max_step_tokens=20, is_warmed=True),
+            advance=shares.append,
+        )
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert executor.num_graphs == (3 if device == "cuda" else 0)
+    assert generate(executor, prompts(1), 3, chunk=10) == generate(reference(path), prompts(1), 3, chunk=10)
+    executor.shutdown()
+
+
+def test_scores_of_many_positions_are_those_of_few(tmp_path: Path, device: str) -> None:
+    path = write_checkpoint(tmp_path / "qwen2", "qwen2")
+    step = scored_step(prompts(6, (90,))[0], 2)  # more than one piece of logits
+    expected = reference(path).launch(step).result().scored[0]
+    executor = cuda(path, device)
+    found = executor.launch(step).result().scored[0]
+    executor.shutdown()
+    assert [s.token_id for s in found] == [s.token_id for s in expected]
+    np.testing.assert_allclose([s.logprob for s in found], [s.logprob for s in expected], atol=1e-3)
+
+
 def test_two_steps_may_be_pending(tmp_path: Path, device: str) -> None:
     executor = cuda(write_checkpoint(tmp_path / "llama", "llama"), device)
     first = executor.launch(Step(0, (Row(SeqId(1), 0, (5, 6), (0,), GREEDY),)))

@@ -6,8 +6,7 @@ Invariant: a row is read from its own line; rows that failed are named with a re
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,61 +43,48 @@ class Scores:
     places: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """A step's answers on their way to the host; `wait` returns once they are there."""
-
-    draw: Draw
-    scores: tuple[Scores, ...]
-    wait: Callable[[], None]
-
-
-def start_copies(draw: Draw, scores: list[Scores]) -> Answers:
-    """Queue the copies to the host behind the work that makes them."""
-    made = [draw.out, draw.logits, *(s.out for s in scores), *(s.logits for s in scores)]
-    is_gpu = any(tensor is not None and tensor.is_cuda for tensor in made)
-    here = Draw(out=_landing(draw.out), logits=_landing(draw.logits), lines=draw.lines, rows=draw.rows)
-    there = tuple(
-        Scores(out=_landing(s.out), logits=_landing(s.logits), num_top=s.num_top, places=s.places) for s in scores
-    )
-    if not is_gpu:
-        return Answers(draw=here, scores=there, wait=lambda: None)
-    event = torch.cuda.Event()
-    event.record()
-    return Answers(draw=here, scores=there, wait=event.synchronize)
-
-
-def _landing(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """Return host memory that a tensor is being copied to."""
-    if tensor is None or not tensor.is_cuda:
-        return tensor
+def landing(tensor: torch.Tensor) -> torch.Tensor:
+    """Return host memory that a tensor is being copied to, behind the work that makes it: read it after a mark."""
+    if not tensor.is_cuda:
+        return tensor.clone()
     landed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return landed.copy_(tensor, non_blocking=True)
 
 
-def read_step(
-    step: Step, unknown: Mapping[int, int], answers: Answers, *, vocab_size: int, started: float
-) -> StepResult:
-    """Wait for a step's answers and return its result.
+def landing_draw(draw: Draw) -> Draw:
+    """Return a draw whose numbers are on their way to the host."""
+    out, logits = (None if tensor is None else landing(tensor) for tensor in (draw.out, draw.logits))
+    return Draw(out=out, logits=logits, lines=draw.lines, rows=draw.rows)
 
-    unknown  rows that hold a token id outside the vocabulary, and the id
-    started  when the step was launched, by `time.perf_counter`
+
+def read_step(
+    step: Step,
+    unknown: Mapping[int, int],
+    draw: Draw,
+    scores: Sequence[Scores],
+    *,
+    vocab_size: int,
+    elapsed_s: float,
+) -> StepResult:
+    """Return a step's result from answers that have come.
+
+    unknown    rows that hold a token id outside the vocabulary, and the id
+    elapsed_s  the device's time for the step
     """
-    answers.wait()
     failures: dict[SeqId, str] = {
         step.rows[row].seq_id: f"token id {token} is outside the model's vocabulary of {vocab_size:,}"
         for row, token in unknown.items()
     }
-    drawn = read_draw(answers.draw)
+    drawn = read_draw(draw)
     by_row: dict[SeqId, Sample | str] = {
         row.seq_id: sample
-        for row, sample in zip(answers.draw.rows, drawn, strict=True)
+        for row, sample in zip(draw.rows, drawn, strict=True)
         if row is not None and row.sampling is not None
     }
     for seq_id, sample in by_row.items():
         if isinstance(sample, str):
             failures.setdefault(seq_id, sample)
-    scored = _read_scores(step, answers.scores, failures, vocab_size)
+    scored = _read_scores(step, scores, failures, vocab_size)
     samples: list[Sample | None] = []
     for row in step.rows:
         found = by_row.get(row.seq_id)
@@ -110,7 +96,7 @@ def read_step(
             () if row.seq_id in failures else tuple(found) for row, found in zip(step.rows, scored, strict=True)
         ),
         failures=failures,
-        elapsed_s=time.perf_counter() - started,
+        elapsed_s=elapsed_s,
     )
 
 
@@ -131,7 +117,7 @@ def read_draw(draw: Draw) -> list[Sample | str]:
 
 
 def _read_scores(
-    step: Step, scores: tuple[Scores, ...], failures: dict[SeqId, str], vocab_size: int
+    step: Step, scores: Sequence[Scores], failures: dict[SeqId, str], vocab_size: int
 ) -> list[list[ScoredPosition]]:
     """Return the scored positions row by row; rows that cannot be scored go to `failures`."""
     scored: list[list[ScoredPosition]] = [[] for _ in step.rows]

@@ -11,35 +11,43 @@ Called by the engine.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.core.errors import ConfigError, EngineDead, OutOfMemory
+from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import HostMemory, Pending
 from headrace.core.settings import Quantization
-from headrace.core.step import BlockCopy, CopyKind, Row, Step, StepResult
-from headrace.executor.cuda.answers import Draw, Scores, read_step, start_copies
+from headrace.core.step import Row, Step, StepResult
+from headrace.executor.cuda.answers import Draw, Scores, landing, landing_draw, read_step
 from headrace.executor.cuda.block_tables import BlockTables
 from headrace.executor.cuda.device_batch import BatchShape, HostBatch, pack_step
+from headrace.executor.cuda.failures import named_failures
 from headrace.executor.cuda.graphs import Graphs, buckets
 from headrace.executor.cuda.load_weights import load_weights
 from headrace.executor.cuda.model import DeviceBatch, DeviceModel
+from headrace.executor.cuda.queues import Mark, Queue, open_queues
 from headrace.executor.cuda.sampling_lines import arrays, device_lines, drawn_lines, scored_lines
 from headrace.executor.cuda.staging import Staging
+from headrace.executor.cuda.tier_copies import TierCopies
+from headrace.executor.cuda.warm_up import warm_rows
 from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
-from headrace.ops.cuda.sampling import try_draw
+from headrace.ops.cuda.sampling import Lines, try_draw
 
+_WEIGHTS_SHARE = 0.9  # of loading; the rest is warming up
+_STAGING_BYTES, _STAGING_TOKEN_BYTES = 1 << 20, 64  # what graphs read lies in front, and always has room
 _SCORE_ROWS = 64  # scored positions whose logits exist at a time: a whole prompt's would be gigabytes
 
 Floats = NDArray[np.float32]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,7 @@ class DeviceOptions:
     max_step_tokens  longest step; scratch memory is proportional to it
     max_rows         most rows in a step
     is_invariant     bits do not depend on the batch; slower
+    is_warmed        go through every kind of step before the first one; None: on a GPU
     """
 
     device: str = "cuda"
@@ -59,6 +68,7 @@ class DeviceOptions:
     max_rows: int = 64
     quantization: Quantization = "auto"
     is_invariant: bool = False
+    is_warmed: bool | None = None
 
 
 class CudaExecutor:
@@ -88,43 +98,71 @@ class CudaExecutor:
         self._is_gpu = self._device.type == "cuda"
         self._num_blocks, self._block_size = num_blocks, block_size
         self._options, self._host = options, host
-        try:
-            with torch.inference_mode():
-                matrices, vectors = load_weights(
-                    program,
-                    checkpoint,
-                    quantization=options.quantization,
-                    dtype=dtypes[options.dtype],
-                    device=self._device,
-                    advance=advance,
-                )
-                self.weight_bytes = sum(weight.num_bytes for weight in matrices.values())
-                self._model: DeviceModel | None = DeviceModel(
-                    program,
-                    matrices,
-                    vectors,
-                    num_blocks=num_blocks,
-                    block_size=block_size,
-                    max_tokens=max(options.max_step_tokens, buckets(options.max_rows)[-1]),
-                    dtype=dtypes[options.dtype],
-                    device=self._device,
-                    is_invariant=options.is_invariant,
-                )
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"the GPU has no room for the weights and a KV pool of {num_blocks:,} blocks of {block_size} tokens; "
-                f"lower engine.kv_memory_mib or use a smaller model ({str(error).splitlines()[0]})"
-            ) from error
+        self._queues = open_queues(self._device)
+        self._graphs = Graphs(self._device, buckets(options.max_rows))
+        with named_failures(
+            f"the weights, a KV pool of {num_blocks:,} blocks of {block_size} tokens, and steps of up to "
+            f"{options.max_step_tokens:,} tokens",
+            "lower engine.kv_memory_mib or engine.max_step_tokens, or use a smaller model",
+        ):
+            self._load(program, checkpoint, dtypes[options.dtype], advance)
+            if self._is_gpu if options.is_warmed is None else options.is_warmed:
+                self._warm_up(advance)
+
+    @torch.inference_mode()
+    def _load(
+        self, program: Program, checkpoint: Checkpoint, dtype: torch.dtype, advance: Callable[[float], None]
+    ) -> None:
+        """Bring the model to the device, and make everything that steps write to."""
+        options, num_blocks, block_size = self._options, self._num_blocks, self._block_size
+        matrices, vectors = load_weights(
+            program,
+            checkpoint,
+            quantization=options.quantization,
+            dtype=dtype,
+            device=self._device,
+            advance=lambda done: advance(done * _WEIGHTS_SHARE),
+        )
+        self.weight_bytes = sum(weight.num_bytes for weight in matrices.values())
+        max_tokens = max(options.max_step_tokens, self._graphs.sizes[-1])
+        self._model: DeviceModel | None = DeviceModel(
+            program,
+            matrices,
+            vectors,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_tokens=max_tokens,
+            max_lines=max(self._graphs.sizes[-1], _SCORE_ROWS),
+            dtype=dtype,
+            device=self._device,
+            is_invariant=options.is_invariant,
+        )
         width = min(num_blocks, -(-(program.max_positions + options.max_step_tokens) // block_size)) + 2
         self._tables = BlockTables(self._device, num_lines=2 * options.max_rows + 2, width=width)
         self._shape = BatchShape(
-            block_size=block_size,
-            num_blocks=num_blocks,
-            vocab_size=program.vocab_size,
-            sizes=self._model.tile_sizes(),
+            block_size=block_size, num_blocks=num_blocks, vocab_size=program.vocab_size, sizes=self._model.tile_sizes()
         )
-        self._staging = Staging(self._device, 1 << 20)
-        self._graphs = Graphs(self._device, buckets(options.max_rows))
+        self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
+        self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
+
+    @torch.inference_mode()
+    def _warm_up(self, advance: Callable[[float], None]) -> None:
+        """Go through every kind of step: kernels are compiled, graphs recorded, and the memory they take is taken."""
+        began = time.perf_counter()
+        model = self._alive()
+        longest = min(self._options.max_step_tokens, self._num_blocks * self._block_size)
+        steps = list(
+            warm_rows(
+                self._graphs.sizes, max_tokens=longest, padded_block=self._num_blocks, block_size=self._block_size
+            )
+        )
+        for done, (rows, bucket) in enumerate(steps):
+            self._launch(model, Step(0, rows, is_dry_run=True), bucket).result()
+            advance(_WEIGHTS_SHARE + (1.0 - _WEIGHTS_SHARE) * (done + 1) / len(steps))
+        _log.info(
+            "warmed up in %.1f s: %d graphs for batches of up to %d rows",
+            time.perf_counter() - began, self._graphs.num_recorded, self._graphs.sizes[-1],
+        )  # fmt: skip
 
     @property
     def num_blocks(self) -> int:
@@ -136,22 +174,42 @@ class CudaExecutor:
         """Tokens per block."""
         return self._block_size
 
+    @property
+    def num_graphs(self) -> int:
+        """Batch sizes whose decode step is a recorded graph; none on a CPU."""
+        return self._graphs.num_recorded
+
     @torch.inference_mode()
     def launch(self, step: Step) -> Pending[StepResult]:
         """Queue a step on the device and return; its result waits for it."""
         model = self._alive()
-        started = time.perf_counter()
-        self._copy_blocks(model, step.copies)
-        if not step.rows:
-            return Deferred(lambda: StepResult(step.step_id, (), elapsed_s=time.perf_counter() - started))
-        bucket = self._graphs.bucket_of(step)
+        with named_failures(f"a step of {step.num_tokens:,} tokens", "lower engine.max_step_tokens"):
+            return self._launch(model, step, self._graphs.bucket_of(step))
+
+    def _launch(self, model: DeviceModel, step: Step, bucket: int | None) -> Pending[StepResult]:
+        started, began = time.perf_counter(), self._queues.mark(Queue.COMPUTE)
+        copied = self._tiers.run(step.copies)
+        if not step.rows and bucket is None:
+            done = self._queues.mark(Queue.COMPUTE) if copied is None else copied
+            return Deferred(lambda: _finished(step, done, started))
         lines, changes = self._tables.update(step)
         batch = pack_step(step, lines, self._shape, bucket=bucket)
         self._check_length(batch)
         drawn, hidden = self._run(model, step, batch, changes, bucket)
-        answers = start_copies(drawn, self._score(model, step, batch, hidden))
+        landed = landing_draw(drawn)  # before logits are written again
+        scores = self._score(model, step, batch, hidden)
+        ended = self._queues.mark(Queue.COMPUTE)
         vocab_size = model.vocab_size
-        return Deferred(lambda: read_step(step, batch.unknown, answers, vocab_size=vocab_size, started=started))
+
+        def read() -> StepResult:
+            with named_failures(f"a step of {step.num_tokens:,} tokens", "lower engine.max_step_tokens"):
+                ended.synchronize()
+                if copied is not None:
+                    copied.synchronize()
+                took = ended.seconds_since(began)
+            return read_step(step, batch.unknown, landed, scores, vocab_size=vocab_size, elapsed_s=took)
+
+        return Deferred(read)
 
     @torch.inference_mode()
     def logits(self, step: Step) -> Floats:
@@ -165,17 +223,24 @@ class CudaExecutor:
         self._check_length(batch)
         device_batch, _ = self._sent(batch, changes, [])
         hidden = model.run(device_batch)
-        parts = [model.logits(part).cpu() for part in hidden.split(_SCORE_ROWS)]
+        parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(_SCORE_ROWS)]
         found: Floats = torch.cat(parts).numpy()
         return found
 
     def shutdown(self) -> None:
         """Free the device's memory. Idempotent; a later launch ends in EngineDead."""
-        if self._model is not None:
-            self._graphs.forget()
-            self._model = None
+        if self._model is None:
+            return
+        try:
             if self._is_gpu:
                 torch.cuda.synchronize(self._device)
+        except RuntimeError as error:  # it has failed before: what is left is to let go
+            _log.warning("the GPU was lost before its memory was freed: %s", str(error).splitlines()[0])
+        self._graphs.forget()
+        self._model = None
+        del self._tables, self._staging, self._tiers
+        if self._is_gpu:
+            with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
 
     def _alive(self) -> DeviceModel:
@@ -184,7 +249,7 @@ class CudaExecutor:
         return self._model
 
     def _check_length(self, batch: HostBatch) -> None:
-        if batch.num_tokens > self._options.max_step_tokens and batch.num_tokens > self._graphs.largest:
+        if batch.num_tokens > self._options.max_step_tokens and batch.num_tokens > self._graphs.sizes[-1]:
             raise ValueError(
                 f"a step of {batch.num_tokens} tokens; this executor was made for at most "
                 f"{self._options.max_step_tokens}"
@@ -230,7 +295,7 @@ class CudaExecutor:
             return hidden, model.logits(hidden[sent[0].long()] if bucket is None else hidden)
 
         if bucket is not None:
-            hidden, logits = self._graphs.run((bucket, self._staging.generation), forward)
+            hidden, logits = self._graphs.run(bucket, forward)
         elif rows:
             hidden, logits = forward()
         else:
@@ -250,37 +315,37 @@ class CudaExecutor:
                     raise ValueError(f"sequence {row.seq_id} scores offset {offset} of {len(row.tokens)} tokens")
                 if 0 <= token < model.vocab_size:
                     wanted.append((first + offset, i, token))
-        num_top = max((row.num_score_top for row in step.rows if row.score), default=0)
+        if not wanted:
+            return []
+        num_top = max(row.num_score_top for row in step.rows if row.score)
+        every = scored_lines([token for _, _, token in wanted], num_top=num_top)
+        places = np.array([place for place, _, _ in wanted], np.int32)
+        at, *sent = self._staging.send([places, *arrays(every)])
+        lines, _ = device_lines(every, sent)
         found: list[Scores] = []
         for first in range(0, len(wanted), _SCORE_ROWS):
-            part = wanted[first : first + _SCORE_ROWS]
-            at = torch.tensor([place for place, _, _ in part], device=self._device)
-            lines = scored_lines([token for _, _, token in part], num_top=num_top)
-            logits = model.logits(hidden[at])
-            sent = [torch.from_numpy(array).to(self._device) for array in arrays(lines)]
-            out = try_draw(logits, device_lines(lines, sent)[0], None, num_top=num_top)
-            places = tuple((i, token) for _, i, token in part)
-            found.append(Scores(out=out, logits=logits if out is None else None, num_top=num_top, places=places))
+            part = slice(first, first + _SCORE_ROWS)
+            logits = model.logits(hidden[at[part].long()])
+            out = try_draw(logits, Lines(floats=lines.floats[part], ints=lines.ints[part]), None, num_top=num_top)
+            named = tuple((i, token) for _, i, token in wanted[part])
+            if out is None:
+                found.append(Scores(out=None, logits=landing(logits), num_top=num_top, places=named))
+            else:
+                found.append(Scores(out=landing(out), logits=None, num_top=num_top, places=named))
         return found
 
-    def _copy_blocks(self, model: DeviceModel, copies: tuple[BlockCopy, ...]) -> None:
-        """Carry out block copies in order; each block is one piece of memory."""
-        for copy in copies:
-            match copy.kind:
-                case CopyKind.DUPLICATE:
-                    model.pool[copy.target].copy_(model.pool[copy.source])
-                case CopyKind.SAVE:
-                    self._slot(model, copy.target).copy_(model.pool[copy.source])
-                case CopyKind.LOAD:
-                    model.pool[copy.target].copy_(self._slot(model, copy.source))
-                case _:
-                    assert_never(copy.kind)
-
-    def _slot(self, model: DeviceModel, index: int) -> torch.Tensor:
+    def _slot(self, index: int) -> torch.Tensor:
         """Return a host slot's bytes. Raises ValueError if a block does not fit."""
         if self._host is None:
             raise ValueError("a step copies blocks to or from host memory, and this executor was given none")
         view = self._host.slot(index)
-        if view.nbytes != model.block_bytes:
-            raise ValueError(f"host slot {index} has {view.nbytes} bytes; a block has {model.block_bytes}")
+        if view.nbytes != self._alive().block_bytes:
+            raise ValueError(f"host slot {index} has {view.nbytes} bytes; a block has {self._alive().block_bytes}")
         return torch.frombuffer(view, dtype=torch.uint8)
+
+
+def _finished(step: Step, done: Mark, started: float) -> StepResult:
+    """Return the result of a step of copies alone, once they are done."""
+    with named_failures(f"{len(step.copies)} copies of blocks", "lower engine.kv_memory_mib"):
+        done.synchronize()
+    return StepResult(step.step_id, (), elapsed_s=time.perf_counter() - started)

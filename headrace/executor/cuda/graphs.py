@@ -1,56 +1,65 @@
 """`Graphs`: decode steps recorded once for each bucket of batch sizes and replayed as one launch.
 
-Owns the recorded graphs and the tensors they write. Called by `executor.cuda.executor`.
-Invariant: a graph is replayed only while everything it reads lies where it lay: its key names the bucket and the
-generation of the staging buffer. On a device without graphs `run` simply runs.
+Owns the recorded graphs and the memory that they compute in, one pool for all: no two run at a time. Called by
+`executor.cuda.executor`, which has every bucket recorded before the first request, the largest first, so that the
+others find room in what it took.
+Invariant: what a graph reads and what it returns lies where it lay: in the fixed staging buffer, the model's slots, the
+KV pool. Other threads may use the device while one records. Where recording fails, steps run op by op, with a warning.
+On a device without graphs `run` simply runs.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable
 
 import torch
 
 from headrace.core.step import Step
+from headrace.ops.cuda.launching import failed_kernels
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
 _WARM_RUNS = 2  # before recording: kernels are compiled, libraries have their workspaces
+_WAITS_FOR_DEVICE = "attention"  # the one kernel whose plain op reads sizes back, which no graph can
+_log = logging.getLogger(__name__)
 
 
 def buckets(max_rows: int) -> tuple[int, ...]:
-    """Return the batch sizes that graphs are recorded for: 1, 2, 4, then multiples of 8."""
-    sizes = [size for size in (1, 2, 4) if size < max_rows]
-    return (*sizes, *range(8, max_rows, 8), max_rows)
+    """Return the batch sizes that graphs are recorded for: finer where a padded row costs a larger share."""
+    sizes = [*(1, 2, 4), *range(8, 64, 8), *range(64, 128, 16), *range(128, max_rows, 32)]
+    return (*(size for size in sizes if size < max_rows), max_rows)
 
 
 class Graphs:
-    """Records what it is given the first time a key is run, and replays it from then on."""
+    """Records what it is given the first time a bucket is run, and replays it from then on."""
 
     def __init__(self, device: torch.device, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
         self._device = device
-        self._sizes = sizes
-        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Outputs]] = {}
+        self._is_recording = device.type == "cuda"
+        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
         self._pool: tuple[int, int] | None = None
 
     @property
-    def largest(self) -> int:
-        """Return the largest batch that a graph is recorded for."""
-        return self._sizes[-1]
+    def num_recorded(self) -> int:
+        """Count the buckets that are replayed."""
+        return len(self._recorded)
 
     def bucket_of(self, step: Step) -> int | None:
         """Return the bucket of a step of single tokens; None if it has longer rows, scores, or too many rows."""
         if any(len(row.tokens) != 1 or row.score for row in step.rows):
             return None
-        return next((size for size in self._sizes if size >= len(step.rows)), None)
+        return next((size for size in self.sizes if size >= len(step.rows)), None)
 
-    def run(self, key: tuple[int, int], work: Callable[[], Outputs]) -> Outputs:
+    def run(self, bucket: int, work: Callable[[], Outputs]) -> Outputs:
         """Return what `work` returns, from a replay where there is one. `work` may not read from the device."""
-        if self._device.type != "cuda":
+        known = self._recorded.get(bucket)
+        if known is None and self._is_recording:
+            known = self._try_record(bucket, work)
+        if known is None:
             return work()
-        if key not in self._recorded:
-            self._recorded = {known: graph for known, graph in self._recorded.items() if known[1] == key[1]}
-            self._recorded[key] = self._record(work)
-        graph, outputs = self._recorded[key]
+        graph, outputs = known
         graph.replay()
         return outputs
 
@@ -58,16 +67,38 @@ class Graphs:
         """Let go of every graph and its memory."""
         self._recorded = {}
         self._pool = None
+        self._is_recording = False
 
-    def _record(self, work: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs]:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+    def _try_record(self, bucket: int, work: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs] | None:
+        here = torch.cuda.current_stream(self._device)
+        beside = torch.cuda.Stream(self._device)
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
             for _ in range(_WARM_RUNS):
                 work()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        here.wait_stream(beside)
+        if _WAITS_FOR_DEVICE in failed_kernels():
+            self._give_up(f"kernel '{_WAITS_FOR_DEVICE}' does not compile here")
+            return None
+        gc.collect()  # nothing that lies on the device may be let go of while recording
+        torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = work()
-        self._pool = graph.pool()
-        return graph, outputs
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.stream(beside):
+                # Only this thread's calls are watched: another one may be loading a model.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    outputs = work()
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            torch.cuda.synchronize(self._device)  # raises again if it is the device that failed
+            self._give_up(str(error).splitlines()[0])
+            return None
+        self._recorded[bucket] = graph, outputs
+        return self._recorded[bucket]
+
+    def _give_up(self, reason: str) -> None:
+        self._is_recording = False
+        _log.warning("decode steps cannot be recorded as graphs here, they run op by op and slower: %s", reason)

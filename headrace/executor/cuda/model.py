@@ -52,10 +52,12 @@ class DeviceModel:
         num_blocks: int,
         block_size: int,
         max_tokens: int,
+        max_lines: int,
         dtype: torch.dtype,
         device: torch.device,
         is_invariant: bool,
     ) -> None:
+        """Allocate slots for steps of `max_tokens`, logits of `max_lines`, and the pool."""
         head = program.ops[-1]
         if not isinstance(head, Head):
             raise ValueError(f"the program ends with {type(head).__name__}; an executor samples from a Head")
@@ -64,13 +66,15 @@ class DeviceModel:
         self._matrices = matrices
         self._vectors = vectors
         self._is_invariant = is_invariant
-        self._most_parts = min(_MOST_PARTS, -(-program.max_positions // LEAST_PART))
+        needed = -(-program.max_positions // LEAST_PART)
+        self._most_parts = min(_MOST_PARTS, 1 << (needed - 1).bit_length())
         self._inv_freqs = [torch.tensor(rope.inv_freq, dtype=torch.float32, device=device) for rope in program.ropes]
         self._rope_scales = [rope.scale for rope in program.ropes]
         self._slots = {
             name: torch.zeros((max_tokens, width), dtype=torch.float32 if name == "x" else dtype, device=device)
             for name, width in program.slot_widths().items()
         }
+        self._logits = torch.zeros((max_lines, self.vocab_size), dtype=torch.float32, device=device)
         itemsize = torch.empty((), dtype=dtype).element_size()
         sizes = [2 * layer.kv_heads * block_size * layer.head_dim for layer in program.cache_layers]
         self.block_bytes = sum(sizes) * itemsize
@@ -104,9 +108,11 @@ class DeviceModel:
         return slots[self._head.src]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of rows of the head's input, [R, V] fp32."""
+        """Return the logits of rows of the head's input, [R, V] fp32, valid until the next call."""
+        if len(hidden) > len(self._logits):
+            raise ValueError(f"logits of {len(hidden)} lines; this model has room for {len(self._logits)}")
         table = self._matrices[self._head.table]
-        out = torch.empty((len(hidden), table.n), dtype=torch.float32, device=hidden.device)
+        out = self._logits[: len(hidden)]
         epilogue = Epilogue(scale=self._head.scale, softcap=self._head.softcap)
         linear(hidden, table, out, epilogue=epilogue, is_invariant=self._is_invariant)
         return out
@@ -177,7 +183,8 @@ class DeviceModel:
         parts = min(_INVARIANT_PARTS, self._most_parts)
         if not self._is_invariant:
             programs = max(short.shape[1], 1) * op.num_kv_heads
-            parts = min(max(_WANTED_PROGRAMS // programs, 1), self._most_parts)
+            # A power of two: each number is a kernel of its own, and all of them are compiled before the first request.
+            parts = min(1 << (max(_WANTED_PROGRAMS // programs, 1).bit_length() - 1), self._most_parts)
         launches = [
             _cut(short[:, first : first + _TILES_AT_ONCE], 1, parts)
             for first in range(0, short.shape[1], _TILES_AT_ONCE)

@@ -1,0 +1,46 @@
+"""What a GPU's errors mean to whoever runs the server.
+
+Owns nothing. Called by `executor.cuda.executor` around everything that reaches the device.
+After an error of the device nothing in its context works any more, in this process: the engine ends, and says so.
+Running out of memory breaks nothing, but a step that does not fit today will not fit tomorrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from headrace.core.errors import EngineDead, OutOfMemory
+
+_OF_THE_DEVICE = ("CUDA error", "Triton Error [CUDA]", "CUBLAS_STATUS", "CUDNN_STATUS", "NVML")
+
+
+@contextmanager
+def named_failures(doing: str, remedy: str) -> Iterator[None]:
+    """Turn errors of the device into EngineDead, and lack of its memory into OutOfMemory.
+
+    doing   what fails, for the message: "a step of 512 tokens"
+    remedy  what to do when memory is short
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"the GPU has no memory for {doing}; {remedy} ({_first_line(error)})") from error
+    except RuntimeError as error:
+        if not is_of_device(error):
+            raise
+        raise EngineDead(
+            f"the GPU failed in {doing}: {_first_line(error)}; nothing works on it any more in this process, start it "
+            "again; if that happens again, run it once with CUDA_LAUNCH_BLOCKING=1, which names the kernel"
+        ) from error
+
+
+def is_of_device(error: RuntimeError) -> bool:
+    """Tell errors of the device from errors in the host's code."""
+    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in _OF_THE_DEVICE)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,36 @@
+"""The steps that a GPU goes through before the first request, so that nobody waits for what they compile and record.
+
+Pure: makes rows. Called by `executor.cuda.executor`.
+A kernel is compiled for each tile shape, and again for counts of 1 and multiples of 16, which are cheaper to address;
+the lengths here meet them all. Rows write to the block behind the pool, which nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from headrace.core.request import SamplingParams, SeqId
+from headrace.core.step import Row
+
+_GREEDY = SamplingParams(temperature=0.0)
+_RICH = SamplingParams(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.1, logprobs=2, seed=1)
+_LENGTHS = (1, 5, 16, 17, 32, 33, 48, 65, 80)
+_NOBODY = -1  # no sequence of an engine has this id
+
+
+def warm_rows(
+    buckets: Sequence[int], *, max_tokens: int, padded_block: int, block_size: int
+) -> Iterator[tuple[tuple[Row, ...], int | None]]:
+    """Yield the rows of each step, and its bucket; None: it runs op by op.
+
+    padded_block  the block behind the pool
+    """
+    lengths = sorted({*(length for length in _LENGTHS if length < max_tokens), max_tokens}, reverse=True)
+    for length in lengths:
+        blocks = (padded_block,) * -(-length // block_size)
+        yield (Row(SeqId(_NOBODY), 0, (0,) * length, blocks, _GREEDY),), None
+    for bucket in sorted(buckets, reverse=True):
+        yield (), bucket
+    for params in (_GREEDY, _RICH):
+        row = Row(SeqId(_NOBODY), 0, (0,), (padded_block,), params, history=(0,), prompt_len=1)
+        yield (row,), min(buckets)
