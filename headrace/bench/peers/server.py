@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import httpx
 import msgspec
@@ -27,10 +28,16 @@ _IDLE_WINDOW_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """How to start one server. `{port}` in the command is replaced; `model` is the name its API expects."""
+    """How to start one server.
+
+    weights  label of what it computes with, as for the engine of its family that is scored
+    command  `{port}` in it is replaced
+    model    the name its API expects
+    """
 
     name: str
     family: str
+    weights: str
     command: tuple[str, ...]
     model: str
     ready_path: str = "/health"
@@ -39,12 +46,22 @@ class ServerSpec:
 
 
 class ServerRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One server under one number of clients, one report per round."""
+    """One server under one number of clients, one report per round.
+
+    client_cpu  CPU seconds per wall second that the load itself took, 1.0 = one core, each round
+    """
 
     server: str
     family: str
     num_clients: int
     reports: tuple[LoadReport, ...]
+    weights: str = ""
+    client_cpu: tuple[float, ...] = ()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the median over rounds."""
+        return median(report.output_tokens_per_s for report in self.reports)
 
 
 class PeerServer:
@@ -115,6 +132,7 @@ def run_servers(
 ) -> list[ServerRun]:
     """Drive every server with every number of clients, interleaved; two requests per client and round."""
     reports: dict[tuple[str, int], list[LoadReport]] = {}
+    client_cpu: dict[tuple[str, int], list[float]] = {}
     for index in range(rounds):
         for count in clients:
             for server in servers:
@@ -128,10 +146,21 @@ def run_servers(
                     output_tokens=output_tokens,
                     seed=1 + index * len(clients) + count,
                 )
-                reports.setdefault((server.spec.name, count), []).append(asyncio.run(run_load(plan)))
-    families = {server.spec.name: server.spec.family for server in servers}
+                began_s = time.process_time()
+                report = asyncio.run(run_load(plan))
+                spent_s = time.process_time() - began_s
+                reports.setdefault((server.spec.name, count), []).append(report)
+                client_cpu.setdefault((server.spec.name, count), []).append(spent_s / max(report.duration_s, 1e-9))
+    specs = {server.spec.name: server.spec for server in servers}
     return [
-        ServerRun(server=name, family=families[name], num_clients=count, reports=tuple(found))
+        ServerRun(
+            server=name,
+            family=specs[name].family,
+            weights=specs[name].weights,
+            num_clients=count,
+            reports=tuple(found),
+            client_cpu=tuple(client_cpu[name, count]),
+        )
         for (name, count), found in reports.items()
     ]
 

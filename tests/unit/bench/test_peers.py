@@ -10,11 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headrace.bench.metrics import Distribution, LoadReport
 from headrace.bench.peers.compare import Measurement, best_ratio, run_rounds
 from headrace.bench.peers.export import export_hf
+from headrace.bench.peers.line_up import Ground, line_up
+from headrace.bench.peers.page import render_result
 from headrace.bench.peers.process import PeerError, PeerProcess, PeerSpec
+from headrace.bench.peers.result import Participant, PeersResult, best_other, http_ratio, task_ratio
+from headrace.bench.peers.server import ServerRun
 from headrace.bench.report import Bar, Chart, render_page
 from headrace.bench.token_prompts import TokenPrompts
+from headrace.evals.compare import Comparison, Interval
 from headrace.model import open_checkpoint
 from headrace.testing.checkpoints import write_checkpoint
 from headrace.text import load_tokenizer
@@ -109,3 +115,87 @@ def test_an_exported_checkpoint_opens_with_the_same_weights(tmp_path: Path, dtyp
             for name in original.names():
                 want, got = original.tensor(name).to_float(), copy.tensor(name).to_float()
                 np.testing.assert_allclose(got, want, rtol=0 if dtype == "F32" else 2**-8, atol=0)
+
+
+def scored(kl: float) -> Comparison:
+    one = Interval(1.0, 1.0, 1.0)
+    return Comparison(
+        num_tokens=9, mean_kl=Interval(kl, kl, kl), kl_p999=kl, ppl_base=1.0, ppl_test=1.0, ppl_ratio=one, same_top=one,
+        delta_p_rms=0.0,
+    )  # fmt: skip
+
+
+def load(rate: float, *, ttft_ms: float, itl_ms: float) -> LoadReport:
+    nothing = Distribution(count=0)
+    return LoadReport(
+        duration_s=1.0, completed=1, failed=0, prompt_tokens=1, output_tokens=1, output_tokens_per_s=rate,
+        requests_per_s=1.0, ttft_ms=Distribution(count=1, p99=ttft_ms), itl_ms=Distribution(count=1, p99=itl_ms),
+        tpot_ms=nothing, e2e_ms=nothing,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def result() -> PeersResult:
+    def part(name: str, family: str, weights: str) -> Participant:
+        return Participant(name=name, family=family, weights=weights, ready_s=1.0)
+
+    def run(name: str, family: str, weights: str, *reports: LoadReport) -> ServerRun:
+        shares = (0.015,) * len(reports)
+        return ServerRun(
+            server=name, family=family, weights=weights, num_clients=16, reports=reports, client_cpu=shares
+        )
+
+    http = (
+        run("headrace", "headrace", "as stored", load(500, ttft_ms=9, itl_ms=150), load(900, ttft_ms=9, itl_ms=150)),
+        run("headrace int8", "headrace", "int8", load(700, ttft_ms=8, itl_ms=80), load(700, ttft_ms=8, itl_ms=80)),
+        run("vllm serve", "vllm", "bf16", load(250, ttft_ms=11, itl_ms=119), load(300, ttft_ms=11, itl_ms=119)),
+        run("coarse", "coarse", "Q4_0", load(800, ttft_ms=1, itl_ms=1), load(800, ttft_ms=1, itl_ms=1)),
+    )
+
+    def speed(name: str, family: str, weights: str, rate: float) -> Measurement:
+        return Measurement(engine=name, family=family, weights=weights, task="t", rounds=(rate,))
+
+    return PeersResult(
+        date="today", headrace="1", machine="m", cores=2, isa=("avx2",), read_gb_per_s=1.0, model="m", rounds=1,
+        participants=(
+            part("headrace", "headrace", "as stored"), part("headrace int8", "headrace", "int8"),
+            part("vllm bf16", "vllm", "bf16"), part("coarse Q4_0", "coarse", "Q4_0"),
+        ),
+        quality={"headrace": scored(0.006), "headrace int8": scored(0.008), "coarse Q4_0": scored(0.6)},
+        measurements=(speed("headrace", "headrace", "as stored", 30.0), speed("vllm bf16", "vllm", "bf16", 10.0),
+                      speed("coarse Q4_0", "coarse", "Q4_0", 20.0)),
+        http=http, server_ready_s={run.server: 1.0 for run in http}, server_idle_cpu={run.server: 0.0 for run in http},
+        failures=(), absent=(),
+    )  # fmt: skip
+
+
+def test_a_faster_engine_of_another_quality_is_no_yardstick(result: PeersResult) -> None:
+    assert task_ratio(result, "t", "headrace") == (3.0, "vllm bf16")
+    best = best_other(result, 16)
+    assert best is not None
+    assert best.server == "vllm serve"
+
+
+def test_servers_are_compared_round_by_round(result: PeersResult) -> None:
+    assert http_ratio(result, result.http[0]) == (2.5, "vllm serve")
+    assert best_other(result, 64) is None
+
+
+def test_the_page_shows_both_of_our_servers_their_quality_and_the_longer_tail(result: PeersResult) -> None:
+    page = render_result(result)
+    assert "headrace: 2.50x vllm serve; headrace int8: 2.57x vllm serve" in page
+    assert "HTTP, 16 clients, p99 ITL: vllm serve 119 ms, headrace 150 ms" in page
+    assert "headrace int8</td><td>0.0080" in page
+    assert "p99 TTFT: vllm" not in page
+    assert page.count("1.5%</td>") == 4
+
+
+def test_our_int8_server_stands_beside_the_one_that_keeps_the_file(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "tiny", "llama", rope_scaling=None)
+    ground = Ground(model=f"file:{source}", path=source, peers=tmp_path, scratch=tmp_path, threads=2)
+    teams = line_up(ground)
+    stored, int8 = teams.servers
+    assert (stored.weights, stored.model, "--quantization" in stored.command) == ("as stored", "tiny", False)
+    assert (int8.weights, int8.command[-2:]) == ("int8", ("--quantization", "int8"))
+    assert int8.model == "tiny-hf-f32"
+    assert {name for name, _ in teams.absent} == {"llama.cpp", "OpenVINO", "vLLM"}
