@@ -36,6 +36,7 @@ from headrace.econ import cost_of_time, parse_usd
 RATE = "3.30"
 NUM_CALLERS = 24
 TENANTS = ("acme", "bolt", "cask", "poor")
+_SHOWN = ("requests", "engine_ns", "rent_ns", "machine_nano", "rent_nano")
 TASKS = ("read", "read", "stream", "stream", "stream", "two", "leave", "leave", "cancel", "resume", "wrong")
 
 
@@ -208,6 +209,7 @@ def read_ledger(database: str, models: list[str], seen: Seen, folder: Path) -> d
         rows = {row["request_id"].removeprefix("cmpl-").rpartition("-")[0]: row for row in csv.DictReader(file)}
     rest, lines = report["pool"], report["lines"]
     pool_ns = rest["loading_ns"] + rest["recomputed_ns"] + rest["abandoned_ns"] + rest["idle_ns"]
+    pool_ns += rest["cached_ns"]
     tenants_ns = sum(line["engine_ns"] for line in lines)
     bill_nano = sum(line["machine_nano"] for line in lines) + rest["pool_nano"]
     engines = verified["engines"]
@@ -223,7 +225,7 @@ def read_ledger(database: str, models: list[str], seen: Seen, folder: Path) -> d
         "settled": len(rows),
         "preempted_requests": sum(int(row["num_preemptions"]) > 0 for row in rows.values()),
         "preemptions": sum(int(row["num_preemptions"]) for row in rows.values()),
-        "tenants": {line["group"]: {k: line[k] for k in ("requests", "engine_ns", "machine_nano")} for line in lines},
+        "tenants": {line["group"]: {name: line[name] for name in _SHOWN} for line in lines},
         "pool": rest,
         "tenants_ns": tenants_ns,
         "pool_ns": pool_ns,

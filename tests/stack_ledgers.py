@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.econ.stack import BuildRow, Ledger, RequestRow, SpanRow
+from headrace.econ import EngineBuild, EngineSpan
+from headrace.econ.stack import Ledger, RequestRow
 
 S = 10**9
 HOUR = 3600 * S
@@ -22,7 +23,15 @@ def request(**changes: Any) -> RequestRow:
             "output_reasoning": 0,
             "engine_ns": 0,
         },
-        **{"machine_nano": 0, "cost_nano": None, "engine": "e1", "prompt_ns": 0, "cached_nano": None},
+        **{
+            "machine_nano": 0,
+            "cost_nano": None,
+            "engine": "e1",
+            "prompt_ns": 0,
+            "cached_nano": None,
+            "rent_ns": 0,
+            "rent_nano": None,
+        },
         **{"output_nano": None, "admission_ns": 0, "queue_ns": 0, "prefill_ns": 0, "decode_ns": 0, "upstream_ns": 0},
         **{"reading_ns": 0, "ttft_ns": 0, "num_preemptions": 0, "is_stream": 1, "is_repeatable": 0},
         **{"most_output": 100, "request_digest": None, "prefix_digests": ""},
@@ -35,10 +44,18 @@ def remote(**changes: Any) -> RequestRow:
     return request(**{**values, **changes})
 
 
-def span(**changes: Any) -> SpanRow:
+def span(**changes: Any) -> EngineSpan:
     """A span whose idle time is what its parts leave, and whose pool costs a nano-dollar a nanosecond."""
     values: dict[str, Any] = {
-        **{"engine": "e1", "model": "m", "from_ns": 0, "total_ns": 100, "loading_ns": 0, "requests_ns": 0},
+        **{
+            "id": "e1/1",
+            "engine": "e1",
+            "model": "m",
+            "from_ns": 0,
+            "total_ns": 100,
+            "loading_ns": 0,
+            "requests_ns": 0,
+        },
         **{"recomputed_ns": 0, "abandoned_ns": 0, "nano_per_hour": RATE, "rate_source": "config"},
     }
     values.update(changes)
@@ -46,20 +63,20 @@ def span(**changes: Any) -> SpanRow:
     values.setdefault("idle_ns", values["total_ns"] - busy)
     values.setdefault("until_ns", values["from_ns"] + values["total_ns"])
     values.setdefault("pool_nano", values["total_ns"] - values["requests_ns"])
-    return SpanRow(**values)
+    return EngineSpan(**values)
 
 
-def build(**changes: Any) -> BuildRow:
+def build(**changes: Any) -> EngineBuild:
     values: dict[str, Any] = {
-        **{"engine": "e1", "backend": "native", "weights": "auto", "kv_dtype": "bf16", "machine": "cpu"},
+        **{"backend": "native", "weights": "auto", "kv_dtype": "bf16", "machine": "cpu"},
         **{"threads": 2, "num_weights": 1000, "weight_bytes": 2000, "kv_bytes": 10, "kv_tokens": 10},
         "max_num_seqs": 8,
     }
-    return BuildRow(**{**values, **changes})
+    return EngineBuild(**{**values, **changes})
 
 
 def ledger(
-    requests: list[RequestRow], spans: list[SpanRow] | None = None, others_ns: dict[str, int] | None = None
+    requests: list[RequestRow], spans: list[EngineSpan] | None = None, others_ns: dict[str, int] | None = None
 ) -> Ledger:
     spans = [span(requests_ns=sum(row.engine_ns for row in requests))] if spans is None else spans
     return Ledger(
@@ -67,6 +84,6 @@ def ledger(
         until_ns=40 * 24 * HOUR,
         requests=requests,
         spans=spans,
-        builds={each.engine: build(engine=each.engine) for each in spans},
+        builds={each.engine: build() for each in spans},
         others_ns=others_ns or {},
     )

@@ -24,7 +24,7 @@ from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
 from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
-from headrace.econ import AttributionPolicy
+from headrace.econ import AttributionPolicy, RentPolicy, RentTerms
 from headrace.engine import AsyncEngine, Engine, StreamLimits
 from headrace.executor.packed_cache import fingerprint
 from headrace.model import open_checkpoint
@@ -168,6 +168,9 @@ def load_model(
             observer=observer,
             limits=opened.streams,
             policy=AttributionPolicy(opened.engine.step_shares),
+            rent=RentTerms.of(
+                RentPolicy(opened.engine.cache_rent), opened.engine.cache_memory_share, scheduler.num_blocks
+            ),
             began_s=began_s,
         ),
         shares_prefixes=opened.engine.share_prefixes,

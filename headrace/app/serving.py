@@ -52,10 +52,9 @@ from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import Clock, Upstream
 from headrace.core.settings import HealthSettings, ResumeSettings, Settings
-from headrace.econ import machine_rate
+from headrace.econ import EngineBuild, machine_rate
 from headrace.engine.health import HealthLimits
 from headrace.gateway import Gateway
-from headrace.gateway.ledger import EngineBuild
 from headrace.model.store import LocalModel, Progress
 from headrace.obs import Metrics, ModelMetrics, Timeline, configure_logging
 

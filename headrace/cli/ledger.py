@@ -51,7 +51,7 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
     is_allocated = args.allocate == "usage"
     table = Table(box=None)
     table.add_column(args.by)
-    for column in ("requests", "input", "cached", "output", "engine s", "machine $", "charged $"):
+    for column in ("requests", "input", "cached", "output", "engine s", "machine $", "of it rent $", "charged $"):
         table.add_column(column, justify="right")
     if is_allocated:
         table.add_column("with pool $", justify="right")
@@ -63,6 +63,7 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
             f"{line.output_text + line.output_reasoning:,}",
             f"{line.engine_ns / 1e9:,.3f}",
             show_usd(line.machine_nano),
+            show_usd(line.rent_nano),
             show_usd(line.charged_nano) + (f" + {line.unpriced:,} unpriced" if line.unpriced else ""),
         ]
         if is_allocated:
@@ -72,7 +73,8 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
     used_ns = sum(line.engine_ns for line in lines)
     print(
         f"pool: loading {rest.loading_ns / 1e9:,.3f} s, idle {rest.idle_ns / 1e9:,.3f} s, "
-        f"recomputed {rest.recomputed_ns / 1e9:,.3f} s, abandoned {rest.abandoned_ns / 1e9:,.3f} s"
+        f"recomputed {rest.recomputed_ns / 1e9:,.3f} s, abandoned {rest.abandoned_ns / 1e9:,.3f} s, "
+        f"cached and not paid for {rest.cached_ns / 1e9:,.3f} s"
         f" = ${show_usd(rest.pool_nano)}; charged to requests: {used_ns / 1e9:,.3f} s"
         + ("; the pool is allocated by engine time" if is_allocated else "")
     )

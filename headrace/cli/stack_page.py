@@ -22,7 +22,7 @@ from headrace.econ.stack.savings import Improvement, span, usd
 # The same thing has the same colour in every figure.
 _COLOURS = {
     **{"input": 0, "cached input": 7, "output": 1, "not divided": 6, "for requests": 0},
-    **{"recomputed": 6, "abandoned": 3, "loading": 2, "idle": 5},
+    **{"recomputed": 6, "abandoned": 3, "loading": 2, "idle": 5, "cached, unused": 7},
 }
 _PART_COLOURS = {name: place for place, name in enumerate(PARTS)}
 _WORDY = ("What served", "Traffic")
@@ -93,6 +93,7 @@ def _money(words: Words) -> Iterator[str]:
                 ("abandoned", line.abandoned_nano / 1e9),
                 ("loading", line.loading_nano / 1e9),
                 ("idle", line.idle_nano / 1e9),
+                ("cached, unused", max(line.resting_nano, 0) / 1e9),
             ),
             text=usd(line.total_nano),
         )
@@ -136,6 +137,7 @@ def _time(words: Words) -> Iterator[str]:
                 ("abandoned", float(own.abandoned_ns)),
                 ("loading", float(own.loading_ns)),
                 ("idle", float(own.idle_ns)),
+                ("cached, unused", float(max(own.cached_ns, 0))),
             ),
             text=f"{own.utilization:.1%} of {span(own.total_ns)}",
         )

@@ -151,6 +151,7 @@ class Words:
                 ("abandoned", own.abandoned_ns, own.abandoned_nano),
                 ("loading", own.loading_ns, own.loading_nano),
                 ("idle", own.idle_ns, own.idle_nano),
+                ("cached, unused", own.cached_ns, own.cached_nano),
             ):
                 money = "not known" if own.configuration.nano_per_hour is None else usd(nano)
                 rows.append((name, what, span(ns), f"{ns / total:.1%}", money))

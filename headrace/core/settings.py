@@ -36,6 +36,7 @@ Quantization = Literal["auto", "bf16", "int8", "int4", "fp8"]
 PrefixPolicy = Literal["lru", "cost"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _SECRET = {"api_key", "database", "kv_redis_url", "kv_secret"}
@@ -116,6 +117,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      slower. The CPU backends always keep this
     step_shares      who pays for what a step costs however many share it, in the account of the engine's time: equal,
                      each row the same, or tokens, in proportion to the tokens computed
+    cache_rent       what the next user of a cached prefix pays for the memory it took meanwhile, in the account of the
+                     engine's time: capped, at most what computing it again would have taken; full; or none
+    cache_memory_share  share of the machine's time that the memory of the whole pool is worth, for that rent
     decision_log     file that the scheduler's inputs and decisions are written to, for `headrace replay`; None: no log.
                      Without content: blocks of tokens are there as keyed digests only
     decision_log_mib  MiB that this file and the older ones beside it may take
@@ -143,6 +147,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_secret: str | None = None
     batch_invariant: bool = False
     step_shares: Literal["equal", "tokens"] = "equal"
+    cache_rent: Literal["capped", "full", "none"] = "capped"
+    cache_memory_share: Share = 0.1
     decision_log: str | None = None
     decision_log_mib: Positive = 256
 

@@ -32,6 +32,7 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""  # whose request it was; empty where there are no tenants
     engine_ns: int = 0  # of the engine's time, charged to the request
     prompt_ns: int = 0  # of that: for computing its prompt
+    rent_ns: int = 0  # of that: for the cached tokens it used
     paused_s: float = 0.0  # not computed, since nobody read what was there
     longest_tokens: int | None = None  # completion tokens of the longest choice; None where only their sum is known
     max_tokens: int | None = None  # that a choice might have had; None where an upstream decides
@@ -56,6 +57,8 @@ class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
     recomputed  computed again after preemptions: the server's own doing
     abandoned   computed for requests that had ended meanwhile
     idle        no step was being made
+    cached      rent of cached prefixes at rest that nobody has paid: not used yet, or given up unused
+    rent        of `requests`: such rent that was paid by the request that used the prefix next
     """
 
     total_ns: int
@@ -64,6 +67,8 @@ class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_ns: int = 0
     abandoned_ns: int = 0
     idle_ns: int = 0
+    cached_ns: int = 0
+    rent_ns: int = 0
 
 
 class TierStats(msgspec.Struct, kw_only=True):

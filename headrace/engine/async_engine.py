@@ -23,7 +23,7 @@ from headrace.core.protocols import Clock
 from headrace.core.request import Knock, Request, RequestId, SeqId
 from headrace.core.stats import EngineSnapshot, EngineTime, Observer, RequestStats
 from headrace.core.why import ChoiceNote, Explanation, RequestState
-from headrace.econ import AttributionPolicy
+from headrace.econ import FREE, AttributionPolicy, RentTerms
 from headrace.engine.admission import check_request
 from headrace.engine.best_of import generate_best
 from headrace.engine.engine import Engine, StepReport
@@ -67,6 +67,7 @@ class AsyncEngine:
         limits: StreamLimits | None = None,
         began_s: float | None = None,
         policy: AttributionPolicy = AttributionPolicy.EQUAL,
+        rent: RentTerms = FREE,
     ) -> None:
         self._limits = limits or StreamLimits()
         self._engine = engine
@@ -83,7 +84,7 @@ class AsyncEngine:
         self._warm_s: float | None = None
         self._fatal: str | None = None
         self._tell_finished: Callable[[RequestStats], None] | None = None
-        self._meter = StepMeter(clock.now() if began_s is None else began_s, engine.step_costs, policy)
+        self._meter = StepMeter(clock.now() if began_s is None else began_s, engine.step_costs, policy, rent)
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
@@ -299,6 +300,7 @@ class AsyncEngine:
         for seq_id in stream.seq_ids:
             del self._streams[SeqId(seq_id)]
         stream.prompt_ns = self._meter.read_prompt(stream.all_ids.start)
+        stream.rent_ns = self._meter.read_rent(stream.all_ids.start)
         stream.engine_ns = self._meter.close(stream.all_ids)
         same_id = self._by_request[stream.request.request_id]
         same_id.remove(stream)
@@ -353,7 +355,8 @@ class AsyncEngine:
     def _receive(self, report: StepReport) -> None:
         """Hand a step's events to their streams; the only loop over the batch on the network thread."""
         if report.step is not None:
-            self._meter.on_step(report.rows, report.step.began_s, report.now)
+            self._meter.on_step(report.rows, report.step.began_s, report.now, report.num_resting, report.owed)
+        self._meter.note_cached(report.num_cached)
         for decision in report.preempted:
             if decision.seq_id in self._streams:
                 self._memory.note_preempted(report.now, decision)

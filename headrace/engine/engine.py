@@ -26,7 +26,7 @@ from headrace.core.protocols import Clock, Executor
 from headrace.core.request import SeqId
 from headrace.core.stats import EngineSnapshot, StepStats
 from headrace.core.step import Row, Step, StepResult
-from headrace.econ import StepCosts
+from headrace.econ import Owed, StepCosts
 from headrace.engine.inbox import Inbox
 from headrace.kv.tiers import TierHierarchy
 from headrace.sched import Scheduler, Sequence, SequenceEvent, SequenceStatus, Urgency, dry_steps
@@ -44,6 +44,9 @@ class StepReport(NamedTuple):
     step: StepStats | None = None
     rows: tuple[Row, ...] = ()  # of the step
     preempted: tuple[Preempted, ...] = ()
+    num_cached: int = 0  # blocks at rest in the prefix cache: from now on
+    num_resting: int = 0  # while the step was made
+    owed: tuple[Owed, ...] = ()  # by those that have begun to use such blocks
 
 
 class Engine:
@@ -197,18 +200,21 @@ class Engine:
         for seq_id, is_paused in orders.pauses.items():
             (scheduler.pause if is_paused else scheduler.resume)(seq_id)
         if orders.aborts:
+            now = self._clock.now()
+            scheduler.note_time(now)
             events = [event for seq_id in orders.aborts for event in scheduler.abort(seq_id)]
             self._flush()
-            self._deliver(StepReport(self._clock.now(), events))
+            self._deliver(StepReport(now, events, num_cached=scheduler.num_cached_blocks))
         return True
 
     def _step(self) -> None:
         """Make one step, if there is work."""
         self._step_began_s = began = self._clock.now()
         self._phase = "schedule"
+        self._scheduler.note_time(began)
         if expired := self._scheduler.expire(began):
             self._flush()
-            self._deliver(StepReport(began, expired))
+            self._deliver(StepReport(began, expired, num_cached=self._scheduler.num_cached_blocks))
         step = self._scheduler.schedule(began)
         if step is None:
             self._step_began_s, self._phase = None, "idle"
@@ -216,16 +222,27 @@ class Engine:
                 self._wait_below()
             return
         self._phase = "execute"
-        decisions = self._scheduler.decisions
+        decisions, owed = self._scheduler.decisions, self._scheduler.owed
+        num_resting = self._scheduler.num_cached_blocks
         pending = self._executor.launch(step)
         self._flush()
         result = pending.result()
         self._phase = "commit"
         now = self._clock.now()
+        self._scheduler.note_time(now)
         events = self._scheduler.commit(step, result, now)
         self._last_step_s, self._step_began_s, self._phase = now, None, "idle"
         stats = _stats(step, result, events, self._clock.now() - began, began)
-        self._held = StepReport(now, events, stats, step.rows, _preempted(decisions))
+        self._held = StepReport(
+            now,
+            events,
+            stats,
+            step.rows,
+            _preempted(decisions),
+            num_cached=self._scheduler.num_cached_blocks,
+            num_resting=num_resting,
+            owed=owed,
+        )
         if not self._scheduler.can_work:
             self._flush()
 

@@ -110,6 +110,7 @@ class RequestStream:
         self.all_ids = self.seq_ids
         self.engine_ns = 0
         self.prompt_ns = 0
+        self.rent_ns = 0
         self.paused_since_s: float | None = None
         self.paused_s = 0.0
 
@@ -223,6 +224,7 @@ class RequestStream:
             tenant=self.request.tenant,
             engine_ns=usage.engine_ns,
             prompt_ns=self.prompt_ns,
+            rent_ns=self.rent_ns,
             paused_s=self.paused_s,
             longest_tokens=max(choice.num_tokens for choice in self._choices),
             max_tokens=self.request.stop.max_tokens,

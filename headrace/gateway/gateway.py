@@ -18,7 +18,7 @@ from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.protocols import Clock, Upstream
 from headrace.core.settings import read_secret
 from headrace.core.stats import AdmissionStats, AuditStats, EngineTime, RequestStats
-from headrace.econ import machine_rate
+from headrace.econ import EngineBuild, machine_rate
 from headrace.gateway.admin import AdminRoutes, admin_routes
 from headrace.gateway.admission import Admission, Authority, Rulebook
 from headrace.gateway.admission.stage import AdmissionRules
@@ -28,7 +28,7 @@ from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.identity import Directory
 from headrace.gateway.identity.gate import Gate
 from headrace.gateway.identity.permission import Permission
-from headrace.gateway.ledger import Digests, EngineBuild, LedgerRecorder, read_digest_key
+from headrace.gateway.ledger import Digests, LedgerRecorder, read_digest_key
 from headrace.gateway.pipeline import Pipeline
 from headrace.gateway.store import migrate, open_database
 from headrace.gateway.store.watch import Watch

@@ -50,8 +50,8 @@ class BlockPool:
     """Hands out block numbers 0 … num_blocks-1. Each call costs O(1) per block."""
 
     __slots__ = (
-        *("_free", "_kept", "_num_queued", "_num_releases", "_on_evict", "_order", "_queue", "_state"),
-        *("num_blocks", "num_cached", "num_evicted"),
+        *("_free", "_kept", "_num_queued", "_num_releases", "_on_evict", "_order", "_queue", "_since_ns", "_state"),
+        *("moment_ns", "num_blocks", "num_cached", "num_evicted"),
     )
 
     def __init__(self, num_blocks: int) -> None:
@@ -60,6 +60,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.num_cached = 0  # blocks that nobody holds and that are kept until their place is needed
         self.num_evicted = 0  # cached blocks given up since the start
+        self.moment_ns = 0  # now, as the scheduler last said
+        self._since_ns = [0] * num_blocks  # when a cached block became cached
         self._state = [0] * num_blocks  # see above
         self._free = list(range(num_blocks - 1, -1, -1))
         self._kept = bytearray(num_blocks)  # 1: becomes cached, not free, after its last holder
@@ -123,7 +125,7 @@ class BlockPool:
         """Drop one holder of each block, tail first; a block without holders becomes cached if kept, else free."""
         state, kept, free = self._state, self._kept, self._free
         self._num_releases += 1
-        mark = -self._num_releases
+        mark, moment_ns, since_ns = -self._num_releases, self.moment_ns, self._since_ns
         released: list[int] = []
         try:
             for block in reversed(blocks):
@@ -131,6 +133,7 @@ class BlockPool:
                 if count == 1:
                     if kept[block]:
                         state[block] = mark
+                        since_ns[block] = moment_ns
                         released.append(block)
                     else:
                         state[block] = 0
@@ -160,6 +163,11 @@ class BlockPool:
     def num_holders(self, block: int) -> int:
         """Count the holders of a block."""
         return max(self._state[block], 0)
+
+    def resting(self, blocks: Iterable[int]) -> list[tuple[int, int]]:
+        """Return those of `blocks` that are cached, each with the nanoseconds since it became so."""
+        state, since_ns, now_ns = self._state, self._since_ns, self.moment_ns
+        return [(block, now_ns - since_ns[block]) for block in blocks if state[block] < 0]
 
     def count_unheld(self, blocks: Iterable[int]) -> int:
         """Count those of `blocks` that nobody holds."""

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from headrace.core.stats import EngineSnapshot, EngineTime
 
-_ACCOUNTS = ("loading", "requests", "recomputed", "abandoned", "idle")
+_ACCOUNTS = ("loading", "requests", "recomputed", "abandoned", "idle", "cached")
 _NANO = 1e9
 _NS_PER_HOUR = 3.6e12
 _LABELS = ("model_name",)
@@ -26,6 +26,9 @@ def engine_families(engines: Sequence[tuple[str, EngineSnapshot]], nano_per_hour
     cost = CounterMetricFamily(
         "headrace_engine_usd", "What that time cost, at gateway.usd_per_hour", labels=(*_LABELS, "account")
     )
+    rent = CounterMetricFamily(
+        "headrace_cache_rent_seconds", "Of the time of cached: paid by requests that used the prefix", labels=_LABELS
+    )
     for model_name, snapshot in engines:
         if snapshot.time is None:
             continue
@@ -34,10 +37,11 @@ def engine_families(engines: Sequence[tuple[str, EngineSnapshot]], nano_per_hour
             time.add_metric((model_name, account), spent_ns / 1e9)
             if nano_per_hour is not None:
                 cost.add_metric((model_name, account), spent_ns / _NS_PER_HOUR * nano_per_hour / _NANO)
+        rent.add_metric((model_name,), snapshot.time.rent_ns / 1e9)
     rate = GaugeMetricFamily("headrace_machine_usd_per_hour", "What this machine costs in an hour")
     if nano_per_hour is not None:
         rate.add_metric((), nano_per_hour / _NANO)
-    yield from (time, cost, rate)
+    yield from (time, cost, rent, rate)
 
 
 def charge_families(charged_nano: Mapping[str, int], budgets: Mapping[str, float]) -> Iterator[Metric]:
@@ -56,5 +60,8 @@ def charge_families(charged_nano: Mapping[str, int], budgets: Mapping[str, float
 
 
 def _read(time: EngineTime, account: str) -> int:
+    """Return an account that only grows: rent stays where it was set aside, and is counted as such."""
     spent_ns: int = getattr(time, f"{account}_ns")
-    return spent_ns
+    if account == "cached":
+        return spent_ns + time.rent_ns
+    return spent_ns - time.rent_ns if account == "requests" else spent_ns

@@ -67,6 +67,8 @@ class Entrance:
         num_reserved = 0 if sequence.beams is None else memory.beam_blocks.num_reserved(sequence)
         if not self._room.make(sequence, shared, num_new + num_reserved):
             return False
+        if sequence.first_scheduled_s is None:
+            memory.rents.note_use(sequence.seq_id, shared)
         num_shared, num_new = memory.enter(sequence, shared, num_new)
         roster.waiting.remove(sequence)
         sequence.status = SequenceStatus.RUNNING

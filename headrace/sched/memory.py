@@ -1,8 +1,9 @@
 """The memory of sequences: the pool, what they hold of it, what they share of it, and what is kept below it.
 
 Owns nothing but the collaborators, of which prefix cache and places below may be absent: `tables` who holds what,
-`prefixes` what is shared, `beam_blocks` what searches have reserved, `tiering` what is below. Whatever concerns more
-than one of them is here, in the order that they need. Called by the scheduler's parts on the engine thread.
+`prefixes` what is shared, `rents` who uses what had been resting, `beam_blocks` what searches have reserved, `tiering`
+what is below. Whatever concerns more than one of them is here, in the order that they need. Called by the scheduler's
+parts on the engine thread.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from headrace.kv.tiers import TierHierarchy
 from headrace.sched.beam_blocks import BeamBlocks
 from headrace.sched.limits import SchedulerLimits
 from headrace.sched.prefixes import PrefixSharing
+from headrace.sched.rents import Rents
 from headrace.sched.sequence import Sequence
 from headrace.sched.tables import BlockTables
 from headrace.sched.tiering import Tiering
@@ -29,6 +31,7 @@ class Memory:
         self.tables = BlockTables(pool, block_size)
         order = limits.eviction_order(pool.num_blocks, block_size)
         self.prefixes = PrefixSharing(pool, block_size, self.tables.retire, order) if limits.prefix_cache else None
+        self.rents = Rents(pool, block_size)
         self.beam_blocks = BeamBlocks(pool, block_size, self.tables, self.prefixes)
         self.tiering: Tiering | None = None
         if tiers is not None and self.prefixes is not None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from headrace.core.delta import FinishReason
 from headrace.core.request import SeqId
 from headrace.core.step import Step, StepResult
-from headrace.econ import StepCosts
+from headrace.econ import Owed, StepCosts
 from headrace.kv import BlockPool
 from headrace.kv.tiers import TierHierarchy
 from headrace.sched.budget import StepBudget, StepPlan
@@ -113,6 +113,11 @@ class Scheduler:
     def decisions(self) -> list[Decision]:
         """Return what the last `schedule` decided."""
         return self._decisions.of_step
+
+    @property
+    def owed(self) -> tuple[Owed, ...]:
+        """Return what the sequences that the last `schedule` admitted owe for the cached blocks that they use."""
+        return self._memory.rents.of_step
 
     @property
     def has_work(self) -> bool:
@@ -266,6 +271,10 @@ class Scheduler:
                 self._memory.prefixes.fall_silent(sequence)
         self._roster.paused.pause(sequence)
 
+    def note_time(self, now: float) -> None:
+        """Say what time it is, for whatever comes to rest or is used from now on."""
+        self._memory.pool.moment_ns = round(now * 1e9)
+
     def resume(self, seq_id: SeqId) -> None:
         """Let a paused sequence go on, in the next step that has a place for it. Idempotent."""
         sequence = self._roster.live.get(seq_id)
@@ -288,6 +297,7 @@ class Scheduler:
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
             return None
         self._decisions.begin()
+        self._memory.rents.begin()
         self._memory.begin(now)
         roster, planner, entrance, waiting = self._roster, self._planner, self._entrance, self._roster.waiting
         for sequence in roster.paused.returning():

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from headrace.econ.percentiles import quantile
+
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
     """Of one quantity, in milliseconds; count 0 means that nothing was measured."""
@@ -31,9 +33,9 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             count=len(values),
             mean=sum(values) / len(values) * 1e3,
-            p50=_quantile(values, 0.5) * 1e3,
-            p90=_quantile(values, 0.9) * 1e3,
-            p99=_quantile(values, 0.99) * 1e3,
+            p50=quantile(values, 0.5) * 1e3,
+            p90=quantile(values, 0.9) * 1e3,
+            p99=quantile(values, 0.99) * 1e3,
             max=values[-1] * 1e3,
         )
 
@@ -103,11 +105,3 @@ class Latencies:
             self.tpot.append(tpot_s)
         self.output_tokens += num_tokens
         self.num_good += ttft_s <= slo[0] and tpot_s <= slo[1]
-
-
-def _quantile(values: list[float], share: float) -> float:
-    """Return a quantile of sorted values."""
-    place = share * (len(values) - 1)
-    below = int(place)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (values[above] - values[below]) * (place - below)

@@ -1,6 +1,6 @@
 """The audit of a stack: what was paid for, what was used, what made requests slow, what would be cheaper."""
 
 from headrace.econ.stack.audit import StackAudit, audit
-from headrace.econ.stack.rows import BuildRow, Ledger, ReferencePrice, RequestRow, SpanRow, StepFit
+from headrace.econ.stack.rows import Ledger, ReferencePrice, RequestRow, StepFit
 
-__all__ = ["BuildRow", "Ledger", "ReferencePrice", "RequestRow", "SpanRow", "StackAudit", "StepFit", "audit"]
+__all__ = ["Ledger", "ReferencePrice", "RequestRow", "StackAudit", "StepFit", "audit"]

@@ -3,8 +3,10 @@
 Owns the sums. Whole nano-dollars throughout: a line's parts are divided by largest remainder, so they add up to the
 line, and the lines to the bill.
 
-    an engine of ours   a request's machine cost │ by the engine time of its prompt and of its answer
+    an engine of ours   a request's machine cost │ its rent for cached input; the rest by the engine time of its prompt
+                                                 │ and of its answer
                         the pool's cost          │ by its time: loading, recomputed, abandoned, idle
+                        cached prefixes          │ what was set aside for them, less the rent that requests paid
     a remote upstream   a request's price        │ as the price says
 
 Where only some requests are looked at, they bear the part of an engine's pool that their engine time is of all.
@@ -18,8 +20,9 @@ from dataclasses import dataclass
 import msgspec
 
 from headrace.econ.attribution import divide
+from headrace.econ.engines import EngineSpan
 from headrace.econ.stack.configuration import Configuration, Servers
-from headrace.econ.stack.rows import Ledger, RequestRow, SpanRow
+from headrace.econ.stack.rows import Ledger, RequestRow
 
 POOL = ("loading", "recomputed", "abandoned", "idle")
 
@@ -27,6 +30,7 @@ POOL = ("loading", "recomputed", "abandoned", "idle")
 class CostLine(msgspec.Struct, frozen=True, kw_only=True):
     """One configuration's part of the bill.
 
+    resting_nano  of cached prefixes that no request has paid for so far; negative where it was set aside before
     unsplit_nano  of requests whose row does not say what was for input and what for output
     unpriced      requests whose cost is not known: in none of the sums
     """
@@ -44,6 +48,7 @@ class CostLine(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_nano: int
     abandoned_nano: int
     idle_nano: int
+    resting_nano: int
     engine_ns: int
     unpriced: int
 
@@ -55,7 +60,7 @@ class CostLine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pool_nano(self) -> int:
         """Return what nobody used."""
-        return self.loading_nano + self.recomputed_nano + self.abandoned_nano + self.idle_nano
+        return self.loading_nano + self.recomputed_nano + self.abandoned_nano + self.idle_nano + self.resting_nano
 
     @property
     def total_nano(self) -> int:
@@ -87,6 +92,7 @@ class _Sums:
     recomputed_nano: int = 0
     abandoned_nano: int = 0
     idle_nano: int = 0
+    resting_nano: int = 0
     engine_ns: int = 0
     unpriced: int = 0
 
@@ -110,6 +116,7 @@ def bill(ledger: Ledger, servers: Servers) -> tuple[list[CostLine], int]:
         into.recomputed_nano += parts[1]
         into.abandoned_nano += parts[2]
         into.idle_nano += parts[3]
+        into.resting_nano += parts[4]
     lines = [
         CostLine(configuration=configuration, **{name: getattr(found, name) for name in _Sums.__slots__})
         for configuration, found in sums.items()
@@ -131,7 +138,9 @@ def _add(into: _Sums, row: RequestRow, *, is_remote: bool) -> None:
         into.output_nano += row.output_nano
         into.fresh_nano += nano - row.cached_nano - row.output_nano
     elif not is_remote and row.engine is not None and row.engine_ns:
-        fresh, output = divide(nano, [row.prompt_ns, row.engine_ns - row.prompt_ns])
+        rent = row.rent_nano or 0
+        fresh, output = divide(nano - rent, [row.prompt_ns, row.engine_ns - row.rent_ns - row.prompt_ns])
+        into.cached_nano += rent
         into.fresh_nano += fresh
         into.output_nano += output
     else:
@@ -143,14 +152,19 @@ def _pools(ledger: Ledger, engine_ns: dict[str, int]) -> Iterator[tuple[str, lis
     for span in ledger.spans:
         if span.pool_nano is None:
             continue
-        parts = divide(span.pool_nano, pool_times(span))
+        parts = [*divide(span.pool_nano, pool_times(span)), span.cached_nano or 0]
         others = ledger.others_ns.get(span.engine, 0)
         if others:
             own = engine_ns.get(span.engine, 0)
-            parts = [divide(part, [own, others])[0] for part in parts]
+            parts = [_share(part, own, others) for part in parts]
         yield span.engine, parts
 
 
-def pool_times(span: SpanRow) -> list[int]:
+def _share(part: int, own: int, others: int) -> int:
+    """Return the part of a cost, which may be negative, by engine time used."""
+    return divide(part, [own, others])[0] if part >= 0 else -divide(-part, [own, others])[0]
+
+
+def pool_times(span: EngineSpan) -> list[int]:
     """Return the pool's times in the order of POOL."""
     return [span.loading_ns, span.recomputed_ns, span.abandoned_ns, span.idle_ns]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.econ.engines import EngineBuild, EngineSpan
 from headrace.econ.money import show_usd
-from headrace.econ.stack.rows import BuildRow, SpanRow
 
 
 class Configuration(msgspec.Struct, frozen=True, order=True):
@@ -41,7 +41,7 @@ class Configuration(msgspec.Struct, frozen=True, order=True):
         return f"{self.model}, {memory}, {self.backend}, {self.threads} threads, {rate}"
 
 
-def configuration_of(model: str, build: BuildRow | None, span: SpanRow | None) -> Configuration:
+def configuration_of(model: str, build: EngineBuild | None, span: EngineSpan | None) -> Configuration:
     """Return the configuration of an engine, as far as the ledger knows it."""
     rate = None if span is None else span.nano_per_hour
     if build is None:
@@ -62,7 +62,7 @@ def configuration_of(model: str, build: BuildRow | None, span: SpanRow | None) -
 class Servers:
     """Finds the configuration behind a row."""
 
-    def __init__(self, spans: list[SpanRow], builds: dict[str, BuildRow]) -> None:
+    def __init__(self, spans: list[EngineSpan], builds: dict[str, EngineBuild]) -> None:
         self.of_engine = {
             span.engine: configuration_of(span.model, builds.get(span.engine), span) for span in reversed(spans)
         }

@@ -135,7 +135,7 @@ def _time_for(remote: CostLine, line: CostLine, rows: list[RequestRow]) -> float
     """Return the engine time that a remote line's tokens would take, at what this line's tokens took."""
     own = [row for row in rows if row.model == line.configuration.model and row.engine is not None]
     prompt_ns = sum(row.prompt_ns for row in own)
-    answer_ns = line.engine_ns - prompt_ns
+    answer_ns = line.engine_ns - prompt_ns - sum(row.rent_ns for row in own)
     fresh = remote.fresh_tokens + remote.cached_tokens
     return fresh * prompt_ns / line.fresh_tokens + remote.output_tokens * answer_ns / line.output_tokens
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from headrace.econ.percentiles import quantile
 from headrace.econ.stack.latency import ENDED
-from headrace.econ.stack.percentiles import quantile
 from headrace.econ.stack.rows import RequestRow
 from headrace.econ.stack.savings import Evidence, Improvement, NotJudged, usd
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headrace.econ.stack.percentiles import quantile
+from headrace.econ.percentiles import quantile
 from headrace.econ.stack.rows import PARTS, RequestRow
 
 ENDED = frozenset(("stop", "length", "tool_calls", "content_filter", "pause_turn"))

@@ -1,4 +1,4 @@
-"""What the audit reads: an ended request, a stretch of an engine's life, how an engine was built, a price to compare.
+"""What the audit reads: an ended request, a price to compare, and all that was read of a period.
 
 Values only; the fields are named after the ledger's columns. Read from the database by `gateway.ledger.stack_rows`.
 None is what the ledger does not know: rows from before a column existed, machines without a rate.
@@ -7,6 +7,8 @@ None is what the ledger does not know: rows from before a column existed, machin
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from headrace.econ.engines import EngineBuild, EngineSpan
 
 # How the ledger writes the beginnings of a prompt: DIGITS digits for the first 64 tokens, as many for 128, …
 PREFIX_LEVELS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -32,6 +34,8 @@ class RequestRow(NamedTuple):
     cost_nano: int | None
     engine: str | None
     prompt_ns: int
+    rent_ns: int
+    rent_nano: int | None
     cached_nano: int | None
     output_nano: int | None
     admission_ns: int | None
@@ -69,45 +73,6 @@ class RequestRow(NamedTuple):
         return known if len(known) == len(parts) else None
 
 
-class SpanRow(NamedTuple):
-    """A stretch of an engine's life."""
-
-    engine: str
-    model: str
-    from_ns: int
-    until_ns: int
-    total_ns: int
-    loading_ns: int
-    requests_ns: int
-    recomputed_ns: int
-    abandoned_ns: int
-    idle_ns: int
-    pool_nano: int | None
-    nano_per_hour: int | None
-    rate_source: str | None
-
-    @property
-    def busy_ns(self) -> int:
-        """Return the time in which steps were made, useful or not."""
-        return self.requests_ns + self.recomputed_ns + self.abandoned_ns
-
-
-class BuildRow(NamedTuple):
-    """How an engine was built."""
-
-    engine: str
-    backend: str
-    weights: str
-    kv_dtype: str
-    machine: str
-    threads: int
-    num_weights: int
-    weight_bytes: int
-    kv_bytes: int
-    kv_tokens: int
-    max_num_seqs: int
-
-
 class ReferencePrice(NamedTuple):
     """What somebody else asks, in nano-dollars per million tokens."""
 
@@ -138,6 +103,6 @@ class Ledger(NamedTuple):
     since_ns: int
     until_ns: int
     requests: list[RequestRow]
-    spans: list[SpanRow]
-    builds: dict[str, BuildRow]
+    spans: list[EngineSpan]
+    builds: dict[str, EngineBuild]
     others_ns: dict[str, int]

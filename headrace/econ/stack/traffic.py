@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from headrace.econ.stack.percentiles import quantile
+from headrace.econ.percentiles import quantile
 from headrace.econ.stack.rows import PREFIX_DIGITS, PREFIX_LEVELS, RequestRow
 
 MOST_KEYS = 500_000

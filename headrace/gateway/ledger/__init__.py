@@ -3,7 +3,7 @@
 from headrace.gateway.ledger.balance import Balance, balances
 from headrace.gateway.ledger.course import Course, Stopwatch
 from headrace.gateway.ledger.digests import Digests, read_digest_key
-from headrace.gateway.ledger.engine_account import Charge, EngineBuild, EngineSpan
+from headrace.gateway.ledger.engine_account import Charge
 from headrace.gateway.ledger.recorder import LedgerRecorder
 from headrace.gateway.ledger.report import (
     By,
@@ -21,8 +21,6 @@ __all__ = [
     "Charge",
     "Course",
     "Digests",
-    "EngineBuild",
-    "EngineSpan",
     "LedgerRecorder",
     "PoolLine",
     "Stopwatch",

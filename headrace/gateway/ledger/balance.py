@@ -10,11 +10,11 @@ from typing import NamedTuple
 from headrace.econ import cost_of_time
 from headrace.gateway.store import Database
 
-_PARTS = "loading_ns + recomputed_ns + abandoned_ns + idle_ns"
+_PARTS = "loading_ns + recomputed_ns + abandoned_ns + idle_ns + cached_ns"
 _SPANS = (
     "SELECT engine, model, SUM(total_ns) AS total_ns, SUM(requests_ns) AS requests_ns, "
     f"SUM(total_ns - requests_ns - ({_PARTS})) AS unexplained_ns, SUM({_PARTS}) AS pool_ns, "
-    "SUM(pool_nano) AS pool_nano, MIN(nano_per_hour) AS nano_per_hour "
+    "SUM(pool_nano + COALESCE(cached_nano, 0)) AS pool_nano, MIN(nano_per_hour) AS nano_per_hour "
     "FROM engine_spans GROUP BY engine, model ORDER BY engine"
 )
 _CLAIMS = (

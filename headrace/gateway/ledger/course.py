@@ -25,6 +25,7 @@ class Course(NamedTuple):
 
     engine           of this process, that served it; None for a remote upstream, or if it never came so far
     prompt_ns        of the engine's time: for computing the prompt
+    rent_ns          of the engine's time: for the memory of the cached tokens that it used; rent_nano: what that cost
     cached_nano      of what is charged: for cached input; output_nano: for output; the rest is for other input
     ttft_ns          from arrival to the first token or word
     most_output      tokens that all its answers might have had
@@ -49,6 +50,8 @@ class Course(NamedTuple):
     most_output: int | None = None
     request_digest: str | None = None
     prefix_digests: str | None = None
+    rent_ns: int = 0
+    rent_nano: int | None = None
 
 
 UNKNOWN = Course()
@@ -113,6 +116,8 @@ class Stopwatch:
             most_output=traces.most_output,
             request_digest=traces.request_digest,
             prefix_digests=traces.prefix_digests,
+            rent_ns=0 if charge is None else charge.rent_ns,
+            rent_nano=None if charge is None else charge.rent_nano,
         )
 
     def _local_ends(self, charge: Charge | None, end_s: float) -> tuple[float, float, float]:

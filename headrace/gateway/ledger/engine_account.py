@@ -16,7 +16,7 @@ import msgspec
 
 from headrace.core.request import RequestId
 from headrace.core.stats import EngineTime, RequestStats
-from headrace.econ import MachineRate, cost_of_time
+from headrace.econ import EngineBuild, EngineSpan, MachineRate, cost_of_time
 
 _MOST_UNCLAIMED = 100_000
 
@@ -25,6 +25,7 @@ class Charge(NamedTuple):
     """Of an engine's time: a request's part, and what it cost; None where the machine's rate is not known.
 
     prompt_ns  of that part: for computing its prompt
+    rent_ns    of that part: for the memory of cached tokens that it used; rent_nano: what of the cost was for that
     Times are of the engine's clock, None where the request never got that far.
     """
 
@@ -32,53 +33,13 @@ class Charge(NamedTuple):
     machine_nano: int | None
     engine: str | None = None
     prompt_ns: int = 0
+    rent_ns: int = 0
+    rent_nano: int | None = None
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
     paused_s: float = 0.0
     num_preemptions: int = 0
-
-
-class EngineBuild(NamedTuple):
-    """How an engine was built; the names are those of the columns.
-
-    weights    how they are kept, `auto`: as they were stored
-    kv_tokens  how many the pool of `kv_bytes` holds
-    """
-
-    backend: str
-    weights: str
-    kv_dtype: str
-    machine: str
-    threads: int
-    num_weights: int
-    weight_bytes: int
-    kv_bytes: int
-    kv_tokens: int
-    max_num_seqs: int
-
-
-class EngineSpan(NamedTuple):
-    """A stretch of an engine's life that has been booked. Times of the pool cost `pool_nano`; `requests_ns` is claimed.
-
-    engine   of this life of the engine; another start is another one
-    from_ns  Unix time; so is until_ns
-    """
-
-    id: str
-    engine: str
-    model: str
-    from_ns: int
-    until_ns: int
-    total_ns: int
-    loading_ns: int
-    requests_ns: int
-    recomputed_ns: int
-    abandoned_ns: int
-    idle_ns: int
-    pool_nano: int | None
-    nano_per_hour: int | None
-    rate_source: str | None
 
 
 class EngineAccount:
@@ -117,9 +78,12 @@ class EngineAccount:
         stats = self._unclaimed.pop(request_id, None)
         if stats is None:
             return None
+        compute_nano, rent_nano = self._bill(stats.engine_ns - stats.rent_ns), self._bill(stats.rent_ns)
         return Charge(
             engine_ns=stats.engine_ns,
-            machine_nano=self._bill(stats.engine_ns),
+            machine_nano=None if compute_nano is None or rent_nano is None else compute_nano + rent_nano,
+            rent_ns=stats.rent_ns,
+            rent_nano=rent_nano,
             engine=self.engine,
             prompt_ns=stats.prompt_ns,
             first_scheduled_s=stats.first_scheduled_s,
@@ -137,6 +101,7 @@ class EngineAccount:
         forgotten_ns, self._forgotten_ns = self._forgotten_ns, 0
         abandoned_ns = now.abandoned_ns - last.abandoned_ns + forgotten_ns
         idle_ns = now.idle_ns - last.idle_ns
+        cached_ns = now.cached_ns - last.cached_ns
         total_ns = now.total_ns - last.total_ns
         from_ns = self._last_wall_ns
         self._last, self._last_wall_ns = now, from_ns + total_ns
@@ -153,6 +118,8 @@ class EngineAccount:
             recomputed_ns=recomputed_ns,
             abandoned_ns=abandoned_ns,
             idle_ns=idle_ns,
+            cached_ns=cached_ns,
+            cached_nano=self._bill(cached_ns),
             pool_nano=self._bill(loading_ns + recomputed_ns + abandoned_ns + idle_ns),
             nano_per_hour=None if self._rate is None else self._rate.nano_per_hour,
             rate_source=None if self._rate is None else self._rate.source,
@@ -174,6 +141,7 @@ def _together(one: RequestStats, other: RequestStats) -> RequestStats:
         one,
         engine_ns=one.engine_ns + other.engine_ns,
         prompt_ns=one.prompt_ns + other.prompt_ns,
+        rent_ns=one.rent_ns + other.rent_ns,
         first_scheduled_s=min(starts, default=None),
         first_token_s=min(firsts, default=None),
         finished_s=max(one.finished_s, other.finished_s),

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from headrace.core.errors import HeadraceError
 from headrace.core.request import RequestId
 from headrace.core.stats import EngineTime, RequestStats
-from headrace.econ import MachineRate
-from headrace.gateway.ledger.engine_account import Charge, EngineAccount, EngineBuild, EngineSpan
+from headrace.econ import EngineBuild, EngineSpan, MachineRate
+from headrace.gateway.ledger.engine_account import Charge, EngineAccount
 from headrace.gateway.store import Database, Transaction
 
 _MOST_WAITING = 10_000

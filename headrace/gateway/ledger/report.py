@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, NamedTuple
 
-from headrace.econ import divide
-from headrace.gateway.ledger.engine_account import EngineSpan
+from headrace.econ import EngineSpan, divide
 from headrace.gateway.store import Database, Row
 
 By = Literal["tenant", "key", "model", "task", "day"]
@@ -25,6 +24,7 @@ _GROUPS: dict[By, str] = {
     "day": f"settled_ns / {_DAY_NS}",
 }
 _PAGE = 1_000
+_LAST = ("rent_ns", "rent_nano", "cache_write_1h")
 
 
 class UsageLine(NamedTuple):
@@ -42,6 +42,8 @@ class UsageLine(NamedTuple):
     charged_nano: int
     unpriced: int  # requests whose price was not known
     pool_nano: int = 0
+    rent_ns: int = 0  # of the engine time: for the memory of cached tokens; rent_nano: of the machine's cost
+    rent_nano: int = 0
     cache_write_1h: int = 0  # written to a provider's cache for an hour; `cache_write`: for its usual time
 
 
@@ -54,6 +56,7 @@ class PoolLine(NamedTuple):
     recomputed_ns: int
     abandoned_ns: int
     idle_ns: int
+    cached_ns: int  # set aside for cached prefixes, less the rent that requests paid of it
     pool_nano: int
 
 
@@ -62,7 +65,7 @@ async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list
     sums = ", ".join(
         f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}"
         for column, name in (
-            *((column, column) for column in (*UsageLine._fields[2:9], "cache_write_1h")),
+            *((column, column) for column in (*UsageLine._fields[2:9], *_LAST)),
             ("cost_nano", "charged_nano"),
             ("CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END", "unpriced"),
         )
@@ -82,7 +85,9 @@ async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list
 
 async def pool(database: Database, from_ns: int, until_ns: int) -> PoolLine:
     """Sum the engine time of the spans that ended in the period."""
-    sums = ", ".join(f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {column}" for column in (*PoolLine._fields[1:],))
+    columns = {name: name for name in PoolLine._fields[1:]}
+    columns["pool_nano"] = "pool_nano + COALESCE(cached_nano, 0)"
+    sums = ", ".join(f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}" for name, column in columns.items())
     async with database.transaction(writes=False) as tx:
         (row,) = await tx.fetch(
             f"SELECT COUNT(DISTINCT engine) AS engines, {sums} FROM engine_spans "
@@ -135,7 +140,7 @@ def _usage_line(row: Row, by: By) -> UsageLine:
         from datetime import UTC, datetime
 
         group = f"{datetime.fromtimestamp(_number(group) * 86_400, UTC):%Y-%m-%d}"
-    sums = {name: _number(row[name]) for name in (*UsageLine._fields[1:11], "cache_write_1h")}
+    sums = {name: _number(row[name]) for name in (*UsageLine._fields[1:11], *_LAST)}
     return UsageLine(group=str(group), **sums)
 
 

@@ -13,10 +13,11 @@ from typing import TypeVar
 import msgspec
 
 from headrace.core.errors import NotFound
-from headrace.econ.stack import BuildRow, Ledger, RequestRow, SpanRow
+from headrace.econ import EngineBuild, EngineSpan
+from headrace.econ.stack import Ledger, RequestRow
 from headrace.gateway.store import Database, Row, Value
 
-T = TypeVar("T", RequestRow, SpanRow, BuildRow)
+T = TypeVar("T", RequestRow, EngineSpan, EngineBuild)
 
 
 async def read_ledger(
@@ -77,22 +78,22 @@ async def _requests(
         after = (rows[-1]["settled_ns"], rows[-1]["id"])
 
 
-async def _spans(database: Database, since_ns: int, until_ns: int, model: str | None) -> list[SpanRow]:
+async def _spans(database: Database, since_ns: int, until_ns: int, model: str | None) -> list[EngineSpan]:
     only: list[Value] = [] if model is None else [model]
     where = " AND model = $3" if only else ""
     async with database.transaction(writes=False) as tx:
         rows = await tx.fetch(
-            f"SELECT {', '.join(SpanRow._fields)} FROM engine_spans WHERE until_ns >= $1 AND until_ns < $2{where} "
+            f"SELECT {', '.join(EngineSpan._fields)} FROM engine_spans WHERE until_ns >= $1 AND until_ns < $2{where} "
             "ORDER BY until_ns, id",
             *(since_ns, until_ns, *only),
         )
-    return [_value(row, SpanRow) for row in rows]
+    return [_value(row, EngineSpan) for row in rows]
 
 
-async def _builds(database: Database) -> dict[str, BuildRow]:
+async def _builds(database: Database) -> dict[str, EngineBuild]:
     async with database.transaction(writes=False) as tx:
-        rows = await tx.fetch(f"SELECT {', '.join(BuildRow._fields)} FROM engines")
-    return {str(row["engine"]): _value(row, BuildRow) for row in rows}
+        rows = await tx.fetch(f"SELECT engine, {', '.join(EngineBuild._fields)} FROM engines")
+    return {str(row["engine"]): _value(row, EngineBuild) for row in rows}
 
 
 async def _others(database: Database, since_ns: int, until_ns: int, tenant: str) -> dict[str, int]:

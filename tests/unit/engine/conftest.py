@@ -17,6 +17,7 @@ from headrace.core.errors import HeadraceError
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 from headrace.core.stats import RequestStats, StepStats
 from headrace.core.step import Step
+from headrace.econ import RentPolicy, RentTerms
 from headrace.engine import AsyncEngine, Engine, StreamLimits
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits
@@ -83,6 +84,7 @@ class Bench:
     def __init__(self, **changes: Any) -> None:
         shape = {"num_blocks": 64, "block_size": 4, "vocab_size": 256} | changes.pop("model", {})
         stream_limits = StreamLimits(**changes.pop("streams", {}))
+        rent = changes.pop("rent", "none")
         limits = {"max_num_seqs": 8, "max_step_tokens": 16, "max_context": 128, "max_waiting": 32} | changes
         self.model = UniformModel(**shape)
         self.pool = BlockPool(shape["num_blocks"])
@@ -97,6 +99,7 @@ class Bench:
             vocab_size=shape["vocab_size"],
             observer=self.notebook,
             limits=stream_limits,
+            rent=RentTerms.of(RentPolicy(rent), 0.5, shape["num_blocks"]),
         )
 
     async def until(self, is_so: Callable[[], bool]) -> None:

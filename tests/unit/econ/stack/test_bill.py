@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.core.request import RequestId
 from headrace.core.stats import EngineTime, RequestStats
 from headrace.econ import MachineRate, cost_of_time
-from headrace.econ.stack import SpanRow, audit
+from headrace.econ.stack import audit
 from headrace.econ.stack.bill import CostLine, per_mtok
 from headrace.gateway.ledger.engine_account import EngineAccount
 from tests.stack_ledgers import build, ledger, remote, request, span
@@ -53,7 +53,7 @@ def test_a_small_ledger_comes_to_what_it_comes_to_by_hand() -> None:
 def test_engines_that_were_built_alike_are_one_line_and_others_are_their_own() -> None:
     spans = [span(engine=name, total_ns=10) for name in ("e1", "e2", "e3")]
     found = ledger([request(engine=name, engine_ns=1, machine_nano=1) for name in ("e1", "e2", "e3")], spans)
-    found.builds["e3"] = build(engine="e3", weights="int8", weight_bytes=1000)
+    found.builds["e3"] = build(weights="int8", weight_bytes=1000)
     lines = audit(found, []).lines
     assert sorted((line.requests, line.configuration.weights, line.configuration.bits) for line in lines) == [
         (1, "int8", 8.0),
@@ -93,22 +93,29 @@ def test_the_lines_are_the_machines_bill_to_the_nano_dollar(seed: int, nano_per_
         parts["loading_ns"] = now.loading_ns + (chance.randint(0, 10**9) if index == 0 else 0)
         parts["idle_ns"] = now.idle_ns + chance.choice((0, chance.randint(0, 10**10)))
         parts["requests_ns"] = now.requests_ns + used
-        clock["time"] = EngineTime(total_ns=sum(parts.values()), **parts)
-        account.on_finished(_stats(index, used, int(used * prompt)))
+        # Some time is set aside for cached prefixes; of all that was so far, the request may pay a part.
+        kept = now.cached_ns + chance.randint(0, 10**9)
+        rent = chance.choice((0, chance.randint(0, kept)))
+        parts["requests_ns"] += rent
+        parts["cached_ns"] = kept - rent
+        parts["rent_ns"] = now.rent_ns + rent
+        used += rent
+        clock["time"] = EngineTime(total_ns=sum(parts.values()) - parts["rent_ns"], **parts)
+        account.on_finished(_stats(index, used, int((used - rent) * prompt), rent))
         charge = account.claim(RequestId(f"r{index}"))
         assert charge is not None
         row = {"engine_ns": charge.engine_ns, "machine_nano": charge.machine_nano, "prompt_ns": charge.prompt_ns}
+        row |= {"rent_ns": charge.rent_ns, "rent_nano": charge.rent_nano}
         requests.append(request(engine=account.engine, tenant=chance.choice("abc"), **row))
         if chance.random() < 0.4:
             spans.append(account.span())
     spans.append(account.span())
-    rows = [SpanRow(*(getattr(each, name) for name in SpanRow._fields)) for each in spans]
-    whole = audit(ledger(requests, rows), [])
+    whole = audit(ledger(requests, spans), [])
     assert whole.total_nano == cost_of_time(clock["time"].total_ns, nano_per_hour)
     assert sum(line.total_nano for line in whole.lines) == whole.total_nano
 
 
-def _stats(index: int, engine_ns: int, prompt_ns: int) -> RequestStats:
+def _stats(index: int, engine_ns: int, prompt_ns: int, rent_ns: int) -> RequestStats:
     return RequestStats(
         request_id=RequestId(f"r{index}"),
         model="m",
@@ -123,4 +130,5 @@ def _stats(index: int, engine_ns: int, prompt_ns: int) -> RequestStats:
         num_preemptions=0,
         engine_ns=engine_ns,
         prompt_ns=prompt_ns,
+        rent_ns=rent_ns,
     )

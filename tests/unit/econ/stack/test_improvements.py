@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from headrace.econ.stack import ReferencePrice, RequestRow, SpanRow, StackAudit, StepFit, audit
+from headrace.econ import EngineSpan
+from headrace.econ.stack import ReferencePrice, RequestRow, StackAudit, StepFit, audit
 from headrace.econ.stack.rows import PREFIX_DIGITS
 from headrace.econ.stack.savings import Improvement, usd
 from tests.stack_ledgers import HOUR, RATE, S, build, ledger, remote, request, span
@@ -162,6 +163,6 @@ def test_amounts_have_the_digits_that_say_something(nano: int, text: str) -> Non
 
 
 def test_a_span_without_requests_at_all_is_no_crash() -> None:
-    found = audit(ledger([], [SpanRow(*span(nano_per_hour=RATE))]), [ReferencePrice("there", 1, 1, 1)])
+    found = audit(ledger([], [EngineSpan(*span(nano_per_hour=RATE))]), [ReferencePrice("there", 1, 1, 1)])
     assert found.total_nano == 100
     assert found.traffic.requests == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from headrace.econ.percentiles import quantile
 from headrace.econ.stack.latency import drivers
-from headrace.econ.stack.percentiles import quantile
 from headrace.econ.stack.rows import PARTS
 from tests.stack_ledgers import S, remote, request
 

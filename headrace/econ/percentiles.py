@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def quantile(ordered: Sequence[int], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
     """Return the value at `share`, 0 to 1, of values in rising order; 0 of none."""
     if not ordered:
         return 0.0
