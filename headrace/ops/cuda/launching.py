@@ -33,7 +33,7 @@ def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
     except (TritonError, RuntimeError) as error:
         if not _is_compiler(error):
             raise
-        give_up(name, f"{type(error).__name__}: {error}")
+        give_up(name, f"{type(error).__name__}: {_root(error)}")
         return False
     return True
 
@@ -56,6 +56,13 @@ def give_up(name: str, reason: str) -> None:
 def failed_kernels() -> tuple[str, ...]:
     """Name the kernels that plain ops stand in for."""
     return tuple(sorted(_failed))
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what the compiler stumbled over first: around it, it says only where."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _is_compiler(error: Exception) -> bool:

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.attention import dot
+from headrace.ops.cuda.attention_kernel import dot
 from headrace.ops.cuda.launching import attempt
 from headrace.ops.cuda.weights import Weight
 
