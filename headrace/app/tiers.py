@@ -57,12 +57,15 @@ def open_tiers(host: HostPool, plan: Plan, origin: Origin, clock: Clock) -> Tier
     movers: list[Mover] = []
     if engine.kv_disk_dir is not None:
         disk = DiskTransport(Path(engine.kv_disk_dir).expanduser(), engine.kv_disk_bytes, clock)
-        movers.append(Mover("disk", disk, codec, host, clock))
+        movers.append(Mover("disk", disk, codec, host, clock, limit_s=engine.kv_wait_s))
     if engine.kv_redis_url is not None:
         server = RedisTransport(engine.kv_redis_url)
-        movers.append(Mover("redis", server, codec, host, clock, bytes_per_s=_REDIS_BYTES_PER_S))
+        movers.append(
+            Mover("redis", server, codec, host, clock, bytes_per_s=_REDIS_BYTES_PER_S, limit_s=engine.kv_wait_s)
+        )
     copy_s = host.block_bytes / copy_rate()
-    return TierHierarchy(host.num_slots, host.block_bytes, KeyChain(secret, format_id), Places(movers), copy_s=copy_s)
+    chain, places = KeyChain(secret, format_id), Places(movers)
+    return TierHierarchy(host.num_slots, host.block_bytes, chain, places, copy_s=copy_s, wait_s=engine.kv_wait_s)
 
 
 def _format(plan: Plan, origin: Origin) -> bytes:

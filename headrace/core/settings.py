@@ -111,6 +111,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_disk_bytes    most bytes that files in kv_disk_dir take
     kv_redis_url     Redis server that shares blocks between machines, such as redis://host:6379/0 (needs the extra
                      redis); None: none
+    kv_wait_s        longest time in seconds that a request waits for disk or Redis, where computing takes longer than
+                     that; a call that lasts longer counts as failed
     kv_secret        passphrase that names and seals of blocks outside this process are made with; servers that share
                      blocks need the same; None: one that is made once and kept in cache_dir
     batch_invariant  let no answer of the cuda backend depend on what else is computed beside it, to the last bit;
@@ -144,6 +146,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_disk_dir: str | None = None
     kv_disk_bytes: Positive = 10 << 30
     kv_redis_url: str | None = None
+    kv_wait_s: PositiveSeconds = 5.0
     kv_secret: str | None = None
     batch_invariant: bool = False
     step_shares: Literal["equal", "tokens"] = "equal"

@@ -36,6 +36,8 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float = 0.0  # not computed, since nobody read what was there
     longest_tokens: int | None = None  # completion tokens of the longest choice; None where only their sum is known
     max_tokens: int | None = None  # that a choice might have had; None where an upstream decides
+    late_places: tuple[str, ...] = ()  # places for KV blocks that it has waited for in vain
+    late_s: float = 0.0  # how long
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +82,8 @@ class TierStats(msgspec.Struct, kw_only=True):
     num_stored    blocks that were put there
     num_dropped   blocks that were to be put there and were not, for want of room or time
     num_corrupt   blocks that came back damaged and were thrown away
-    num_errors    calls that failed
+    num_errors    calls that failed, or lasted longer than `engine.kv_wait_s`
+    num_late      requests that were computed because it had not answered in time
     """
 
     name: str
@@ -92,6 +95,7 @@ class TierStats(msgspec.Struct, kw_only=True):
     num_dropped: int = 0
     num_corrupt: int = 0
     num_errors: int = 0
+    num_late: int = 0
     stored_bytes: int = 0  # there now
     read_bytes: int = 0
     written_bytes: int = 0

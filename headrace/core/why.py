@@ -54,6 +54,7 @@ class ChoiceNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     beams          sequences that begin together, of a search
     load_blocks    KV blocks that the places below the pool are asked for
     load_left_s    seconds for which it still waits for them, at most
+    late_places    places below the pool that it has waited for in vain; what they may have had is computed
     tenant_ahead   tokens, by weight, that its tenant has had more than the neediest that waits
     """
 
@@ -72,6 +73,7 @@ class ChoiceNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     beams: int | None = None
     load_blocks: int | None = None
     load_left_s: float | None = None
+    late_places: tuple[str, ...] = ()
     prefix_from: str | None = None
     tenant_ahead: float | None = None
     prompt_computed: int | None = None
@@ -94,4 +96,5 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     refused: str | None = None
+    late_places: tuple[str, ...] = ()
     choices: list[ChoiceNote] = []

@@ -66,6 +66,7 @@ class Memory:
             finished_after_s=finished_after_s,
             prompt_tokens=stats.prompt_tokens,
             cached_tokens=stats.cached_tokens,
+            late_places=stats.late_places,
             choices=choices,
         )
         self._keep(request, explanation)
@@ -151,6 +152,7 @@ def explain_choice(index: int, situation: Situation, notes: list[PreemptionNote]
                 is_background=situation.is_background,
                 prompt_computed=situation.num_computed,
                 output_tokens=situation.num_output,
+                late_places=() if situation.late is None else situation.late.places,
                 preemptions=notes,
             )
 
@@ -205,9 +207,18 @@ def _waiting_sentence(situation: Situation, prefix_from: str | None) -> str:
 def _running_sentence(situation: Situation) -> str:
     if situation.state is RequestState.PAUSED:
         return f"It is paused after {situation.num_output:,} tokens, until its reader has caught up."
+    late = "" if situation.late is None else _late_sentence(*situation.late)
     if not situation.num_output:
-        return f"It is running: {situation.num_computed:,} of {situation.prompt_len:,} prompt tokens are computed."
-    return f"It is running and has generated {situation.num_output:,} tokens."
+        done = f"{situation.num_computed:,} of {situation.prompt_len:,} prompt tokens are computed"
+        return f"It is running: {done}.{late}"
+    return f"It is running and has generated {situation.num_output:,} tokens.{late}"
+
+
+def _late_sentence(places: tuple[str, ...], waited_s: float) -> str:
+    """Say what was waited for in vain, to follow another sentence; nothing if nothing was."""
+    if not places:
+        return ""
+    return f" It waited {waited_s:.3f} s for {' and '.join(places)}, without an answer, and was computed instead."
 
 
 def _ended_sentence(stats: RequestStats, arrival_s: float) -> str:
@@ -222,7 +233,7 @@ def _ended_sentence(stats: RequestStats, arrival_s: float) -> str:
     return (
         f"It {waited}{first}{preempted} and ended after {stats.finished_s - arrival_s:.3f} s: {finishes}. "
         f"{stats.cached_tokens:,} of {stats.prompt_tokens:,} prompt tokens were cached, "
-        f"{stats.completion_tokens:,} tokens were generated."
+        f"{stats.completion_tokens:,} tokens were generated.{_late_sentence(stats.late_places, stats.late_s)}"
     )
 
 

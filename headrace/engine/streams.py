@@ -209,6 +209,7 @@ class RequestStream:
         """Sum the request up, once all choices have ended."""
         starts = [t.first_scheduled_s for t in self._timings.values() if t.first_scheduled_s is not None]
         usage = self._usage()
+        late = next((t.late for t in self._timings.values() if t.late is not None), None)
         return RequestStats(
             request_id=self.request.request_id,
             model=self.request.model,
@@ -228,6 +229,8 @@ class RequestStream:
             paused_s=self.paused_s,
             longest_tokens=max(choice.num_tokens for choice in self._choices),
             max_tokens=self.request.stop.max_tokens,
+            late_places=() if late is None else late.places,
+            late_s=0.0 if late is None else late.waited_s,
         )
 
     def _accept_sample(self, choice: _Choice, sample: Sample, now: float) -> None:

@@ -26,6 +26,7 @@ _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("headrace_kv_tier_dropped", "Blocks that the tier had no room or time for", lambda t: t.num_dropped),
     ("headrace_kv_tier_corrupt", "Blocks that came back damaged", lambda t: t.num_corrupt),
     ("headrace_kv_tier_errors", "Calls to the tier that failed", lambda t: t.num_errors),
+    ("headrace_kv_tier_late", "Requests computed because the tier had not answered in time", lambda t: t.num_late),
     ("headrace_kv_tier_read_bytes", "Bytes read from the tier", lambda t: t.read_bytes),
     ("headrace_kv_tier_written_bytes", "Bytes written to the tier", lambda t: t.written_bytes),
     ("headrace_kv_tier_load_seconds", "Time spent reading from the tier", lambda t: t.load_s),

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from headrace.core.step import Row
 from headrace.kv import BlockPool
-from headrace.kv.tiers import TierHierarchy
+from headrace.kv.tiers import RecomputeCost, TierHierarchy
 from headrace.sched.beam_blocks import BeamBlocks
 from headrace.sched.limits import SchedulerLimits
 from headrace.sched.prefixes import PrefixSharing
@@ -25,7 +25,14 @@ from headrace.sched.tiering import Tiering
 class Memory:
     """One pool and all that keeps account of its blocks."""
 
-    def __init__(self, pool: BlockPool, block_size: int, limits: SchedulerLimits, tiers: TierHierarchy | None) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        block_size: int,
+        limits: SchedulerLimits,
+        tiers: TierHierarchy | None,
+        cost: RecomputeCost,
+    ) -> None:
         self.pool = pool
         self.block_size = block_size
         self.tables = BlockTables(pool, block_size)
@@ -35,7 +42,7 @@ class Memory:
         self.beam_blocks = BeamBlocks(pool, block_size, self.tables, self.prefixes)
         self.tiering: Tiering | None = None
         if tiers is not None and self.prefixes is not None:
-            self.tiering = Tiering(tiers, self.prefixes, pool, block_size)
+            self.tiering = Tiering(tiers, self.prefixes, pool, block_size, cost)
 
     def begin(self, now: float) -> None:
         """Let pins lapse and take in what has arrived from below. Called before a step is planned."""

@@ -85,14 +85,14 @@ class Scheduler:
         self.num_steps = 0
         self.totals = SchedulerTotals()
         self._decisions = Decisions()
-        self._memory = memory = Memory(pool, block_size, limits, tiers)
+        self._model = StepModel()
+        self._memory = memory = Memory(pool, block_size, limits, tiers, self._model)
         policy = limits.policy
         shares = FairShares(policy.tenant_weights, policy.fair_burst_tokens)
         self._roster = roster = Roster(WaitingQueue(memory.prefixes, block_size, shares, policy.aging_s))
         self._deadlines = Deadlines()
         self._forecast = OutputForecast(policy.output_ratio)
         self._charges = Charges(shares, self._forecast)
-        self._model = StepModel()
         self._step_clock = StepClock()
         self._budget = budget = StepBudget(policy, self._model)
         outlook = Outlook(limits, self._model, budget, self._forecast)
@@ -335,7 +335,7 @@ class Scheduler:
         self._model.observe(shape, elapsed_s if elapsed_s > 0.0 else result.elapsed_s)
         events = self._results.take(step, members, result, now)
         if self._memory.tiering is not None:
-            self._memory.tiering.note_committed(step, result)
+            self._memory.tiering.note_committed()
         return events
 
     @property

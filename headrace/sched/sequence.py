@@ -25,6 +25,7 @@ from headrace.core.delta import FinishReason
 from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.core.step import Sample, ScoredPosition
 from headrace.kv import Node, pack_tokens
+from headrace.kv.tiers import Late
 from headrace.sched.fairness import Account
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class SequenceTiming(msgspec.Struct, frozen=True, gc=False):
     first_token_s: float | None
     num_preemptions: int
     num_cached: int = 0  # prompt tokens found in the prefix cache
+    late: Late | None = None  # what it has waited for below the pool in vain
 
 
 class Urgency(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +90,7 @@ class Sequence:
         "first_token_s",
         "is_background",
         "is_paused",
+        "late",
         "max_blocks",
         "max_len",
         "max_tokens",
@@ -186,6 +189,7 @@ class Sequence:
         self.next_publish = sys.maxsize  # verified tokens at which one more block can be published
         self.filling: Node | str | None = None  # where others wait for this one's next block
         self.num_cached = 0  # prompt tokens found in the cache at the first admission
+        self.late: Late | None = None  # what it has waited for below the pool in vain; written by `sched.tiering`
         self.num_shared = 0  # blocks taken from the cache at the last admission
         self.num_deferrals = 0  # steps spent waiting for another sequence to fill the cache
 
@@ -211,7 +215,9 @@ class Sequence:
 
     def timing(self) -> SequenceTiming:
         """Return how far it has got until now."""
-        return SequenceTiming(self.first_scheduled_s, self.first_token_s, self.num_preemptions, self.num_cached)
+        return SequenceTiming(
+            self.first_scheduled_s, self.first_token_s, self.num_preemptions, self.num_cached, self.late
+        )
 
 
 class SequenceEvent(msgspec.Struct, frozen=True, gc=False):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from headrace.core.request import SeqId
 from headrace.core.why import RequestState, WaitReason
 from headrace.kv import BlockPool
+from headrace.kv.tiers import Late
 from headrace.sched.beam_blocks import BeamBlocks
 from headrace.sched.limits import SchedulerLimits
 from headrace.sched.prefixes import PrefixSharing
@@ -41,6 +42,7 @@ class Situation(NamedTuple):
     tenant_ahead: float = 0.0
     num_beams: int = 1
     load: Load | None = None
+    late: Late | None = None
 
 
 def situation_of(
@@ -73,6 +75,7 @@ def situation_of(
         sequence.prompt_len,
         sequence.num_output,
         sequence.first_scheduled_s,
+        late=sequence.late,
     )
     if state is not RequestState.WAITING:
         return plain

@@ -8,6 +8,8 @@ asked from any thread, a coefficient that is one fit old does no harm.
 Rows compute one token each, prompt chunks several. No coefficient is negative. Errors count relative to the step, so
 that short steps are as well predicted as long ones, and steps with and without chunks are forgotten at separate paces,
 so that an hour of decoding does not wipe out what a chunk costs.
+What a few prompts cost is asked sooner than the fit can tell (`kv.tiers` weighs loading against it): until then, and
+where the fit cannot tell prompt tokens apart from the rest of a step, it is the mean of a prompt's token.
 Source: roofline terms of a step; non-negative least squares by coordinate descent, Franc et al. 2005.
 """
 
@@ -23,6 +25,7 @@ _NUM_TERMS = 5
 _DECAY = 0.98  # of what is known, per step of the same kind: a memory of about 50 of them
 _FEW, _FIT_EVERY = 8, 16
 _SWEEPS = 25
+_LEAST_PROMPTS, _GUESS_S = 2, 1e-4  # steps with chunks, and seconds per token, until their mean says anything
 _QUANTILE, _PACE = 0.9, 0.02  # of the ratio of measured to predicted
 
 
@@ -70,11 +73,15 @@ class _Sums:
 
 
 class StepModel:
-    """Predicts steps. Cost: a few µs per observed step, a fit of about 0.1 ms each `_FIT_EVERY` steps."""
+    """Predicts steps. Cost: a few µs per observed step, a fit of about 0.1 ms each `_FIT_EVERY` steps.
+
+    Implements `kv.tiers.RecomputeCost`.
+    """
 
     def __init__(self) -> None:
         self._coefficients = [0.0] * _NUM_TERMS
         self._rows, self._chunks = _Sums(), _Sums()
+        self._prompt_s = self._prompt_tokens = 0.0  # of steps with chunks, old ones fading
         self.overrun = 1.0  # nine steps of ten take at most this many times what was predicted
 
     @property
@@ -97,6 +104,18 @@ class StepModel:
         """Return the seconds that one more row takes, its attention left out."""
         return self._coefficients[1]
 
+    @property
+    def is_known(self) -> bool:
+        """Say whether `recompute_s` is more than a guess."""
+        return self._chunks.count >= _LEAST_PROMPTS
+
+    def recompute_s(self, start: int, count: int) -> float:
+        """Return the seconds that `count` prompt tokens from position `start` add to the steps that are made anyway."""
+        _, _, _, token, pair = self._coefficients
+        if token > 0.0 and self.knows_chunks:
+            return token * count + pair * count * (start + 0.5 * count)
+        return count * (self._prompt_s / self._prompt_tokens if self._prompt_tokens else _GUESS_S)
+
     def costs(self) -> StepCosts:
         """Return the coefficients in picoseconds, for dividing a step's time; guesses while nothing is known."""
         if not self.is_ready:
@@ -114,7 +133,11 @@ class StepModel:
             ratio = elapsed_s / predicted
             self.overrun += _PACE * (_QUANTILE if ratio > self.overrun else _QUANTILE - 1.0)
         scale = 1.0 / elapsed_s
-        sums = self._chunks if shape.num_tokens else self._rows
+        sums = self._rows
+        if shape.num_tokens:
+            sums = self._chunks
+            self._prompt_s = self._prompt_s * _DECAY + elapsed_s
+            self._prompt_tokens = self._prompt_tokens * _DECAY + shape.num_tokens + shape.num_rows
         sums.add(
             [
                 scale,

@@ -6,7 +6,8 @@ scheduler on the engine thread; the decisions about places are `kv.tiers`'.
     evicted from the pool ───────────────► saved to host memory, in the step that reuses the block
     shared a second time ────────────────► saved too, and from there sent to disk and Redis: reuse is proven
     waiting, and not in pool or memory ──► a search below; the sequence is passed over until it ends, at most as long
-                                           as computing would take
+                                           as computing would take, or the longest wait: then it is computed, and the
+                                           places that have not answered are noted
     admitted ────────────────────────────► blocks in host memory are loaded, join the prefix tree and count as computed
     preempted ───────────────────────────► swapped, if memory has room and loading back beats computing again: its
                                            blocks are held there until it runs again; else recomputed
@@ -20,9 +21,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from headrace.core.request import SeqId
-from headrace.core.step import BlockCopy, Step, StepResult
+from headrace.core.step import BlockCopy
 from headrace.kv import BlockPool, Node
-from headrace.kv.tiers import Search, TierHierarchy
+from headrace.kv.tiers import RecomputeCost, Search, TierHierarchy
 from headrace.sched.prefixes import PrefixSharing
 from headrace.sched.sequence import Sequence
 
@@ -38,8 +39,11 @@ class Load(NamedTuple):
 class Tiering:
     """Moves prefixes between the pool and the places below it, as the scheduler plans."""
 
-    def __init__(self, tiers: TierHierarchy, prefixes: PrefixSharing, pool: BlockPool, block_size: int) -> None:
+    def __init__(
+        self, tiers: TierHierarchy, prefixes: PrefixSharing, pool: BlockPool, block_size: int, cost: RecomputeCost
+    ) -> None:
         self.tiers = tiers
+        tiers.weigh_against(cost)
         self._prefixes = prefixes
         self._pool = pool
         self._size = block_size
@@ -100,6 +104,8 @@ class Tiering:
             node.digest, node.is_saved = key, True
         if blocks:
             self._prefixes.advance(sequence, node)
+        if (search := self._searches.get(sequence.seq_id)) is not None:
+            sequence.late = tiers.give_up(search, self._now)
         self.leave(sequence)
         return blocks
 
@@ -138,9 +144,8 @@ class Tiering:
         """Return the copies of the step that is made now; none, and no step, if there are no rows either."""
         return self.tiers.take_copies() if has_rows or self.tiers.has_copies else ()
 
-    def note_committed(self, step: Step, result: StepResult) -> None:
-        """Learn from a step that has run; once per step, in order."""
-        self.tiers.cost.note(step, result.elapsed_s)
+    def note_committed(self) -> None:
+        """Take note that a step has run; once per step, in order."""
         self.tiers.note_committed()
 
     def save_all(self, now: float) -> None:

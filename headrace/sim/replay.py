@@ -85,7 +85,8 @@ class _Replay:
         self._places = ToldPlaces(() if head.tiers is None else head.tiers.places)
         tiers = None
         if head.tiers is not None:
-            tiers = TierHierarchy(head.tiers.num_slots, 0, _CHAIN, self._places, copy_s=head.tiers.copy_s)
+            shape = head.tiers
+            tiers = TierHierarchy(shape.num_slots, 0, _CHAIN, self._places, copy_s=shape.copy_s, wait_s=shape.wait_s)
         self._scheduler = Scheduler(BlockPool(head.num_blocks), head.block_size, head.limits, tiers)
         self._clock = VirtualClock(float("-inf"))
         self._shorthand = Shorthand()

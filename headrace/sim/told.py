@@ -70,6 +70,9 @@ class ToldPlaces(Places):
     def skip(self, place: int, num_blocks: int) -> None:
         """Do nothing: nobody counts here."""
 
+    def note_late(self, place: int) -> None:
+        """Do nothing: nobody counts here."""
+
     def stats(self) -> tuple[TierStats, ...]:
         """Return nothing: nobody counts here."""
         return ()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def tier(server: Any, name: str, metric: str) -> float:
     found = re.search(rf'^headrace_kv_tier_{metric}\{{model_name="[^"]*",tier="{name}"\}} (\S+)$', text, re.M)
     assert found, text
     return float(found.group(1))
+
+
+def until_down(server: Any, name: str) -> None:
+    """Wait for the place's thread to have looked whether it is there."""
+    until = time.monotonic() + 20
+    while tier(server, name, "up"):
+        assert time.monotonic() < until, f"'{name}' looks well"
 
 
 def test_a_restarted_server_finds_on_disk_what_the_last_one_computed(
@@ -59,6 +67,7 @@ def test_a_directory_that_cannot_be_written_is_told_once_and_serving_goes_on(
 ) -> None:
     (tmp_path / "kv").write_text("a file")
     with start_server(f"file:{tiny_path}", *SMALL, "--kv-disk-dir", str(tmp_path / "kv")) as server:
+        until_down(server, "disk")  # before anybody asks
         assert answer(server)[0] == answer(server)[0]
         assert tier(server, "disk", "up") == 0
         assert server.stop() == 0
@@ -84,6 +93,7 @@ def test_redis_that_is_down_or_killed_costs_time_and_never_an_answer(
             assert answer(server)[0] == cold
             assert server.stop() == 0, server.log
         with start_server(*arguments) as server:
+            until_down(server, "redis")  # before anybody asks
             assert answer(server) == (cold, 0)
             assert tier(server, "redis", "errors_total") > 0
             assert server.stop() == 0, server.log

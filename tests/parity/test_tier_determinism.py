@@ -15,11 +15,12 @@ from headrace.core.request import SamplingParams, SeqId
 from headrace.executor import ReferenceExecutor, block_bytes
 from headrace.executor.native import NativeExecutor, kv_block_bytes
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, TierHierarchy
 from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover, RedisTransport
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
+from headrace.testing import FixedCost
 from headrace.testing.checkpoints import Family, write_checkpoint
 from tests.parity.native_drive import NATIVE_PROBLEM
 from tests.redis_server import RedisServer, has_redis, running_redis
@@ -29,17 +30,6 @@ SYSTEM = [(37 * i + 11) % 256 for i in range(70)]
 PROMPTS = [[*SYSTEM, 1, 2], [*SYSTEM[:40], 3], [*range(100, 160)], [*range(60)]]
 SECRET, FORMAT = b"s" * 32, b"f" * 16
 BACKENDS = ["reference", pytest.param("native", marks=pytest.mark.skipif(bool(NATIVE_PROBLEM), reason="no library"))]
-
-
-class Dear(PrefillCost):
-    """Computing takes for ever, so loading always pays: where a block comes from must not depend on the clock."""
-
-    @property
-    def is_known(self) -> bool:
-        return True
-
-    def recompute_s(self, start: int, count: int) -> float:
-        return 60.0 * count
 
 
 class Served(NamedTuple):
@@ -76,7 +66,9 @@ class Server:
         clock, host = MonotonicClock(), HostPool(max(num_slots, 1), self.block_bytes)
         codec = FrameCodec(SECRET, FORMAT, self.block_bytes)
         movers = [] if place is None else [Mover("m", place(), codec, host, clock)]
-        tiers = TierHierarchy(num_slots, self.block_bytes, KeyChain(SECRET, FORMAT), Places(movers), cost=Dear())
+        # Computing takes for ever, so loading always pays: where a block comes from must not depend on the clock.
+        chain, cost = KeyChain(SECRET, FORMAT), FixedCost(60.0)
+        tiers = TierHierarchy(num_slots, self.block_bytes, chain, Places(movers), wait_s=60.0, cost=cost)
         executor = self._executor(num_blocks, host)
         limits = SchedulerLimits(max_num_seqs=num_rows, max_step_tokens=64, max_context=144, max_waiting=99)
         scheduler = Scheduler(BlockPool(num_blocks), BLOCK, limits, tiers if num_slots else None)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from headrace.core.delta import FinishReason
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, TierHierarchy
 from headrace.kv.transfer import FrameCodec, HostPool, Mover
 from headrace.sched import Scheduler, SchedulerLimits
-from headrace.testing import UniformModel
+from headrace.testing import FixedCost, UniformModel, VirtualClock
 from headrace.testing.uniform_model import TOKEN_BYTES
 from tests.property.test_scheduler import VOCAB, Shape, World, shapes
 
@@ -27,6 +27,7 @@ class Place:
         self.num_bytes = 0
         self.max_frames = max_frames
         self.fault = "none"
+        self.clock: VirtualClock | None = None
 
     def has(self, keys: Seq[bytes]) -> int:
         self._fail()
@@ -68,20 +69,11 @@ class Place:
     def _fail(self) -> None:
         if self.fault == "down":
             raise ConnectionError("gone")
+        if self.fault == "slow" and self.clock is not None:
+            self.clock.advance(7.0)
 
 
-FAULTS = ["none", "none", "down", "corrupt", "short", "wrong", "lost", "full"]
-
-
-class DearTokens(PrefillCost):
-    """Computing takes time, so that loading pays."""
-
-    @property
-    def is_known(self) -> bool:
-        return True
-
-    def recompute_s(self, start: int, count: int) -> float:
-        return 0.1 * count
+FAULTS = ["none", "none", "down", "corrupt", "short", "wrong", "lost", "full", "slow"]
 
 
 class TieredWorld(World):
@@ -96,12 +88,18 @@ class TieredWorld(World):
 
     def restart(self, num_blocks: int) -> None:
         """A new process: only the places remember."""
+        for place in self.places:
+            place.clock = self.clock
         codec = FrameCodec(SECRET, FORMAT, self.host.block_bytes)
         self.movers = [
             Mover(f"p{i}", place, codec, self.host, self.clock, latency_s=0.0) for i, place in enumerate(self.places)
         ]
         self.tiers = TierHierarchy(
-            self.host.num_slots, self.host.block_bytes, KeyChain(SECRET, FORMAT), Places(self.movers), cost=DearTokens()
+            self.host.num_slots,
+            self.host.block_bytes,
+            KeyChain(SECRET, FORMAT),
+            Places(self.movers),
+            cost=FixedCost(0.1),
         )
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(self.pool, self.block_size, self.scheduler.limits, self.tiers)
@@ -172,7 +170,7 @@ def test_whatever_places_do_each_sequence_has_the_answer_it_has_alone(
             elif act == "late":
                 world.clock.advance(number / 4)
             elif act == "fault":
-                world.places[number % 2].fault = FAULTS[number // 2]
+                world.places[number % 2].fault = FAULTS[number % len(FAULTS)]
         for number in range(arrived, len(coming)):
             world.submit(coming[number].make(first + number, world.clock.now()))
         world.settle()

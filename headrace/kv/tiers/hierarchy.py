@@ -8,8 +8,8 @@ Called on the engine thread alone; places answer into a line that `poll` empties
     admission         ─► load: host slot → block, in the step that first reads it
 
 Invariants: a key names the same bytes wherever it is found; a search ends, by its answers or at its deadline, so no
-sequence waits longer for the places below than computing would take; what is fetched for a sequence is held until it
-has been admitted or is gone, at most half of the slots.
+sequence waits longer for the places below than computing would take, nor longer than `wait_s`; what is fetched for a
+sequence is held until it has been admitted or is gone, at most half of the slots.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,10 +27,11 @@ from headrace.core.step import BlockCopy, CopyKind
 from headrace.kv.tiers.host_slots import Entry, HostSlots
 from headrace.kv.tiers.keys import KeyChain
 from headrace.kv.tiers.places import Learned, Places
-from headrace.kv.tiers.prefill_cost import PrefillCost
+from headrace.kv.tiers.recompute_cost import RecomputeCost, Unknown
 from headrace.kv.transfer.mover import Drop, Fetch, Fetched, Locate, Located, Store, Stored
 
-_LEAST_WAIT_S = 0.02
+LONGEST_WAIT_S = 5.0
+_LEAST_WAIT_S, _UNKNOWN_WAIT_S = 0.02, 1.0
 _PATIENCE_S = 0.05
 _MOST_CLEANED = 4  # entries that are sent below before they have to go, per step
 
@@ -41,7 +43,8 @@ class Search:
     keys: tuple[bytes, ...]
     saves_s: tuple[float, ...]  # by block: seconds that computing it takes
     deadline_s: float
-    tickets: set[int] = field(default_factory=set)
+    began_s: float
+    tickets: dict[int, int] = field(default_factory=dict)  # what is asked, and of which place
     found: dict[int, int] = field(default_factory=dict)  # by place: leading keys that it has
     held: list[bytes] = field(default_factory=list)
 
@@ -51,24 +54,35 @@ class Search:
         return not self.tickets
 
 
+class Late(NamedTuple):
+    """The places that a sequence has waited for in vain, and for how long."""
+
+    places: tuple[str, ...]
+    waited_s: float
+
+
 class TierShape(msgspec.Struct, frozen=True):
-    """What a hierarchy is made with: slots of host memory, seconds a block's copy takes, the places' names."""
+    """What a hierarchy is made with: slots in memory, seconds a block's copy takes, the places' names, the wait."""
 
     num_slots: int
     copy_s: float
     places: tuple[str, ...]
+    wait_s: float = LONGEST_WAIT_S
 
 
 @dataclass(slots=True)
 class _Fetching:
     keys: tuple[bytes, ...]
     searches: list[Search]  # that wait for it
+    place: int
 
 
 class TierHierarchy:
     """Host memory of `num_slots` slots and the places below it, nearest first.
 
     copy_s  seconds that one block takes between pool and host memory
+    wait_s  seconds that a sequence waits for the places below, however long computing would take
+    cost    what computing costs; None: what `weigh_against` says
     """
 
     def __init__(
@@ -79,15 +93,18 @@ class TierHierarchy:
         places: Places | None = None,
         *,
         copy_s: float = 0.0,
-        cost: PrefillCost | None = None,
+        wait_s: float = LONGEST_WAIT_S,
+        cost: RecomputeCost | None = None,
     ) -> None:
         self.chain = chain
-        self.cost = cost or PrefillCost()
+        self.cost: RecomputeCost = cost or Unknown()
+        self._is_cost_given = cost is not None
         self.host = HostSlots(num_slots)
         self._places = Places() if places is None else places
         self._every_place = range(len(self._places.names))
         self._block_bytes = block_bytes
         self._copy_s = copy_s
+        self._wait_s = wait_s
         self._copies: list[BlockCopy] = []
         self._searches: dict[int, Search] = {}
         self._fetches: dict[int, _Fetching] = {}
@@ -107,7 +124,12 @@ class TierHierarchy:
     @property
     def shape(self) -> TierShape:
         """Return what a hierarchy that decides the same is made with, the places' answers apart."""
-        return TierShape(self.host.num_slots, self._copy_s, self._places.names)
+        return TierShape(self.host.num_slots, self._copy_s, self._places.names, self._wait_s)
+
+    def weigh_against(self, cost: RecomputeCost) -> None:
+        """Weigh loading against what computing costs by `cost` from now on, unless a cost was given at the start."""
+        if not self._is_cost_given:
+            self.cost = cost
 
     def watch(self, note: Callable[[Learned], None] | None) -> None:
         """Have `note` told what is learned from the places from now on, in order; None: nobody."""
@@ -200,11 +222,11 @@ class TierHierarchy:
         asked = [place for place in self._every_place if self._places.is_up(place) and self._can_pay(place, total_s)]
         if not keys or not asked:
             return None
-        wait_s = max(total_s, _LEAST_WAIT_S) if self.cost.is_known else 1.0
-        search = Search(tuple(keys), tuple(saves_s), now + wait_s)
+        wait_s = min(max(total_s, _LEAST_WAIT_S) if self.cost.is_known else _UNKNOWN_WAIT_S, self._wait_s)
+        search = Search(tuple(keys), tuple(saves_s), now + wait_s, now)
         for place in asked:
             ticket = self._next_ticket = self._next_ticket + 1
-            search.tickets.add(ticket)
+            search.tickets[ticket] = place
             self._searches[ticket] = search
             self._places.ask(place, Locate(ticket, search.keys))
         return search
@@ -212,6 +234,15 @@ class TierHierarchy:
     def is_pending(self, search: Search, now: float) -> bool:
         """Say whether a sequence should go on waiting for its search."""
         return not search.is_over and now < search.deadline_s
+
+    def give_up(self, search: Search, now: float) -> Late | None:
+        """Count the places that have not answered in time; None if all have. The caller goes on without them."""
+        if search.is_over:
+            return None
+        late = sorted(set(search.tickets.values()))
+        for place in late:
+            self._places.note_late(place)
+        return Late(tuple(self._places.names[place] for place in late), now - search.began_s)
 
     def end(self, search: Search) -> None:
         """Release what is held for a search, and ask no more in its name. What is on its way still arrives."""
@@ -299,7 +330,7 @@ class TierHierarchy:
         search = self._searches.pop(result.ticket, None)
         if search is None:
             return
-        search.tickets.remove(result.ticket)
+        del search.tickets[result.ticket]
         search.found[place] = result.num_blocks
         if search.is_over:
             self._fetch(search, now)
@@ -318,8 +349,8 @@ class TierHierarchy:
             keys, slots = self._take_slots(search, first, count, now)
             if keys:
                 ticket = self._next_ticket = self._next_ticket + 1
-                search.tickets.add(ticket)
-                self._fetches[ticket] = _Fetching(tuple(keys), [search])
+                search.tickets[ticket] = place
+                self._fetches[ticket] = _Fetching(tuple(keys), [search], place)
                 self._filling.update(dict.fromkeys(keys, ticket))
                 self._places.ask(place, Fetch(ticket, tuple(keys), tuple(slots)))
             first = count
@@ -333,7 +364,7 @@ class TierHierarchy:
             if key in self._filling:
                 ticket = self._filling[key]
                 if ticket not in search.tickets:
-                    search.tickets.add(ticket)
+                    search.tickets[ticket] = self._fetches[ticket].place
                     self._fetches[ticket].searches.append(search)
                 continue
             if key in self.host:
@@ -365,7 +396,7 @@ class TierHierarchy:
                 search.held.append(key)
             self._bury(key)
         for search in fetching.searches:
-            search.tickets.remove(result.ticket)
+            del search.tickets[result.ticket]
 
     def _stored(self, result: Stored) -> None:
         entry = self.host.get(result.key)

@@ -83,6 +83,10 @@ class Places:
         """Count blocks that a place has and that are computed instead, which is faster."""
         self._movers[place].skip(num_blocks)
 
+    def note_late(self, place: int) -> None:
+        """Count a request that a place has let wait in vain."""
+        self._movers[place].note_late()
+
     # --- life ----------------------------------------------------------------------------------------------------
 
     def stats(self) -> tuple[TierStats, ...]:

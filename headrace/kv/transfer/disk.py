@@ -11,6 +11,7 @@ Implements `core.protocols.Transport`; used by one I/O thread. Raises OSError wh
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -97,6 +98,8 @@ class DiskTransport:
         if self._is_open:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(self._directory, os.W_OK):
+            raise PermissionError(errno.EACCES, "the directory cannot be written")
         self._files, self.num_bytes = Shelf(), 0
         now, wall = self._clock.now(), time.time()
         for path, stat in sorted(self._found(), key=lambda found: found[1].st_mtime):

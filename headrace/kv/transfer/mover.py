@@ -4,7 +4,8 @@ Owns its transport and the counts of what went through it. Work comes by `submit
 not block. What a caller waits for goes before what it does not wait for.
 Invariants: each job but `Drop` gets exactly one result, whatever fails; a block is reported as fetched only if its
 frame is whole; jobs in line are bounded: a `Store` beyond `_MOST_STORES` is refused. A place that fails is left alone
-for a while that doubles each time, up to a minute, and everything asked of it meanwhile is answered with nothing.
+for a while that doubles each time, up to a minute, and everything asked of it meanwhile is answered with nothing. A
+call that lasts longer than `limit_s` is a failure: the place is not up while it lasts, and left alone when it ends.
 An idle mover sleeps. Tests drive `work_off` instead of the thread.
 """
 
@@ -14,19 +15,22 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar, assert_never
 
 import msgspec
 
 from headrace.core.protocols import Clock, Transport
 from headrace.core.stats import TierStats
-from headrace.kv.transfer.frames import FrameCodec
+from headrace.kv.transfer.frames import KEY_BYTES, FrameCodec
 from headrace.kv.transfer.host_pool import HostPool
 
 _MOST_STORES = 128
 _TOGETHER = 8  # blocks read in one call
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_LONGEST_CALL_S = 5.0
 _SMOOTHING = 0.2
+_NO_BLOCK = bytes(KEY_BYTES)  # what a place is asked for at the start, to hear whether it is there
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -98,6 +102,7 @@ class Mover:
         *,
         latency_s: float = 1e-3,
         bytes_per_s: float = 500e6,
+        limit_s: float = _LONGEST_CALL_S,
     ) -> None:
         """Make a mover that has not been started. `latency_s` and `bytes_per_s` are guesses until measured."""
         self.name = name
@@ -108,6 +113,7 @@ class Mover:
         self._clock = clock
         self._latency_s = latency_s
         self._s_per_byte = 1.0 / bytes_per_s
+        self._limit_s = limit_s
         self._wake = threading.Condition()
         self._urgent: deque[Locate | Fetch | Drop] = deque()
         self._stores: deque[Store | Drop] = deque()
@@ -115,6 +121,7 @@ class Mover:
         self._is_stopping = False
         self._pause_s = 0.0
         self._retry_at = 0.0
+        self._call_began_s: float | None = None  # of the call that the I/O thread is in
         self._num_fetched = 0  # whole blocks of the fetch that is being done
         self._stats = TierStats(name=name)
 
@@ -123,7 +130,13 @@ class Mover:
     @property
     def is_up(self) -> bool:
         """Say whether it is worth asking: the place works, or it is time to try again."""
-        return not self._pause_s or self._clock.now() >= self._retry_at
+        return not self._hangs and (not self._pause_s or self._clock.now() >= self._retry_at)
+
+    @property
+    def _hangs(self) -> bool:
+        """Say whether the call that the I/O thread is in lasts too long."""
+        began_s = self._call_began_s
+        return began_s is not None and self._clock.now() - began_s > self._limit_s
 
     @property
     def has_room(self) -> bool:
@@ -154,9 +167,15 @@ class Mover:
         """Count blocks that are there and are computed instead, which is faster."""
         self._stats.num_skipped += num_blocks
 
+    def note_late(self) -> None:
+        """Count a request that has stopped waiting for this place."""
+        self._stats.num_late += 1
+
     def stats(self) -> TierStats:
         """Return the counts so far; a copy may be one job old."""
-        return msgspec.structs.replace(self._stats, is_up=not self._pause_s, stored_bytes=self._transport.num_bytes)
+        return msgspec.structs.replace(
+            self._stats, is_up=not (self._pause_s or self._hangs), stored_bytes=self._transport.num_bytes
+        )
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -182,6 +201,7 @@ class Mover:
             self._do(job)
 
     def _run(self) -> None:
+        self._tried(lambda: self._call(lambda: self._transport.has((_NO_BLOCK,))), 0)
         while True:
             with self._wake:
                 while not (self._urgent or self._stores or self._is_stopping):
@@ -206,7 +226,7 @@ class Mover:
         began = self._clock.now()
         match job:
             case Locate():
-                count = self._tried(lambda: self._transport.has(job.keys), 0)
+                count = self._tried(lambda: self._call(lambda: self._transport.has(job.keys)), 0)
                 if self._pause_s == 0.0:
                     self._latency_s += _SMOOTHING * (self._clock.now() - began - self._latency_s)
                 self._stats.num_misses += len(job.keys) - count
@@ -222,7 +242,7 @@ class Mover:
                 self._stats.store_s += self._clock.now() - began
                 self.deliver(Stored(job.key, is_kept))
             case Drop():
-                self._tried(lambda: self._transport.drop(job.key), None)
+                self._tried(lambda: self._call(lambda: self._transport.drop(job.key)), None)
             case _:
                 assert_never(job)
 
@@ -244,12 +264,23 @@ class Mover:
             self._pause_s = 0.0
         return done
 
+    def _call(self, work: Callable[[], T]) -> T:
+        """Make one call. Raises OSError when it fails, and when it has taken too long: its answer comes too late."""
+        self._call_began_s = began_s = self._clock.now()
+        try:
+            done = work()
+        finally:
+            self._call_began_s = None
+        if (elapsed_s := self._clock.now() - began_s) > self._limit_s:
+            raise TimeoutError(f"no answer for {elapsed_s:.1f} s")
+        return done
+
     def _fetch(self, job: Fetch) -> None:
         """Read and check blocks up to the first that is missing or not whole, counting those that are."""
         for first in range(0, len(job.keys), _TOGETHER):
             keys = job.keys[first : first + _TOGETHER]
             frames = [self._host.frame(slot) for slot in job.slots[first : first + _TOGETHER]]
-            sizes = self._transport.get(keys, frames)
+            sizes = self._call(partial(self._transport.get, keys, frames))
             for key, frame, size in zip(keys, frames, sizes, strict=True):
                 if not size:
                     self._stats.num_misses += 1
@@ -264,7 +295,7 @@ class Mover:
         """Seal a slot's block and send it."""
         frame = self._host.frame(job.slot)
         self._codec.seal(job.key, frame)
-        is_kept = self._transport.put(job.key, frame, job.saves_s)
+        is_kept = self._call(lambda: self._transport.put(job.key, frame, job.saves_s))
         if is_kept:
             self._stats.num_stored += 1
             self._stats.written_bytes += frame.nbytes
@@ -283,4 +314,4 @@ class Mover:
 
 def _cause(error: OSError) -> str:
     """Say what went wrong without naming a path or an address."""
-    return error.strerror or (str(error) if isinstance(error, ConnectionError) else type(error).__name__)
+    return error.strerror or (str(error) if isinstance(error, ConnectionError | TimeoutError) else type(error).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,10 +21,10 @@ from headrace.core.why import ChoiceNote, Explanation, RequestState
 from headrace.engine import AsyncEngine
 from headrace.engine import Engine as EngineLoop
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, TierHierarchy
 from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover
 from headrace.sched import Scheduler, SchedulerLimits
-from headrace.testing import ByteTokenizer, UniformModel
+from headrace.testing import ByteTokenizer, FixedCost, UniformModel
 from headrace.testing.faults import FaultyTransport, TransportFault
 from headrace.testing.uniform_model import TOKEN_BYTES
 
@@ -104,26 +105,19 @@ BLOCK = 4
 SECRET = b"s" * 32
 
 
-class Dear(PrefillCost):
-    """Computing takes so long that a place may take its time."""
-
-    @property
-    def is_known(self) -> bool:
-        return True
-
-    def recompute_s(self, start: int, count: int) -> float:
-        return 60.0 * count
-
-
 class Gate:
     """Holds steps up until it is opened."""
 
     def __init__(self) -> None:
         self._opened = threading.Event()
         self._permits = threading.Semaphore(0)
+        self.is_held = False
 
-    def let(self, num_steps: int) -> None:
-        self._permits.release(num_steps)
+    def pass_on(self) -> None:
+        """Let the step go on that is held up, if one is: permits must not gather, or an answer runs through."""
+        if self.is_held:
+            self.is_held = False
+            self._permits.release()
 
     def open(self) -> None:
         self._opened.set()
@@ -131,6 +125,7 @@ class Gate:
 
     def __call__(self, step: Step) -> None:
         if not (step.is_dry_run or self._opened.is_set()):
+            self.is_held = True
             assert self._permits.acquire(timeout=20)
 
 
@@ -173,7 +168,9 @@ def test_a_request_that_waits_for_a_place_below_says_for_how_much_and_how_long(m
         lambda call: TransportFault(kind="hang") if call == "has" else None,
     )
     mover = Mover("disk", disk, FrameCodec(SECRET, bytes(16), host.block_bytes), host, clock)
-    tiers = TierHierarchy(32, host.block_bytes, KeyChain(SECRET, bytes(16)), Places([mover]), cost=Dear())
+    tiers = TierHierarchy(
+        32, host.block_bytes, KeyChain(SECRET, bytes(16)), Places([mover]), cost=FixedCost(60.0), wait_s=60.0
+    )
     limits = SchedulerLimits(max_num_seqs=4, max_step_tokens=64, max_context=64, max_waiting=9)
     scheduler = Scheduler(BlockPool(32), BLOCK, limits, tiers)
     model = UniformModel(num_blocks=32, block_size=BLOCK, vocab_size=258, host=host)
@@ -194,6 +191,58 @@ def test_a_request_that_waits_for_a_place_below_says_for_how_much_and_how_long(m
     asyncio.run(story())
 
 
+def test_a_place_that_does_not_answer_is_named_and_its_blocks_are_computed(make_api: Any, tmp_path: Path) -> None:
+    clock, host = MonotonicClock(), HostPool(32, BLOCK * TOKEN_BYTES)
+    calls: list[str] = []
+
+    def fault(call: str) -> TransportFault | None:
+        calls.append(call)
+        return TransportFault(kind="hang") if len(calls) > 1 else None  # it is there when the server starts
+
+    disk = FaultyTransport(DiskTransport(tmp_path / "kv", 1 << 20, clock), fault)
+    mover = Mover("disk", disk, FrameCodec(SECRET, bytes(16), host.block_bytes), host, clock, limit_s=0.5)
+    tiers = TierHierarchy(
+        32, host.block_bytes, KeyChain(SECRET, bytes(16)), Places([mover]), cost=FixedCost(60.0), wait_s=0.02
+    )
+    limits = SchedulerLimits(max_num_seqs=4, max_step_tokens=64, max_context=1024, max_waiting=9)
+    scheduler = Scheduler(BlockPool(256), BLOCK, limits, tiers)
+    gate = Gate()
+    model = UniformModel(num_blocks=256, block_size=BLOCK, vocab_size=258, host=host, on_step=gate)
+
+    async def story() -> None:
+        async with live(make_api, scheduler, model, tiers) as client:
+            asked = asyncio.ensure_future(
+                ask(client, "mine", prompt="a headrace and a mill", max_tokens=40, ignore_eos=True)
+            )
+            state = "waiting"
+            while state == "waiting":
+                asked_why = asyncio.ensure_future(client.get("/v1/requests/mine/why"))
+                while not asked_why.done():
+                    for _ in range(50):  # so that the question is there before the step ends
+                        await asyncio.sleep(0)
+                    gate.pass_on()
+                told = asked_why.result().json()
+                state = told.get("state", state)  # it may not have come yet
+            assert state == "running"
+            assert told["choices"][0]["late_places"] == ["disk"]
+            assert re.search(r"It waited 0\.\d{3} s for disk, without an answer, and was computed", told["sentence"])
+            gate.open()
+            assert (await asked).json()["usage"]["completion_tokens"] > 0
+            told = (await client.get("/v1/requests/mine/why")).json()
+            assert told["late_places"] == ["disk"]
+            assert "for disk, without an answer, and was computed instead" in told["sentence"]
+            assert tiers.stats()[1].num_late == 1
+            while tiers.stats()[1].is_up:  # half a second
+                await asyncio.sleep(0)
+            asked = asyncio.ensure_future(ask(client, "other", prompt="a mill and a headrace", max_tokens=1))
+            assert (await asked).json()["usage"]["completion_tokens"] == 1
+            told = (await client.get("/v1/requests/other/why")).json()
+            assert "late_places" not in told, "nobody waits for a place that hangs"
+            disk.release()
+
+    asyncio.run(story())
+
+
 def test_a_search_that_waits_for_room_for_all_its_beams_says_how_much_that_is(make_api: Any) -> None:
     limits = SchedulerLimits(max_num_seqs=3, max_step_tokens=64, max_context=64, max_waiting=9)
     scheduler = Scheduler(BlockPool(24), BLOCK, limits)
@@ -206,12 +255,11 @@ def test_a_search_that_waits_for_room_for_all_its_beams_says_how_much_that_is(ma
             asked = asyncio.ensure_future(
                 ask(client, "mine", prompt="abcdefgh", max_tokens=4, use_beam_search=True, best_of=3, n=2)
             )
-            gate.let(1)
             wanted = asyncio.ensure_future(why(client, "mine", "search"))
             while not wanted.done():
                 for _ in range(50):  # the question comes before the step's end, so that few steps pass
                     await asyncio.sleep(0)
-                gate.let(1)
+                gate.pass_on()
             told = wanted.result()
             assert [(choice["reason"], choice["beams"]) for choice in told["choices"]] == [("search", 3)] * 2
             # 13 tokens at the end: two blocks that the beams share, and two of each one's own.

@@ -48,11 +48,43 @@ def test_nothing_is_known_before_anything_has_been_seen() -> None:
     assert not model.is_ready
 
 
+def chunk(start: int, count: int) -> StepShape:
+    shape = StepShape()
+    shape.add(start, count)
+    return shape
+
+
+def test_what_recomputing_costs_is_what_the_fit_says_of_prompts(taught: StepModel) -> None:
+    assert taught.is_known
+    assert taught.recompute_s(100, 50) == pytest.approx(TOKEN * 50 + PAIR * 50 * 125, rel=0.1)
+
+
+def test_what_recomputing_costs_is_the_mean_of_prompts_until_the_fit_can_tell() -> None:
+    model = StepModel()
+    assert not model.is_known
+    assert model.recompute_s(0, 100) == 100 * model.recompute_s(0, 1) > 0.0
+    for _ in range(20):
+        model.observe(StepShape(num_rows=2, num_reads=30), 1.0)  # steps that only decode teach nothing of it
+    assert model.recompute_s(0, 1) == StepModel().recompute_s(0, 1)
+    for elapsed_s in (0.2, 0.1, 0.3):
+        model.observe(chunk(0, 100), elapsed_s)
+    assert model.is_known
+    assert 0.001 < model.recompute_s(500, 1) < 0.003
+
+
+def test_what_recomputing_costs_is_never_nothing() -> None:
+    model = StepModel()
+    for _ in range(20):
+        for count, elapsed_s in ((100, 0.1), (200, 0.05)):
+            model.observe(chunk(0, count), elapsed_s)
+    assert model.recompute_s(0, 10) > 0.0
+
+
 def test_hours_of_decoding_do_not_wipe_out_what_a_chunk_costs(taught: StepModel) -> None:
     for shape in shapes(3000, 0.0):
         taught.observe(shape, seconds(shape))
-    chunk = StepShape(num_rows=8, num_reads=4000, num_tokens=256, num_pairs=256 * 1000)
-    assert taught.predict(chunk) == pytest.approx(seconds(chunk), rel=0.15)
+    shape = StepShape(num_rows=8, num_reads=4000, num_tokens=256, num_pairs=256 * 1000)
+    assert taught.predict(shape) == pytest.approx(seconds(shape), rel=0.15)
 
 
 def test_the_chunk_for_a_time_limit_keeps_it(taught: StepModel) -> None:

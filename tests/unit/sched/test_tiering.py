@@ -9,30 +9,15 @@ from headrace.core.request import SamplingParams, SeqId
 from headrace.core.settings import SchedulingSettings
 from headrace.core.step import CopyKind, Step
 from headrace.kv import BlockPool
-from headrace.kv.tiers import KeyChain, Places, PrefillCost, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, TierHierarchy
 from headrace.kv.transfer import DiskTransport, FrameCodec, HostPool, Mover
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
-from headrace.testing import UniformModel, VirtualClock, next_token
+from headrace.testing import FixedCost, UniformModel, VirtualClock, next_token
 from headrace.testing.uniform_model import TOKEN_BYTES
 
 BLOCK, VOCAB = 4, 50
 SYSTEM = list(range(20))  # five full blocks
 SECRET, FORMAT = b"s" * 32, b"f" * 16
-
-
-class Costs(PrefillCost):
-    """What a token takes, known from the start."""
-
-    def __init__(self, token_s: float) -> None:
-        super().__init__()
-        self.token_s = token_s
-
-    @property
-    def is_known(self) -> bool:
-        return True
-
-    def recompute_s(self, start: int, count: int) -> float:
-        return self.token_s * count
 
 
 class World:
@@ -44,7 +29,13 @@ class World:
         codec = FrameCodec(SECRET, FORMAT, host.block_bytes)
         self.disk = Mover("disk", DiskTransport(path / "kv", 1 << 20, self.clock), codec, host, self.clock)
         self.tiers = TierHierarchy(
-            num_slots, host.block_bytes, KeyChain(SECRET, FORMAT), Places([self.disk]), copy_s=0.1, cost=Costs(token_s)
+            num_slots,
+            host.block_bytes,
+            KeyChain(SECRET, FORMAT),
+            Places([self.disk]),
+            copy_s=0.1,
+            wait_s=60.0,
+            cost=FixedCost(token_s),
         )
         limits = SchedulerLimits(
             max_num_seqs=8, max_step_tokens=64, max_context=99, max_waiting=9, policy=SchedulingSettings(output_ratio=0)

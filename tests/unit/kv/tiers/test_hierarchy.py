@@ -7,19 +7,11 @@ from pathlib import Path
 import pytest
 
 from headrace.core.step import BlockCopy, CopyKind
-from headrace.kv.tiers import KeyChain, Places, PrefillCost, Search, TierHierarchy
+from headrace.kv.tiers import KeyChain, Places, Search, TierHierarchy
 from headrace.kv.transfer import DiskTransport, Drop, FrameCodec, HostPool, Mover
-from headrace.testing import VirtualClock
+from headrace.testing import FixedCost, VirtualClock
 
 KEYS = [bytes([number]) * 20 for number in range(6)]
-
-
-class Costs(PrefillCost):
-    """Known from the start."""
-
-    @property
-    def is_known(self) -> bool:
-        return True
 
 
 class World:
@@ -39,7 +31,7 @@ class World:
             for i in range(num_places)
         ]
         chain = KeyChain(b"s" * 32, b"f" * 16)
-        self.tiers = TierHierarchy(num_slots, 16, chain, Places(self.movers), copy_s=0.1, cost=Costs())
+        self.tiers = TierHierarchy(num_slots, 16, chain, Places(self.movers), copy_s=0.1, cost=FixedCost(1e-4))
 
     def step(self) -> tuple[BlockCopy, ...]:
         """Plan a step with what is to be copied, and run it: the bytes of block b are b."""
@@ -136,7 +128,7 @@ def test_two_searches_for_the_same_blocks_share_one_fetch(world: World) -> None:
     world.keep(0, 1, 2)
     first, second = world.search(0, 1), world.search(0, 1, 2)
     world.work()
-    assert first.tickets < second.tickets, "the second waits for the first's fetch and for its own"
+    assert first.tickets.keys() < second.tickets.keys(), "the second waits for the first's fetch and for its own"
     world.work()
     assert world.found(0, 1, 2) == [0, 1, 2]
     assert world.movers[0].stats().num_hits == 3
@@ -234,3 +226,18 @@ def test_what_was_saved_is_sent_below_at_the_end(world: World) -> None:
     world.tiers.take_copies()
     world.tiers.stop(world.clock, 1.0)
     assert world.movers[0].stats().num_stored == 5
+
+
+def test_nobody_waits_longer_than_the_longest_wait_and_who_did_not_answer_is_counted(tmp_path: Path) -> None:
+    world = World(tmp_path, num_places=2)
+    search = world.tiers.search(KEYS, [60.0] * len(KEYS), 10.0)
+    assert search is not None
+    assert world.tiers.is_pending(search, 14.9)
+    assert not world.tiers.is_pending(search, 15.1)
+    world.movers[1].work_off()
+    world.tiers.poll(15.1)
+    assert world.tiers.give_up(search, 15.1) == (("m0",), pytest.approx(5.1))
+    world.tiers.end(search)
+    assert [stats.num_late for stats in world.tiers.stats()] == [0, 1, 0]
+    assert world.tiers.give_up(search, 16.0) is None, "it is over"
+    world.work()  # what comes too late disturbs nobody

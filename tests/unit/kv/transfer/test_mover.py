@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,56 @@ def test_on_its_thread_a_server_killed_midway_costs_blocks_and_nothing_else() ->
             assert mover.stats().is_up
         finally:
             mover.stop(10.0)
+
+
+class Slow(DiskTransport):
+    """A directory whose calls take their time; `during` is called in the middle of each."""
+
+    def __init__(self, path: Path, clock: VirtualClock) -> None:
+        super().__init__(path, 1 << 20, clock)
+        self.clock = clock
+        self.seconds = 0.0
+        self.during: Callable[[], None] = lambda: None
+
+    def has(self, keys: Sequence[bytes]) -> int:
+        self.clock.advance(self.seconds)
+        self.during()
+        return super().has(keys)
+
+
+def test_a_call_that_hangs_takes_the_place_down_and_it_is_tried_again_later(tmp_path: Path) -> None:
+    clock, up = VirtualClock(), []
+    disk = Slow(tmp_path / "kv", clock)
+    mover = Mover("disk", disk, CODEC, HostPool(8, 16), clock, limit_s=5.0)
+    results: list[object] = []
+    mover.deliver = results.append
+    disk.during = lambda: up.append((mover.is_up, mover.stats().is_up))
+    for seconds in (4.0, 6.0):
+        disk.seconds = seconds
+        mover.submit(Locate(1, KEYS))
+        mover.work_off()
+    assert up == [(True, True), (False, False)]  # while the call lasted
+    assert not mover.is_up
+    assert mover.stats().num_errors == 1
+    mover.submit(Locate(2, KEYS))
+    mover.work_off()
+    assert len(up) == 2, "a place that is left alone was asked"
+    disk.seconds = 0.0
+    clock.advance(1.1)
+    assert mover.is_up
+    mover.submit(Locate(3, KEYS))
+    mover.work_off()
+    assert up[2:] == [(True, False)]
+    assert (mover.is_up, mover.stats().is_up) == (True, True)
+    assert results == [Located(1, 0), Located(1, 0), Located(2, 0), Located(3, 0)]
+
+
+def test_a_place_that_is_not_there_is_down_before_it_is_asked_for_anything(tmp_path: Path) -> None:
+    (tmp_path / "kv").write_text("a file")
+    mover = Mover(
+        "disk", DiskTransport(tmp_path / "kv", 1 << 20, VirtualClock()), CODEC, HostPool(8, 16), VirtualClock()
+    )
+    mover.start()
+    mover.stop(20.0)  # what is in line is worked off first
+    assert not mover.stats().is_up
+    assert mover.stats().num_errors == 1
