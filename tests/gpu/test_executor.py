@@ -16,6 +16,7 @@ from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
 from headrace.testing.checkpoints import Family, write_checkpoint
+from tests.parity.drive import scored_step
 
 BLOCKS, BLOCK_SIZE = 40, 16
 GREEDY = SamplingParams(temperature=0.0)
@@ -130,19 +131,6 @@ def test_bf16_activations_and_every_form_stay_near_the_reference(
     limit = {"bf16": 0.05, "int8": 0.08, "int4": 0.8, "fp8": 0.3}[quantization]
     assert np.mean([abs(a.logprob - b.logprob) for a, b in pairs]) < limit
     assert all(len(a.top) == 3 for a, _ in pairs)
-
-
-def scored_step(prompt: list[int], num_top: int) -> Step:
-    row = Row(
-        seq_id=SeqId(1),
-        start=0,
-        tokens=tuple(prompt),
-        blocks=tuple(range(-(-len(prompt) // BLOCK_SIZE))),
-        sampling=None,
-        score=tuple((i, prompt[i + 1]) for i in range(len(prompt) - 1)),
-        num_score_top=num_top,
-    )
-    return Step(0, (row,))
 
 
 def test_invariant_logits_are_the_same_in_any_chunking_and_company(tmp_path: Path, device: str) -> None:

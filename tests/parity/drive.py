@@ -43,3 +43,17 @@ def chunked_logits(
         if start == len(tokens):
             break
     return np.concatenate(parts)
+
+
+def scored_step(prompt: Sequence[int], num_top: int, block_size: int = 16) -> Step:
+    """Return a step of one row that scores every token of a prompt but the first."""
+    row = Row(
+        seq_id=SeqId(1),
+        start=0,
+        tokens=tuple(prompt),
+        blocks=tuple(range(-(-len(prompt) // block_size))),
+        sampling=None,
+        score=tuple((i, prompt[i + 1]) for i in range(len(prompt) - 1)),
+        num_score_top=num_top,
+    )
+    return Step(0, (row,))

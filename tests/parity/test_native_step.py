@@ -21,6 +21,7 @@ from headrace.model.build import build_program
 from headrace.ops.native.library import Pool
 from headrace.testing.checkpoints import FAMILIES, Family, write_checkpoint, write_safetensors
 from headrace.text import load_tokenizer
+from tests.parity.drive import scored_step
 from tests.parity.native_drive import GREEDY, ISAS, forced, generate, needs_native, tokens
 
 pytestmark = needs_native
@@ -68,20 +69,6 @@ def reference(path: Path, *, num_blocks: int = BLOCKS, kv_dtype: KvDtype = "auto
 def prompts(seed: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
     random = np.random.RandomState(seed)
     return [random.randint(0, 256, length).tolist() for length in lengths]
-
-
-def scored_step(prompt: list[int], num_top: int) -> Step:
-    """One row that scores every token of a prompt but the first."""
-    row = Row(
-        seq_id=SeqId(1),
-        start=0,
-        tokens=tuple(prompt),
-        blocks=tuple(range(-(-len(prompt) // BLOCK_SIZE))),
-        sampling=None,
-        score=tuple((i, prompt[i + 1]) for i in range(len(prompt) - 1)),
-        num_score_top=num_top,
-    )
-    return Step(0, (row,))
 
 
 def rounded(path: Path, quantization: Quantization, target: Path) -> Path:
