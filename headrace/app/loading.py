@@ -140,6 +140,7 @@ def load_model(
     limits = SchedulerLimits(
         max_num_seqs=plan.max_num_seqs.value,
         max_step_tokens=plan.max_step_tokens.value,
+        chunk_tokens=plan.chunk_tokens.value,
         max_context=plan.max_context.value,
         max_waiting=plan.max_waiting.value,
         prefix_cache=plan.prefix_cache.value,

@@ -22,6 +22,7 @@ MIB = 1 << 20
 MAX_POSITIONS = 1 << 20  # of one sequence: beyond, fp32 angles of a rotation are too coarse
 _LEAST_CONTEXT = 256  # tokens of one sequence that a pool must hold to be worth starting
 _STAGING_BYTES, _STAGING_SHARE, _LEAST_STAGING = 256 * MIB, 16, 8  # most, a part of what is free, least in blocks
+_CHUNK_SHARE = 2  # of a step: what prompts get beside few that decode is one part in this many
 _KV_SHARE = 4  # an unset pool takes one part in this many of what is free after loading
 
 
@@ -66,6 +67,7 @@ class Plan:
     block_size: Derived[int]
     max_num_seqs: Derived[int]
     max_step_tokens: Derived[int]
+    chunk_tokens: Derived[int | None]
     max_waiting: Derived[int]
     prefix_cache: Derived[bool]
     prefix_policy: Derived[PrefixPolicy]
@@ -112,6 +114,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         block_size=_set(engine.block_size, "engine.block_size"),
         max_num_seqs=_set(engine.max_num_seqs, "engine.max_num_seqs"),
         max_step_tokens=_set(engine.max_step_tokens, "engine.max_step_tokens"),
+        chunk_tokens=_chunk_tokens(engine, backend.value),
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
@@ -119,6 +122,16 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         kv_ram_bytes=_kv_ram(engine, hardware, facts),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
+    )
+
+
+def _chunk_tokens(engine: EngineSettings, backend: str) -> Derived[int | None]:
+    """Return how many prompt tokens go beside few that decode: less where a step of them is a gap that one notices."""
+    if backend == "cuda":
+        return Derived(None, "a device computes long chunks in the time of short ones")
+    return Derived(
+        max(engine.max_step_tokens // _CHUNK_SHARE, 1),
+        f"half of engine.max_step_tokens beside few that decode, all of it beside {-(-engine.max_num_seqs // 2)}",
     )
 
 

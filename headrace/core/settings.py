@@ -162,7 +162,7 @@ class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     max_waiting_tokens  prompt tokens that may wait before new requests are refused; None: no limit
     max_wait_s          predicted seconds to the first token beyond which new requests are refused; None: no limit
     itl_target_ms       gap between two tokens of an answer that prompt chunks of others may stretch a step to; None:
-                        chunks are as long as max_step_tokens allows
+                        half of max_step_tokens on a CPU, more beside many that decode
     background_share    share by which background requests may stretch a step of others
     aging_s             seconds in which a priority class that is passed over rises by one
     fair_burst_tokens   tokens that one tenant may be ahead of another

@@ -2,14 +2,15 @@
 
 Owns nothing but the plan of the moment. Called by the scheduler.
 Rows of one token always fit into the token budget. Prompt chunks stretch the step, and with it the gap between two
-tokens of everybody who is decoding: with a target for that gap the chunk is as long as the step model allows.
+tokens of everybody who is decoding: with a target for that gap the chunk is as long as the step model allows, without
+one as long as the limits say for so many.
 Background sequences may stretch a step of others by `background_share` at most, and have all of it when it is theirs.
 """
 
 from __future__ import annotations
 
-from headrace.core.settings import SchedulingSettings
 from headrace.core.step import Row
+from headrace.sched.limits import SchedulerLimits
 from headrace.sched.sequence import Sequence
 from headrace.sched.step_model import StepModel, StepShape
 
@@ -31,14 +32,20 @@ class StepPlan:
 class StepBudget:
     """Divides a step's time between decoding, prompts and background."""
 
-    def __init__(self, policy: SchedulingSettings, model: StepModel) -> None:
+    def __init__(self, limits: SchedulerLimits, model: StepModel) -> None:
+        policy = limits.policy
+        self._limits = limits
         self._itl_target_s = None if policy.itl_target_ms is None else policy.itl_target_ms / 1e3
         self._background_share = policy.background_share
         self._model = model
 
     def chunk_room(self, shape: StepShape, budget: int, start: int) -> int:
         """Return how many of `budget` tokens a prompt from position `start` may have in a step of that shape so far."""
-        if self._itl_target_s is None or not shape.num_rows or not self._model.knows_chunks:
+        if not shape.num_rows:
+            return budget
+        if self._itl_target_s is None:
+            return min(budget, max(self._limits.prompt_tokens(shape.num_rows) - shape.num_tokens, 0))
+        if not self._model.knows_chunks:
             return budget
         # The least chunk is for the whole step, not for each of its prompts.
         room = max(self._model.chunk_within(self._itl_target_s, shape, start), _LEAST_CHUNK - shape.num_tokens)

@@ -14,6 +14,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_num_seqs     sequences that hold blocks at once, and so rows of a step
     max_step_tokens  tokens a step computes
+    chunk_tokens     prompt tokens of a step in which few sequences decode; None: what max_step_tokens leaves
     max_context      prompt and output of one sequence
     max_waiting      sequences in the queue before new requests are refused
     prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
@@ -34,6 +35,17 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     policy: SchedulingSettings = SchedulingSettings(max_wait_s=None)
     reach: Reach | None = None
     widest_window: int | None = None
+    chunk_tokens: int | None = None
+
+    def prompt_tokens(self, num_decoding: int) -> int:
+        """Return how many prompt tokens go into a step in which so many sequences decode: all once half the places do.
+
+        A chunk is a gap between the tokens of all that decode. Beside few of them two short steps cost little more
+        than a long one; beside many they do, and the queue would wait for it.
+        """
+        if self.chunk_tokens is None or num_decoding == 0:
+            return self.max_step_tokens
+        return max(self.chunk_tokens, self.max_step_tokens * 2 * num_decoding // self.max_num_seqs)
 
     def check(self) -> None:
         """Raise ValueError for a limit below 1."""

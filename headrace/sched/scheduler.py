@@ -94,7 +94,7 @@ class Scheduler:
         self._forecast = OutputForecast(policy.output_ratio)
         self._charges = Charges(shares, self._forecast)
         self._step_clock = StepClock()
-        self._budget = budget = StepBudget(policy, self._model)
+        self._budget = budget = StepBudget(limits, self._model)
         outlook = Outlook(limits, self._model, budget, self._forecast)
         door = Door(limits, self.max_context)
         self._room = room = Room(limits, roster, memory, self._forecast, self._decisions, self.totals)

@@ -47,6 +47,12 @@ def test_settings_win_over_derivation() -> None:
     assert plan.threads.reason == "engine.threads"
 
 
+@pytest.mark.parametrize(("backend", "most"), [("native", 256), ("reference", 256), ("cuda", None)])
+def test_only_a_cpu_keeps_prompts_short_beside_few_that_decode(backend: str, most: int | None) -> None:
+    plan = resolve(engine(max_step_tokens=512), machine(), FACTS, Derived(backend, "asked for"))
+    assert plan.chunk_tokens.value == most
+
+
 def test_threads_follow_cores() -> None:
     assert resolve(engine(), machine(cores=7), FACTS, BACKEND).threads.value == 7
 

@@ -167,6 +167,22 @@ def test_what_is_learned_of_short_answers_lets_more_of_them_in() -> None:
     assert scheduler.totals.num_preemptions == 0
 
 
+def test_all_prompts_of_a_step_share_what_goes_beside_few_that_decode() -> None:
+    limits = SchedulerLimits(
+        max_num_seqs=8, max_step_tokens=64, max_context=400, max_waiting=99, prefix_cache=False, chunk_tokens=32
+    )
+    scheduler = Scheduler(BlockPool(400), BLOCK, limits)
+    submit(scheduler, 0)
+    make_step(scheduler)
+    for seq_id in (1, 2, 3):
+        submit(scheduler, seq_id, length=20)
+    first, _ = make_step(scheduler)
+    assert [len(row.tokens) for row in first.rows] == [1, 20, 12]
+    scheduler.abort(SeqId(0))
+    rest, _ = make_step(scheduler)
+    assert [len(row.tokens) for row in rest.rows] == [1, 8, 20]  # whoever has its prompt decodes now
+
+
 @pytest.mark.parametrize("target_ms", [8.0, 20.0])
 def test_prompt_chunks_keep_the_gap_of_those_that_decode(target_ms: float) -> None:
     scheduler = build(num_blocks=400, max_step_tokens=200, itl_target_ms=target_ms)
