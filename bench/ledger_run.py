@@ -1,12 +1,13 @@
 """Does the ledger add up after a long mixed run: a real server, tenants, and callers that do everything wrong.
 
-    python bench/ledger_run.py MODEL [MODEL …] [--seconds 600] [--database URL] [--out bench-results/ledger-run.json]
+    python bench/ledger_run.py MODEL [MODEL …] [--seconds 600] [--scarce] [--database URL] [--out ledger-run.json]
 
 Starts `headrace serve` with a KV pool that is too small for its load, so that sequences are preempted, and keeps a
 fixed number of callers of four tenants busy: answers read to their end, streamed and not, with one and two choices,
 calls whose caller goes away, calls ended by their id, streams resumed after a cut, and requests that are refused: no
 JSON, unknown models, prompts and numbers out of range, wrong keys, an exhausted budget. Then the server is stopped and
-the ledger is read by the command line.
+the ledger is read by the command line. With `--scarce` the pool holds a few answers only and all of them are long, so
+that sequences are preempted all the time; a run with fewer than one in ten seconds fails.
 
 Exact or it fails: tenants + pool = the engines' wall time to the nanosecond = the bill to the nano-dollar, and what
 each caller was told is what its row says.
@@ -37,6 +38,9 @@ RATE = "3.30"
 NUM_CALLERS = 24
 TENANTS = ("acme", "bolt", "cask", "poor")
 _SHOWN = ("requests", "engine_ns", "rent_ns", "machine_nano", "rent_nano")
+LENGTHS = (4, 16, 64, 256)
+SCARCE_LENGTHS = (200, 400, 600)
+SCARCE_S = 10  # seconds for each preemption, at most
 TASKS = ("read", "read", "stream", "stream", "stream", "two", "leave", "leave", "cancel", "resume", "wrong")
 
 
@@ -53,7 +57,10 @@ class Seen:
 class Caller:
     """One caller after another of one tenant."""
 
-    def __init__(self, url: str, key: str, models: list[str], seed: int, seen: Seen) -> None:
+    def __init__(
+        self, url: str, key: str, models: list[str], seed: int, seen: Seen, lengths: tuple[int, ...] = LENGTHS
+    ) -> None:
+        self._lengths = lengths
         self._url, self._key, self._models, self._seen = url, key, models, seen
         self._chance = random.Random(seed)
         self._name = f"run-{seed}"
@@ -78,7 +85,7 @@ class Caller:
         return {
             "model": chance.choice(self._models),
             "prompt": shared + str(chance.randrange(40)),
-            "max_tokens": chance.choice((4, 16, 64, 256)),
+            "max_tokens": chance.choice(self._lengths),
             "ignore_eos": True,
             **fields,
         }
@@ -240,9 +247,13 @@ def read_ledger(database: str, models: list[str], seen: Seen, folder: Path) -> d
     }
 
 
-async def load(url: str, keys: dict[str, str], models: list[str], seconds: float, seen: Seen) -> None:
+async def load(
+    url: str, keys: dict[str, str], models: list[str], seconds: float, seen: Seen, lengths: tuple[int, ...]
+) -> None:
     end_s = time.perf_counter() + seconds
-    callers = [Caller(url, keys[TENANTS[seed % len(TENANTS)]], models, seed, seen) for seed in range(NUM_CALLERS)]
+    callers = [
+        Caller(url, keys[TENANTS[seed % len(TENANTS)]], models, seed, seen, lengths) for seed in range(NUM_CALLERS)
+    ]
     await asyncio.gather(*(caller.call_until(end_s) for caller in callers))
 
 
@@ -269,7 +280,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 raise SystemExit(f"the server did not start:\n{(folder / 'log').read_text()[-2000:]}")
             found = re.search(r"http://\S+:\d+", line)
         seen, began_s = Seen(), time.perf_counter()
-        asyncio.run(load(found[0], keys, names, args.seconds, seen))
+        asyncio.run(load(found[0], keys, names, args.seconds, seen, SCARCE_LENGTHS if args.scarce else LENGTHS))
         load_s = time.perf_counter() - began_s
         server.terminate()
         status = server.wait(timeout=120)
@@ -295,6 +306,9 @@ def main() -> None:
     parser.add_argument("model", nargs="+", help="what `headrace serve` takes")
     parser.add_argument("--seconds", type=float, default=600.0, help="of load (default: 600)")
     parser.add_argument("--kv-mib", type=int, default=16, help="of the KV pool of each model (default: 16)")
+    parser.add_argument(
+        "--scarce", action="store_true", help="long answers in hardly any room: preemptions all the time"
+    )
     parser.add_argument("--price", default="0.05/0.20/0.005", help="dollars per million tokens")
     parser.add_argument("--database", help="default: a new SQLite file")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="further flags of the server")
@@ -307,6 +321,9 @@ def main() -> None:
         args.out.write_text(text + "\n")
     print(text)
     is_exact = not (result["difference_ns"] or result["difference_nano"] or result["told_costs_that_differ"])
+    if args.scarce and result["preemptions"] * SCARCE_S < result["seconds"]:
+        print(f"only {result['preemptions']} preemptions: give a smaller --kv-mib", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0 if is_exact and result["verify"]["is_right"] and not result["failures"] else 1)
 
 

@@ -10,21 +10,18 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import time
-from collections.abc import Callable
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.api.errors import error_response
+from headrace.api.state import ApiState
 from headrace.api.trail import Trail
-from headrace.core.audit import Auditor
-from headrace.core.caller import Caller, Gatekeeper
+from headrace.core.caller import Caller
 from headrace.core.errors import HeadraceError, InvalidRequest
-from headrace.core.protocols import Clock
-from headrace.core.tracing import Span, Tracer, stage
-from headrace.obs import DoorMetrics, LogTag, tag_logs, untag_logs
+from headrace.core.tracing import Span, stage
+from headrace.obs import LogTag, tag_logs, untag_logs
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _OPEN = ("/health", "/health/live", "/health/ready")  # `/health/progress` names requests and needs the key
@@ -34,6 +31,7 @@ _OPERATIONS = {
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
 }
+ANSWERING = frozenset((*_OPERATIONS, "/v1/prefixes"))  # paths that compute something for their caller
 _CLAIMS = {b"x-headrace-tenant", b"x-headrace-key", b"x-headrace-namespace", b"x-tenant", b"x-tenant-id"}
 _log = logging.getLogger(__name__)
 
@@ -41,23 +39,15 @@ _log = logging.getLogger(__name__)
 class Access:
     """ASGI middleware around the whole application."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        clock: Clock,
-        gatekeeper: Gatekeeper,
-        metrics: DoorMetrics,
-        tracer: Tracer | None = None,
-        auditor: Auditor | None = None,
-        wall_s: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, app: ASGIApp, state: ApiState) -> None:
         self._app = app
-        self._clock = clock
-        self._gatekeeper = gatekeeper
-        self._metrics = metrics
-        self._tracer = tracer
-        self._auditor = auditor
-        self._wall_s = wall_s
+        self._clock = state.clock
+        self._gatekeeper = state.gatekeeper
+        self._metrics = state.door
+        self._tracer = state.tracer
+        self._auditor = state.auditor
+        self._note_refused = state.note_refused
+        self._wall_s = state.wall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,6 +85,8 @@ class Access:
                     trail.caller = caller
             except HeadraceError as refusal:
                 self._metrics.on_refused(refusal)
+                if scope["path"] in ANSWERING:
+                    self._note_refused(Caller(), "", refusal)
                 if trail is not None:
                     trail.fail(refusal)
                 await error_response(refusal, request_id, scope["path"])(scope, receive, tell)

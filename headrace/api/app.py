@@ -16,7 +16,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, swap, tokenize, why
-from headrace.api.access import Access
+from headrace.api.access import ANSWERING, Access
+from headrace.api.calls import Call
 from headrace.api.errors import error_response, plain_error
 from headrace.api.sse import ClientGone
 from headrace.api.state import ApiState
@@ -33,6 +34,7 @@ _ROUTES = [
     Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
     Route("/v1/models", health.list_models, methods=["GET"]),
     Route("/v1/models/{model_id:path}", health.get_model, methods=["GET"]),
+    Route("/v1/requests/{request_id}", requests.show, methods=["GET"]),
     Route("/v1/requests/{request_id}", requests.cancel, methods=["DELETE"]),
     Route("/v1/requests/{request_id}/why", why.explain, methods=["GET"]),
     Route("/v1/requests/{request_id}/cancel", requests.cancel, methods=["POST"]),
@@ -63,7 +65,7 @@ def build_app(state: ApiState) -> ASGIApp:
         },
     )
     app.state.api = state
-    served: ASGIApp = Access(app, state.clock, state.gatekeeper, state.door, state.tracer, state.auditor, state.wall_s)
+    served: ASGIApp = Access(app, state)
     if not state.cors_origins:
         return served
     return CORSMiddleware(
@@ -80,6 +82,10 @@ async def _tree_error(http: Request, err: Exception) -> Response:
     if span is not None and isinstance(err, HeadraceError):
         span.note({"error.type": err.code})
     _note_failure(http, err)
+    if isinstance(err, HeadraceError) and not err.is_settled and http.url.path in ANSWERING:
+        state: ApiState = http.app.state.api
+        call: Call | None = getattr(http.state, "call", None)
+        state.note_refused(http.state.caller, "" if call is None else call.model, err)
     return error_response(err, http.state.request_id, http.url.path)
 
 

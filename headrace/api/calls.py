@@ -22,7 +22,7 @@ from headrace.api.ladder import AS_ASKED, HEADER, Plan
 from headrace.api.served import Models, RemoteModel, ServedModel
 from headrace.api.trail import Trail
 from headrace.core.caller import Caller
-from headrace.core.delta import Delta
+from headrace.core.delta import Delta, Usage
 from headrace.core.errors import HeadraceError, RequestCancelled, UnknownRequest
 from headrace.core.request import Knock, Request, RequestId
 from headrace.core.tracing import Span
@@ -48,6 +48,8 @@ class _Ended(NamedTuple):
 
     status: CallStatus
     request_ids: tuple[RequestId, ...]
+    model: str
+    usages: tuple[Usage, ...]  # of its requests, those that told one
 
 
 class Call:
@@ -56,7 +58,7 @@ class Call:
     def __init__(self, calls: Calls, call_id: CallId, caller: Caller, span: Span | None, trail: Trail | None) -> None:
         self.call_id = call_id
         self.headers: dict[str, str] = {}  # of the reply; complete before its first delta but for the cost
-        self._cost_nano = 0  # of its requests that have told theirs
+        self._usages: list[Usage] = []  # of its requests that have told theirs
         self.is_cancelled = False
         self._calls = calls
         self._caller = caller
@@ -129,6 +131,16 @@ class Call:
         if self._trail is not None:
             self._trail.aim(model.name)
 
+    @property
+    def model(self) -> str:
+        """Return the name of the model that it asks; empty before it is known."""
+        return "" if self._model is None else self._model.name
+
+    @property
+    def usages(self) -> tuple[Usage, ...]:
+        """Return what its requests have told of their usage so far."""
+        return tuple(self._usages)
+
     def tell_headers(self, err: HeadraceError) -> None:
         """Let the reply that `err` becomes carry the call's headers, what it cost so far among them."""
         err.headers = (*self.headers.items(), *err.headers)
@@ -176,9 +188,11 @@ class Call:
                     self.headers.update(delta.headers)
                 if trail is not None:
                     trail.see(delta)
-                if delta.usage is not None and delta.usage.cost_nano is not None:
-                    self._cost_nano += delta.usage.cost_nano
-                    self.headers["x-headrace-cost-usd"] = show_usd(self._cost_nano)
+                if delta.usage is not None:
+                    self._usages.append(delta.usage)
+                    if delta.usage.cost_nano is not None:
+                        cost_nano = sum(usage.cost_nano or 0 for usage in self._usages)
+                        self.headers["x-headrace-cost-usd"] = show_usd(cost_nano)
                 yield delta
         except HeadraceError as err:
             if trail is not None:
@@ -250,6 +264,15 @@ class Calls:
             call.cancel()
         return CallStatus.CANCELLED
 
+    def look(self, owner: str, request_id: str) -> tuple[CallStatus, str, list[Usage]]:
+        """Say how the owner's calls of this id stand, of which model, and what they used. Raises UnknownRequest."""
+        call_id = self._known_id(owner, request_id)
+        live = self._live.get(call_id)
+        if live is None:
+            ended = self._ended[call_id]
+            return ended.status, ended.model, list(ended.usages)
+        return CallStatus.RUNNING, live[-1].model, [usage for call in live for usage in call.usages]
+
     def request_ids(self, owner: str, request_id: str) -> list[RequestId]:
         """Return what the owner's calls of this id have asked of models, or asked last. Raises UnknownRequest."""
         call_id = self._known_id(owner, request_id)
@@ -267,7 +290,7 @@ class Calls:
         if not live:
             del self._live[call.call_id]
         status = CallStatus.CANCELLED if call.is_cancelled else CallStatus.FINISHED
-        self._ended[call.call_id] = _Ended(status, tuple(call.request_ids))
+        self._ended[call.call_id] = _Ended(status, tuple(call.request_ids), call.model, call.usages)
         self._ended.move_to_end(call.call_id)
         if len(self._ended) > _MOST_REMEMBERED:
             self._ended.popitem(last=False)

@@ -21,7 +21,7 @@ from headrace.api.body import read_body, refuse_unsupported
 from headrace.api.calls import Call
 from headrace.api.exchange import respond
 from headrace.api.merging import merge
-from headrace.api.openai_replies import TextChoice, TextReply, UsageReply, finish_reply, usage_reply
+from headrace.api.openai_replies import TextChoice, TextReply, UsageReply, finish_reply, sum_usages, usage_reply
 from headrace.api.openai_types import CompletionBody
 from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, knock_of, optional_bounded
 from headrace.api.prompts import encode_text
@@ -151,7 +151,7 @@ class CompletionWire:
                 if choice.text or choice.finish_reason is not None or choice.logprobs is not None:
                     yield event(_encoder.encode(self._reply([choice], self._usage_so_far())))
         if self._has_usage_chunk:
-            yield event(_encoder.encode(self._reply([], usage_reply(self._total(usages)))))
+            yield event(_encoder.encode(self._reply([], usage_reply(sum_usages(usages)))))
         yield DONE
 
     async def reply(self) -> TextReply:
@@ -164,7 +164,7 @@ class CompletionWire:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         choices = [choice for i, answer in enumerate(answers) for choice in self._whole_choices(i, answer)]
-        return self._reply(choices, usage_reply(self._total([answer.usage for answer in answers])))
+        return self._reply(choices, usage_reply(sum_usages([answer.usage for answer in answers])))
 
     def _whole_choices(self, prompt_idx: int, answer: Answer) -> list[TextChoice]:
         """Spell an answer by the same path as a stream: one delta per choice."""
@@ -214,19 +214,6 @@ class CompletionWire:
         if self._has_running_usage:
             return running_usage(self._num_prompt, self._num_generated)
         return None if self._has_usage_chunk else UNSET
-
-    def _total(self, usages: list[Usage]) -> Usage:
-        costs = [usage.cost_nano for usage in usages if usage.cost_nano is not None]
-        return Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-            completion_tokens=sum(usage.completion_tokens for usage in usages),
-            cached_tokens=sum(usage.cached_tokens for usage in usages),
-            cache_write_tokens=sum(usage.cache_write_tokens for usage in usages),
-            cache_write_1h_tokens=sum(usage.cache_write_1h_tokens for usage in usages),
-            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
-            is_estimate=any(usage.is_estimate for usage in usages),
-            cost_nano=sum(costs) if len(costs) == len(usages) and costs else None,
-        )
 
     def _reply(self, choices: list[TextChoice], usage: UsageReply | msgspec.UnsetType | None) -> TextReply:
         fingerprint = self._model.fingerprint or UNSET

@@ -72,6 +72,7 @@ async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | Eve
     if wish.grace_s or wish.key is not None:
         return await _recorded(http, state, body, begin, wish)
     call = state.calls.open(http.state.caller, http.state.request_id, http.state.span, trail_of(http))
+    http.state.call = call
     with ExitStack() as undo:
         undo.callback(call.close)
         wire = _descent(http, state, call, body, begin) or await begin(call)
@@ -135,6 +136,7 @@ async def _recorded(
             owner, request_id, grace_s=wish.grace_s, key=wish.key, fingerprint=fingerprint
         )
         call = state.calls.open(http.state.caller, request_id, http.state.span, trail_of(http))
+        http.state.call = call
         recording.headers = call.headers
         recording.start(_events(call, begin, is_stream=bool(body.stream)), is_numbered=bool(body.stream))
     headers = ChainMap(dict(_REPLAYED) if is_replay else {}, recording.headers)  # those of the call are still to come

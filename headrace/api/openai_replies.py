@@ -7,6 +7,7 @@ UNSET fields are left out of the JSON; None fields are written as null; a struct
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -39,6 +40,21 @@ class UsageReply(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
     is_estimate: bool | UnsetType = UNSET
     cost: float | UnsetType = UNSET
+
+
+def sum_usages(usages: Sequence[Usage]) -> Usage:
+    """Return the usage of several requests of one call; without a cost unless that of each is known."""
+    costs = [usage.cost_nano for usage in usages if usage.cost_nano is not None]
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        cache_write_tokens=sum(usage.cache_write_tokens for usage in usages),
+        cache_write_1h_tokens=sum(usage.cache_write_1h_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+        is_estimate=any(usage.is_estimate for usage in usages),
+        cost_nano=sum(costs) if len(costs) == len(usages) and costs else None,
+    )
 
 
 def usage_reply(usage: Usage) -> UsageReply:
@@ -243,6 +259,7 @@ class PrefixReply(msgspec.Struct):
     cached_tokens: int  # that were there before
     ttl_s: float | None
     object: str = "prefix"
+    cost: float | UnsetType = UNSET  # in dollars
 
 
 class DetokenizeReply(msgspec.Struct):

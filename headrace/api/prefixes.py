@@ -1,7 +1,8 @@
 """POST /v1/prefixes: compute a prompt's KV and keep it for a while, so that answers that begin with it start at once.
 
-Owns nothing: the prompt runs as a request without output that asks for its blocks to be pinned. Used by the HTTP API
-and, for `serve --warm`, by `app`.
+Owns nothing: the prompt runs as a request without output that asks for its blocks to be pinned: in its caller's name,
+so that what a key may ask, limits, budgets and whose prefixes are whose hold here as everywhere. `serve --warm` pins in
+nobody's name, by `app`.
 A conversation that ends with a system message stands for all that continue it: its prefix is what two different
 continuations have in common, whatever the template writes around them.
 """
@@ -9,21 +10,26 @@ continuations have in common, whatever the template writes around them.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from headrace.api.answers import collect
 from headrace.api.body import read_body
+from headrace.api.calls import trail_of
 from headrace.api.openai_replies import PrefixReply
 from headrace.api.openai_types import Message, PrefixBody
 from headrace.api.prompts import encode_chat, encode_text
 from headrace.api.served import ServedModel
+from headrace.api.sse import until_disconnect
 from headrace.api.state import ApiState
 from headrace.core.delta import FinishReason
-from headrace.core.errors import InvalidRequest, PromptTooLong, RequestFailed
-from headrace.core.request import Request, RequestId, SamplingParams, StopRules
+from headrace.core.errors import HeadraceError, InvalidRequest, PromptTooLong, RequestFailed
+from headrace.core.protocols import Upstream
+from headrace.core.request import Knock, Request, RequestId, SamplingParams, StopRules
 
 DEFAULT_TTL_S = 3600.0
 LONGEST_TTL_S = 7 * 24 * 3600.0
@@ -40,14 +46,32 @@ async def create_prefix(http: HttpRequest) -> Response:
     ttl_s = DEFAULT_TTL_S if body.ttl_s is None else body.ttl_s
     if not 0 < ttl_s <= LONGEST_TTL_S:
         raise InvalidRequest(f"ttl_s is {ttl_s:g}; it must be above 0 and at most {LONGEST_TTL_S:,.0f}", param="ttl_s")
-    reply = await pin_prefix(model, body, f"prefix-{http.state.request_id}", arrival_s, ttl_s)
-    return Response(_encoder.encode(reply), media_type="application/json")
+    request_id = RequestId(f"prefix-{http.state.request_id}")
+    with closing(state.calls.open(http.state.caller, http.state.request_id, trail=trail_of(http))) as call:
+        http.state.call = call
+        try:
+            call.knock(model, Knock(request_id=request_id, model=model.name, arrival_s=arrival_s))
+            request = await _request(model, body, request_id, arrival_s, ttl_s)
+            call.bind(model, [request])
+            reply = await until_disconnect(http.receive, call.run(_pinned(call, request)))
+        except HeadraceError as err:
+            call.tell_headers(err)
+            raise
+    return Response(_encoder.encode(reply), headers=call.headers, media_type="application/json")
 
 
 async def pin_prefix(
     model: ServedModel, body: PrefixBody, request_id: str, arrival_s: float, ttl_s: float
 ) -> PrefixReply:
-    """Compute and pin what `body` says. Raises InvalidRequest, PromptTooLong, and RequestFailed."""
+    """Compute and pin what `body` says in nobody's name. Raises InvalidRequest, PromptTooLong, and RequestFailed."""
+    request = await _request(model, body, RequestId(request_id), arrival_s, ttl_s)
+    return await _pinned(model.upstream, request)
+
+
+async def _request(
+    model: ServedModel, body: PrefixBody, request_id: RequestId, arrival_s: float, ttl_s: float
+) -> Request:
+    """Return the request without output that pins what `body` says."""
     tokens = await _tokens(model, body)
     if not tokens:
         raise InvalidRequest("the prefix has no tokens; send a longer one", param="prompt")
@@ -55,8 +79,8 @@ async def pin_prefix(
         raise PromptTooLong(
             f"the prefix has {len(tokens):,} tokens; '{model.name}' accepts {model.max_context - 1:,}; shorten it"
         )
-    request = Request(
-        request_id=RequestId(request_id),
+    return Request(
+        request_id=request_id,
         model=model.name,
         prompt=tuple(tokens),
         sampling=SamplingParams(temperature=0.0),
@@ -64,10 +88,17 @@ async def pin_prefix(
         arrival_s=arrival_s,
         pin_s=ttl_s,
     )
-    answer = await collect(model.upstream, request)
+
+
+async def _pinned(upstream: Upstream, request: Request) -> PrefixReply:
+    answer = await collect(upstream, request)
     if answer.choices[0].finish is not FinishReason.LENGTH:
         raise RequestFailed("the prefix was not computed: the server is shutting down")
-    return PrefixReply(model.name, len(tokens), answer.usage.cached_tokens, None if math.isinf(ttl_s) else ttl_s)
+    usage, ttl_s = answer.usage, request.pin_s
+    cost = UNSET if usage.cost_nano is None else usage.cost_nano / 1e9
+    return PrefixReply(
+        request.model, len(request.prompt), usage.cached_tokens, None if math.isinf(ttl_s) else ttl_s, cost=cost
+    )
 
 
 async def _tokens(model: ServedModel, body: PrefixBody) -> list[int]:

@@ -16,9 +16,11 @@ from headrace.api.recordings import Recordings
 from headrace.api.served import Models
 from headrace.api.shared_key import SharedKey
 from headrace.core.audit import Auditor
-from headrace.core.caller import Gatekeeper
+from headrace.core.caller import Gatekeeper, NoteRefused, nobody_hears
+from headrace.core.delta import Usage
 from headrace.core.health import ServerHealth
 from headrace.core.protocols import Clock
+from headrace.core.request import RequestId
 from headrace.core.swap import SwapReply
 from headrace.core.tracing import Tracer
 from headrace.core.upstream_status import UpstreamStatus
@@ -42,6 +44,9 @@ class ApiState:
     cors_origins  web origins whose pages may call
     swap      loads other weights for a name; None where no weights are served
     upstreams how the remote upstreams are doing
+    note_refused  hears of each call for an answer that was turned away before any account of it was opened: who,
+              which model as far as that is known, and why
+    settled   says what a request of a key came to, if it has ended lately and accounts are kept
     """
 
     models: Models
@@ -62,3 +67,5 @@ class ApiState:
     tracer: Tracer | None = None
     swap: Callable[[str, str, float | None], Awaitable[SwapReply]] | None = None
     upstreams: Callable[[], Sequence[UpstreamStatus]] = tuple
+    note_refused: NoteRefused = nobody_hears
+    settled: Callable[[str, RequestId], Usage | None] = lambda key_id, request_id: None

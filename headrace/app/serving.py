@@ -48,9 +48,12 @@ from headrace.app.swapping import Swapper
 from headrace.app.telemetry import open_tracer
 from headrace.app.warming import read_warm_file, warm_model
 from headrace.app.watchdog import EXIT_ENGINE_DEAD, Watchdog, leave
+from headrace.core.caller import nobody_hears
 from headrace.core.clock import MonotonicClock
+from headrace.core.delta import Usage
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import Clock, Upstream
+from headrace.core.request import RequestId
 from headrace.core.settings import HealthSettings, ResumeSettings, Settings
 from headrace.econ import EngineBuild, machine_rate
 from headrace.engine.health import HealthLimits
@@ -339,8 +342,14 @@ class _Server:
             tracer=self._tracer,
             swap=self._swapper.swap,
             cors_origins=self._settings.server.cors_origins,
+            note_refused=nobody_hears if self._gateway is None else self._gateway.note_refused,
+            settled=_nothing_settled if self._gateway is None else self._gateway.settled,
         )
         return http_server(build_app(state), self._settings.server)
+
+
+def _nothing_settled(key_id: str, request_id: RequestId) -> Usage | None:
+    return None
 
 
 def _build_of(model: LoadedModel) -> EngineBuild:

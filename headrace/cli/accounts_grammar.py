@@ -113,9 +113,15 @@ def add_ledger(parser: argparse.ArgumentParser, finish: Finish) -> None:
         default="none",
         help="leave idle and other time of the pool on its own line (default), or divide it by engine time used",
     )
-    export = actions.add_parser("export", help="write the settled requests to a .csv or .parquet file")
+    export = actions.add_parser("export", help="write the ledger's rows to a .csv or .parquet file")
     export.add_argument("file", metavar="FILE", help="where to")
     export.add_argument("--format", choices=("csv", "parquet"), help="default: what the file's name ends in")
+    export.add_argument(
+        "--rows",
+        choices=("requests", "refusals"),
+        default="requests",
+        help="one for each settled request (default), or the counts of calls that were turned away",
+    )
     for below in (report, export):
         below.add_argument("--since", metavar="DAY", help="first day, UTC, such as 2027-01-01 (default: 30 days)")
         below.add_argument("--until", metavar="DAY", help="last day (default: today)")

@@ -12,11 +12,22 @@ from pathlib import Path
 from rich.table import Table
 
 from headrace.cli.accounts import print_json, with_database
-from headrace.cli.ledger_export import open_export
+from headrace.cli.ledger_export import REFUSAL, open_export
 from headrace.cli.periods import period
 from headrace.cli.tables import print_table
 from headrace.econ import show_usd
-from headrace.gateway.ledger import PoolLine, UsageLine, allocate, balances, pool, settlements, usage
+from headrace.gateway.admission.rows import SETTLEMENT
+from headrace.gateway.ledger import (
+    PoolLine,
+    UsageLine,
+    allocate,
+    balances,
+    pool,
+    reasons,
+    refusals,
+    settlements,
+    usage,
+)
 from headrace.gateway.store import Database
 
 
@@ -34,16 +45,22 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     since, until = period(args)
 
-    async def read(database: Database) -> tuple[list[UsageLine], PoolLine]:
-        return await usage(database, args.by, since, until), await pool(database, since, until)
+    async def read(database: Database) -> tuple[list[UsageLine], PoolLine, dict[str, int]]:
+        lines = await usage(database, args.by, since, until)
+        return lines, await pool(database, since, until), await reasons(database, since, until)
 
-    lines, rest = with_database(args, read)
+    lines, rest, refused = with_database(args, read)
     if args.allocate == "usage":
         lines = allocate(lines, rest.pool_nano)
     if args.json:
-        print_json({"by": args.by, "lines": [line._asdict() for line in lines], "pool": rest._asdict()})
+        print_json(
+            {"by": args.by, "lines": [line._asdict() for line in lines], "pool": rest._asdict(), "refused": refused}
+        )
         return 0
     _show(lines, rest, args)
+    if refused:
+        by_reason = ", ".join(f"{reason} {num:,}" for reason, num in refused.items())
+        print(f"refused before anything was computed: {sum(refused.values()):,} calls ({by_reason})")
     return 0
 
 
@@ -51,13 +68,24 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
     is_allocated = args.allocate == "usage"
     table = Table(box=None)
     table.add_column(args.by)
-    for column in ("requests", "input", "cached", "output", "engine s", "machine $", "of it rent $", "charged $"):
+    for column in (
+        "requests",
+        "refused",
+        "input",
+        "cached",
+        "output",
+        "engine s",
+        "machine $",
+        "of it rent $",
+        "charged $",
+    ):
         table.add_column(column, justify="right")
     if is_allocated:
         table.add_column("with pool $", justify="right")
     for line in lines:
         cells = [
             f"{line.requests:,}",
+            f"{line.refused:,}",
             f"{line.input_uncached + line.cache_write + line.cache_write_1h:,}",
             f"{line.cache_read:,}",
             f"{line.output_text + line.output_reasoning:,}",
@@ -86,13 +114,15 @@ def _export(args: argparse.Namespace) -> int:
 
     async def write(database: Database) -> int:
         num_rows = 0
-        with open_export(path, args.format) as sink:
-            async for page in settlements(database, since, until):
+        columns, pages = (SETTLEMENT, settlements) if args.rows == "requests" else (REFUSAL, refusals)
+        with open_export(path, args.format, columns) as sink:
+            async for page in pages(database, since, until):
                 sink.write(page)
                 num_rows += len(page)
         return num_rows
 
-    print(f"{with_database(args, write):,} settled requests written to {path}")
+    what = "settled requests" if args.rows == "requests" else "rows of refused calls"
+    print(f"{with_database(args, write):,} {what} written to {path}")
     return 0
 
 

@@ -6,10 +6,12 @@ nor its tenant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
+
+from headrace.core.errors import HeadraceError
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +29,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     role: str = ""
     models: frozenset[str] | None = None
     task: str = ""
+
+
+NoteRefused = Callable[[Caller, str, HeadraceError], None]  # who, which model if that is known, why
+
+
+def nobody_hears(caller: Caller, model: str, refusal: HeadraceError) -> None:
+    """Take no note of a refusal, where no accounts are kept."""
 
 
 class Gatekeeper(Protocol):

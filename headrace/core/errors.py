@@ -56,6 +56,7 @@ class HeadraceError(Exception):
     http_status: int = 500
     retryable: bool = False
     headers: tuple[tuple[str, str], ...] = ()  # of the HTTP reply
+    is_settled: bool = False  # what was done until then has its row in the ledger
     retry_after_s: float | None = None  # when another try is worth it, where that is known
 
     def __init__(self, message: str, *, param: str | None = None) -> None:

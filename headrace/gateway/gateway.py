@@ -13,18 +13,23 @@ from pathlib import Path
 
 from headrace.core.audit import Auditor
 from headrace.core.audit_settings import AuditSettings
-from headrace.core.caller import Gatekeeper
+from headrace.core.caller import Caller, Gatekeeper
+from headrace.core.delta import Usage
+from headrace.core.errors import HeadraceError
 from headrace.core.gateway_settings import GatewaySettings
 from headrace.core.protocols import Clock, Upstream
+from headrace.core.request import RequestId
 from headrace.core.settings import read_secret
 from headrace.core.stats import AdmissionStats, AuditStats, EngineTime, RequestStats
 from headrace.econ import EngineBuild, machine_rate
 from headrace.gateway.admin import AdminRoutes, admin_routes
 from headrace.gateway.admission import Admission, Authority, Rulebook
+from headrace.gateway.admission.recent import RecentSettlements
 from headrace.gateway.admission.stage import AdmissionRules
 from headrace.gateway.audit.log import AuditLog
 from headrace.gateway.budgets.price_book import read_book
 from headrace.gateway.budgets.price_table import PriceTable
+from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.identity import Directory
 from headrace.gateway.identity.gate import Gate
 from headrace.gateway.identity.permission import Permission
@@ -57,6 +62,7 @@ class Gateway:
         self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)
         self._audit = None if audit.record == "none" else AuditLog(self._database, audit, clock, read_secret)
         self._keeps_digests = settings.digests
+        self._recent = RecentSettlements()
         self._admission = Admission(
             self._authority,
             self._rulebook,
@@ -68,7 +74,7 @@ class Gateway:
             ),
             self._recorder.claim,
             clock,
-            (lambda settlement: None) if self._audit is None else self._audit.writer.hear,
+            self._hear,
         )
         self._stages = (Permission(self._directory), self._admission)
         self.gatekeeper: Gatekeeper = Gate(self._directory, self._watch)
@@ -77,6 +83,19 @@ class Gateway:
     def has_keys(self) -> bool:
         """Say whether callers need keys."""
         return self._directory.has_keys
+
+    def _hear(self, settlement: Settlement) -> None:
+        self._recent.hear(settlement)
+        if self._audit is not None:
+            self._audit.writer.hear(settlement)
+
+    def note_refused(self, caller: Caller, model: str, refusal: HeadraceError) -> None:
+        """Count a call that was turned away before anything was set aside for it."""
+        self._recorder.refusals.note(caller.tenant, caller.key_id, model, refusal.code)
+
+    def settled(self, key_id: str, request_id: RequestId) -> Usage | None:
+        """Return what a key's request came to, None if it has not ended lately."""
+        return self._recent.find(key_id, request_id)
 
     def front(self, upstream: Upstream) -> Upstream:
         """Return `upstream` behind every stage."""

@@ -106,6 +106,7 @@ class Admission:
         except BaseException as err:
             meter.outcome = meter.outcome or ("error" if isinstance(err, Exception) else "abort")
             if isinstance(err, HeadraceError):
+                err.is_settled = True
                 err.headers = (*err.headers, *meter.last_headers())
             raise
         finally:

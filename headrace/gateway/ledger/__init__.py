@@ -5,12 +5,15 @@ from headrace.gateway.ledger.course import Course, Stopwatch
 from headrace.gateway.ledger.digests import Digests, read_digest_key
 from headrace.gateway.ledger.engine_account import Charge
 from headrace.gateway.ledger.recorder import LedgerRecorder
+from headrace.gateway.ledger.refusals import RefusalRow
 from headrace.gateway.ledger.report import (
     By,
     PoolLine,
     UsageLine,
     allocate,
     pool,
+    reasons,
+    refusals,
     settlements,
     usage,
 )
@@ -23,12 +26,15 @@ __all__ = [
     "Digests",
     "LedgerRecorder",
     "PoolLine",
+    "RefusalRow",
     "Stopwatch",
     "UsageLine",
     "allocate",
     "balances",
     "pool",
     "read_digest_key",
+    "reasons",
+    "refusals",
     "settlements",
     "usage",
 ]

@@ -18,12 +18,17 @@ from headrace.core.request import RequestId
 from headrace.core.stats import EngineTime, RequestStats
 from headrace.econ import EngineBuild, EngineSpan, MachineRate
 from headrace.gateway.ledger.engine_account import Charge, EngineAccount
+from headrace.gateway.ledger.refusals import RefusalRow, Refusals
 from headrace.gateway.store import Database, Transaction
 
 _MOST_WAITING = 10_000
 _SAVE = (
     f"INSERT INTO engine_spans ({', '.join(EngineSpan._fields)}) "
     f"VALUES ({', '.join(f'${place}' for place in range(1, len(EngineSpan._fields) + 1))}) ON CONFLICT (id) DO NOTHING"
+)
+_SAVE_REFUSALS = (
+    f"INSERT INTO refusals ({', '.join(RefusalRow._fields)}) "
+    f"VALUES ({', '.join(f'${place}' for place in range(1, len(RefusalRow._fields) + 1))}) ON CONFLICT (id) DO NOTHING"
 )
 _BUILD = ("engine", "model", *EngineBuild._fields)
 _SAVE_BUILD = (
@@ -51,6 +56,7 @@ class LedgerRecorder:
         self._accounts: list[EngineAccount] = []
         self._waiting: deque[EngineSpan] = deque(maxlen=_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
+        self.refusals = Refusals(wall_ns())
 
     def add_engine(
         self, model: str, time: Callable[[], EngineTime], build: EngineBuild | None = None
@@ -86,17 +92,22 @@ class LedgerRecorder:
         self._waiting.extend(account.span() for account in self._accounts)
         rows = [tuple(span) for span in self._waiting]
         builds = [(a.engine, a.model, *a.build) for a in self._accounts if a.build is not None]
-        if not rows:
+        refused = self.refusals.take(self._wall_ns())
+        if not rows and not refused:
             return
 
         async def save(tx: Transaction) -> None:
-            await tx.execute_many(_SAVE, rows)
+            if rows:
+                await tx.execute_many(_SAVE, rows)
+            if refused:
+                await tx.execute_many(_SAVE_REFUSALS, refused)
             if builds:
                 await tx.execute_many(_SAVE_BUILD, builds)
 
         try:
             await self._database.run(save)
         except HeadraceError as err:
+            self.refusals.put_back(refused)
             _log.warning("%d spans of engine time wait for the database: %s", len(rows), err.message)
             return
         for _ in rows:

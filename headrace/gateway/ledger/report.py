@@ -9,9 +9,11 @@ of the bill.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from headrace.econ import EngineSpan, divide
+from headrace.gateway.ledger.refusals import RefusalRow
 from headrace.gateway.store import Database, Row
 
 By = Literal["tenant", "key", "model", "task", "day"]
@@ -25,6 +27,9 @@ _GROUPS: dict[By, str] = {
 }
 _PAGE = 1_000
 _LAST = ("rent_ns", "rent_nano", "cache_write_1h")
+
+
+_REFUSED: dict[By, str] = {**_GROUPS, "task": "''", "day": f"until_ns / {_DAY_NS}"}
 
 
 class UsageLine(NamedTuple):
@@ -44,6 +49,7 @@ class UsageLine(NamedTuple):
     pool_nano: int = 0
     rent_ns: int = 0  # of the engine time: for the memory of cached tokens; rent_nano: of the machine's cost
     rent_nano: int = 0
+    refused: int = 0  # calls turned away, which cost nothing and are in none of the other numbers
     cache_write_1h: int = 0  # written to a provider's cache for an hour; `cache_write`: for its usual time
 
 
@@ -77,7 +83,14 @@ async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list
             from_ns,
             until_ns,
         )
+        refused = await tx.fetch(
+            f"SELECT {_REFUSED[by]} AS grouped, CAST(SUM(num) AS BIGINT) AS num FROM refusals "
+            f"WHERE until_ns >= $1 AND until_ns < $2 GROUP BY {_REFUSED[by]}",
+            from_ns,
+            until_ns,
+        )
     lines = [_usage_line(row, by) for row in rows]
+    lines = _with_refused(lines, {_group(row["grouped"], by): _number(row["num"]) for row in refused})
     if by == "day":
         return sorted(lines)
     return sorted(lines, key=lambda line: (-line.charged_nano, -line.machine_nano, line.group))
@@ -104,6 +117,35 @@ def allocate(lines: Sequence[UsageLine], pool_nano: int) -> list[UsageLine]:
         return list(lines)
     shares = divide(pool_nano, [line.engine_ns for line in lines])
     return [line._replace(pool_nano=share) for line, share in zip(lines, shares, strict=True)]
+
+
+async def reasons(database: Database, from_ns: int, until_ns: int) -> dict[str, int]:
+    """Count the refusals whose rows end in the period by their reason, the most frequent first."""
+    async with database.transaction(writes=False) as tx:
+        rows = await tx.fetch(
+            "SELECT reason, CAST(SUM(num) AS BIGINT) AS num FROM refusals WHERE until_ns >= $1 AND until_ns < $2 "
+            "GROUP BY reason ORDER BY num DESC, reason",
+            from_ns,
+            until_ns,
+        )
+    return {str(row["reason"]): _number(row["num"]) for row in rows}
+
+
+async def refusals(database: Database, from_ns: int, until_ns: int) -> AsyncIterator[list[Row]]:
+    """Yield the rows of refused calls that end in the period in pages, by time."""
+    after_ns, after_id = from_ns, ""
+    while True:
+        async with database.transaction(writes=False) as tx:
+            rows = await tx.fetch(
+                f"SELECT {', '.join(RefusalRow._fields)} FROM refusals WHERE until_ns < $1 "
+                "AND (until_ns > $2 OR (until_ns = $3 AND id > $4)) "
+                f"ORDER BY until_ns, id LIMIT {_PAGE}",
+                *(until_ns, after_ns, after_ns, after_id),
+            )
+        if not rows:
+            return
+        yield rows
+        after_ns, after_id = _number(rows[-1]["until_ns"]), str(rows[-1]["id"])
 
 
 async def settlements(database: Database, from_ns: int, until_ns: int) -> AsyncIterator[list[Row]]:
@@ -134,14 +176,23 @@ async def spans(database: Database, from_ns: int, until_ns: int) -> list[Row]:
         )
 
 
-def _usage_line(row: Row, by: By) -> UsageLine:
-    group = row["grouped"]
-    if by == "day":
-        from datetime import UTC, datetime
+def _with_refused(lines: list[UsageLine], refused: dict[str, int]) -> list[UsageLine]:
+    """Add to each group its refusals; a group that has nothing else gets a line."""
+    known = {line.group for line in lines}
+    nothing = [0] * len(UsageLine._fields[1:11])
+    lines = [*lines, *(UsageLine(group, *nothing) for group in refused if group not in known)]
+    return [line._replace(refused=refused.get(line.group, 0)) for line in lines]
 
-        group = f"{datetime.fromtimestamp(_number(group) * 86_400, UTC):%Y-%m-%d}"
+
+def _group(value: object, by: By) -> str:
+    if by != "day":
+        return str(value)
+    return f"{datetime.fromtimestamp(_number(value) * 86_400, UTC):%Y-%m-%d}"
+
+
+def _usage_line(row: Row, by: By) -> UsageLine:
     sums = {name: _number(row[name]) for name in (*UsageLine._fields[1:11], *_LAST)}
-    return UsageLine(group=str(group), **sums)
+    return UsageLine(group=_group(row["grouped"], by), **sums)
 
 
 def _number(value: object) -> int:
