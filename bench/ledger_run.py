@@ -6,8 +6,9 @@ Starts `headrace serve` with a KV pool that is too small for its load, so that s
 fixed number of callers of four tenants busy: answers read to their end, streamed and not, with one and two choices,
 calls whose caller goes away, calls ended by their id, streams resumed after a cut, and requests that are refused: no
 JSON, unknown models, prompts and numbers out of range, wrong keys, an exhausted budget. Then the server is stopped and
-the ledger is read by the command line. With `--scarce` the pool holds a few answers only and all of them are long, so
-that sequences are preempted all the time; a run with fewer than one in ten seconds fails.
+the ledger is read by the command line. With `--scarce` most callers ask for background work (`service_tier` "flex") in
+a pool that has room for a few answers, and the others come now and then: each of them preempts some of that work. Such
+a run fails with fewer than one preemption in two seconds.
 
 Exact or it fails: tenants + pool = the engines' wall time to the nanosecond = the bill to the nano-dollar, and what
 each caller was told is what its row says.
@@ -39,8 +40,9 @@ NUM_CALLERS = 24
 TENANTS = ("acme", "bolt", "cask", "poor")
 _SHOWN = ("requests", "engine_ns", "rent_ns", "machine_nano", "rent_nano")
 LENGTHS = (4, 16, 64, 256)
-SCARCE_LENGTHS = (200, 400, 600)
-SCARCE_S = 10  # seconds for each preemption, at most
+BACKGROUND_LENGTHS = (60, 120, 240)
+NUM_EARLY = 6  # callers that preempt background work in a scarce run
+SCARCE_S = 2  # seconds for each preemption, at most
 TASKS = ("read", "read", "stream", "stream", "stream", "two", "leave", "leave", "cancel", "resume", "wrong")
 
 
@@ -58,9 +60,10 @@ class Caller:
     """One caller after another of one tenant."""
 
     def __init__(
-        self, url: str, key: str, models: list[str], seed: int, seen: Seen, lengths: tuple[int, ...] = LENGTHS
+        self, url: str, key: str, models: list[str], seed: int, seen: Seen, *, is_scarce: bool = False
     ) -> None:
-        self._lengths = lengths
+        self._is_background = is_scarce and seed >= NUM_EARLY
+        self._pause_s = 1.0 if is_scarce and not self._is_background else 0.05
         self._url, self._key, self._models, self._seen = url, key, models, seen
         self._chance = random.Random(seed)
         self._name = f"run-{seed}"
@@ -75,17 +78,19 @@ class Caller:
                 try:
                     await getattr(self, f"_{task}")(session, f"{self._name}-{self._number}")
                     self._seen.done[task] += 1
-                    await asyncio.sleep(0.05)  # who is refused asks again, but not at once
+                    await asyncio.sleep(self._pause_s)  # who is refused asks again, but not at once
                 except Exception as err:
                     self._seen.failures.append(f"{task}: {type(err).__name__}: {err}"[:200])
 
     def _body(self, **fields: object) -> dict[str, Any]:
         chance = self._chance
         shared = "The old mill stood by the river, and every morning " * chance.choice((1, 4, 12))
+        if self._is_background:
+            fields["service_tier"] = "flex"
         return {
             "model": chance.choice(self._models),
             "prompt": shared + str(chance.randrange(40)),
-            "max_tokens": chance.choice(self._lengths),
+            "max_tokens": chance.choice(BACKGROUND_LENGTHS if self._is_background else LENGTHS),
             "ignore_eos": True,
             **fields,
         }
@@ -248,11 +253,12 @@ def read_ledger(database: str, models: list[str], seen: Seen, folder: Path) -> d
 
 
 async def load(
-    url: str, keys: dict[str, str], models: list[str], seconds: float, seen: Seen, lengths: tuple[int, ...]
+    url: str, keys: dict[str, str], models: list[str], seconds: float, seen: Seen, *, is_scarce: bool
 ) -> None:
     end_s = time.perf_counter() + seconds
     callers = [
-        Caller(url, keys[TENANTS[seed % len(TENANTS)]], models, seed, seen, lengths) for seed in range(NUM_CALLERS)
+        Caller(url, keys[TENANTS[seed % len(TENANTS)]], models, seed, seen, is_scarce=is_scarce)
+        for seed in range(NUM_CALLERS)
     ]
     await asyncio.gather(*(caller.call_until(end_s) for caller in callers))
 
@@ -280,7 +286,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 raise SystemExit(f"the server did not start:\n{(folder / 'log').read_text()[-2000:]}")
             found = re.search(r"http://\S+:\d+", line)
         seen, began_s = Seen(), time.perf_counter()
-        asyncio.run(load(found[0], keys, names, args.seconds, seen, SCARCE_LENGTHS if args.scarce else LENGTHS))
+        asyncio.run(load(found[0], keys, names, args.seconds, seen, is_scarce=args.scarce))
         load_s = time.perf_counter() - began_s
         server.terminate()
         status = server.wait(timeout=120)
@@ -306,9 +312,7 @@ def main() -> None:
     parser.add_argument("model", nargs="+", help="what `headrace serve` takes")
     parser.add_argument("--seconds", type=float, default=600.0, help="of load (default: 600)")
     parser.add_argument("--kv-mib", type=int, default=16, help="of the KV pool of each model (default: 16)")
-    parser.add_argument(
-        "--scarce", action="store_true", help="long answers in hardly any room: preemptions all the time"
-    )
+    parser.add_argument("--scarce", action="store_true", help="foreground work preempts background work all the time")
     parser.add_argument("--price", default="0.05/0.20/0.005", help="dollars per million tokens")
     parser.add_argument("--database", help="default: a new SQLite file")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="further flags of the server")
