@@ -149,6 +149,7 @@ def load_model(
         policy=opened.policy,
         reach=plan.reach.value,
         widest_window=opened.program.widest_window(),
+        plans_ahead=plan.async_scheduling.value,
     )
     scheduler = opened.recording.scheduler(executor.num_blocks, executor.block_size, limits, tiers)
     engine = Engine(scheduler, executor, clock, tiers)

@@ -72,6 +72,7 @@ class Plan:
     prefix_cache: Derived[bool]
     prefix_policy: Derived[PrefixPolicy]
     batch_invariant: Derived[bool]
+    async_scheduling: Derived[bool]
     kv_ram_bytes: Derived[int]
     weight_bytes: Derived[int]
     kv_bytes: Derived[int]
@@ -119,6 +120,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
         batch_invariant=_batch_invariant(engine, backend.value),
+        async_scheduling=_async_scheduling(engine, backend.value),
         kv_ram_bytes=_kv_ram(engine, hardware, facts),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
@@ -174,6 +176,20 @@ def _batch_invariant(engine: EngineSettings, backend: str) -> Derived[bool]:
     if backend == "cuda":
         return _set(engine.batch_invariant, "engine.batch_invariant")
     return Derived(True, f"the {backend} backend always is")
+
+
+def _async_scheduling(engine: EngineSettings, backend: str) -> Derived[bool]:
+    if engine.async_scheduling != "auto":
+        if engine.async_scheduling == "on" and backend == "native":
+            raise ConfigError(
+                "engine.async_scheduling is 'on', and the native backend computes on the cores that would plan; leave "
+                "it at 'auto'",
+                param="engine.async_scheduling",
+            )
+        return _set(engine.async_scheduling == "on", "engine.async_scheduling")
+    if backend == "cuda":
+        return Derived(True, "the GPU works while the CPU plans")
+    return Derived(False, "steps run on the cores that plan")
 
 
 def _reach(engine: EngineSettings, facts: ModelFacts) -> Derived[Reach | None]:

@@ -73,6 +73,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         """Say whether sampling reads the tokens so far."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
+    @property
+    def needs_host(self) -> bool:
+        """Say whether drawing the next token takes what only the host has: the last one, or the typical filter."""
+        return self.needs_history or (self.typical_p < 1.0 and self.temperature > 0.0)
+
 
 class StopRules(msgspec.Struct, frozen=True, kw_only=True):
     """Where an answer ends. `max_tokens` is resolved: never None here."""

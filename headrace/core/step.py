@@ -6,6 +6,9 @@ only the executor knows where their bytes are. Packed token order is row order: 
     row:   |<--- blocks hold KV of positions 0 … start-1 --->|<--- tokens: computed in this step --->|
     sampled when `sample` is set: one token, from the logits of the row's last token.
 
+A row may be made before its token is known, while the step that samples it still runs: it is ahead. Whoever carries
+steps out puts in what the step before has sampled for the same sequence; a step is never more than one ahead.
+
 Bytes of whole blocks move as `copies`, in order, before any row reads or writes: in host slots a block waits for its
 next use, and another thread may carry it on to a disk or another machine.
 """
@@ -35,6 +38,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     num_again   tokens of the row, from its first on, that had been computed before a preemption
     reach       what the tokens attend to; None: all before them
     num_evicted blocks behind those of the sinks that are missing from `blocks`: nobody attends to them any more
+    is_ahead    `tokens` is one 0 in place of what the step before samples for this sequence; if that failed, no
+                result is expected of this row
     """
 
     seq_id: SeqId
@@ -51,6 +56,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     num_again: int = 0
     reach: Reach | None = None
     num_evicted: int = 0
+    is_ahead: bool = False
 
 
 class CopyKind(IntEnum):

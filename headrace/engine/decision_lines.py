@@ -58,6 +58,7 @@ class SubmitLine(_Line, frozen=True, tag="submit"):
 
     search  of the first beam of a search; the others come as `beam` lines
     reach   window and sinks, as far as the request asked for its own
+    needs_host  how it samples keeps it from being planned ahead
     """
 
     now: float
@@ -74,6 +75,7 @@ class SubmitLine(_Line, frozen=True, tag="submit"):
     pin_s: float
     search: SearchShape | None
     reach: WantedReach | None
+    needs_host: bool = False
 
 
 class BeamLine(_Line, frozen=True, tag="beam"):

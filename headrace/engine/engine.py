@@ -9,12 +9,15 @@ is stopped; afterwards `dead` is done, with an exception if the engine failed. A
                     │  schedule ─► launch ─► deliver the events of the step before, while the device works
                     └─ commit ◄── result
 
-Events leave as one report per step through `deliver`, which must not block.
+Where the scheduler plans ahead, the next step is launched behind the one that runs, so that the device goes from one
+to the other while the first is committed; see `sched.overlap`. Events leave as one report per step through `deliver`,
+which must not block.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -22,7 +25,7 @@ from typing import NamedTuple
 from headrace.core.delta import FinishReason
 from headrace.core.errors import EngineDead
 from headrace.core.health import LiveSequence, SequencePhase
-from headrace.core.protocols import Clock, Executor
+from headrace.core.protocols import Clock, Executor, Pending
 from headrace.core.request import SeqId
 from headrace.core.stats import EngineSnapshot, StepStats
 from headrace.core.step import Row, Step, StepResult
@@ -49,6 +52,16 @@ class StepReport(NamedTuple):
     owed: tuple[Owed, ...] = ()  # by those that have begun to use such blocks
 
 
+class _Flight(NamedTuple):
+    """A step on its way: what it was planned with, and when."""
+
+    step: Step
+    pending: Pending[StepResult]
+    decisions: list[Decision]
+    owed: tuple[Owed, ...]
+    began_s: float
+
+
 class Engine:
     """Runs the loop. `ready` is done after warm-up, with its seconds; `dead` when the engine has ended."""
 
@@ -65,7 +78,10 @@ class Engine:
         self._tiers = tiers
         self._thread: threading.Thread | None = None
         self._held: StepReport | None = None  # made, not yet delivered
+        self._in_flight: deque[_Flight] = deque()  # oldest first, at most two
         self._last_step_s: float | None = None
+        self._num_resting = 0  # blocks at rest in the prefix cache while the oldest step in flight runs
+        self._loop_until_s = 0.0  # up to which the loop's time has been counted
         self._step_began_s: float | None = None
         self._phase = "idle"  # what the thread is doing; for whoever asks why nothing comes
 
@@ -180,6 +196,8 @@ class Engine:
             self.ready.set_result(self._clock.now() - began)
             while self._receive():
                 self._step()
+            while self._in_flight:
+                self._commit(self._in_flight.popleft())
         except BaseException as failure:
             error = failure
         try:
@@ -191,7 +209,8 @@ class Engine:
         """Take in the inbox, after waiting for something to do; False if the loop has to end."""
         scheduler = self._scheduler
         orders = self._inbox.take(
-            lambda: scheduler.can_work, lambda sequence: scheduler.submit(sequence, self._clock.now())
+            lambda: scheduler.can_work or bool(self._in_flight),
+            lambda sequence: scheduler.submit(sequence, self._clock.now()),
         )
         if orders is None:
             return False
@@ -208,40 +227,64 @@ class Engine:
         return True
 
     def _step(self) -> None:
-        """Make one step, if there is work."""
-        self._step_began_s = began = self._clock.now()
+        """Bring the next step on its way, two where they may overlap, and take in the oldest, if there is any."""
+        in_flight = self._in_flight
+        while (not in_flight or self._scheduler.can_overlap) and self._launch():
+            pass
+        if not in_flight:
+            self._step_began_s, self._phase = None, "idle"
+            if self._scheduler.can_work:
+                self._wait_below()
+            return
+        self._flush()
+        self._commit(in_flight.popleft())
+
+    def _launch(self) -> bool:
+        """Plan a step and give it to the device; False if there is nothing to compute now."""
+        began = self._clock.now()
+        if not self._in_flight:
+            self._step_began_s = began
         self._phase = "schedule"
         self._scheduler.note_time(began)
         if expired := self._scheduler.expire(began):
             self._flush()
             self._deliver(StepReport(began, expired, num_cached=self._scheduler.num_cached_blocks))
         step = self._scheduler.schedule(began)
-        if step is None:
-            self._step_began_s, self._phase = None, "idle"
-            if self._scheduler.can_work:
-                self._wait_below()
-            return
         self._phase = "execute"
+        if step is None:
+            return False
+        if not self._in_flight:
+            self._num_resting = self._scheduler.num_cached_blocks
         decisions, owed = self._scheduler.decisions, self._scheduler.owed
-        num_resting = self._scheduler.num_cached_blocks
-        pending = self._executor.launch(step)
-        self._flush()
-        result = pending.result()
+        self._in_flight.append(_Flight(step, self._executor.launch(step), decisions, owed, began))
+        return True
+
+    def _commit(self, flight: _Flight) -> None:
+        """Wait for a step's result and take it in; its report is held until the next step is on its way."""
+        step = flight.step
+        result = flight.pending.result()
         self._phase = "commit"
         now = self._clock.now()
         self._scheduler.note_time(now)
         events = self._scheduler.commit(step, result, now)
-        self._last_step_s, self._step_began_s, self._phase = now, None, "idle"
-        stats = _stats(step, result, events, self._clock.now() - began, began)
+        # A step that was launched behind another begins where that one ended.
+        began = flight.began_s if self._last_step_s is None else max(flight.began_s, self._last_step_s)
+        self._last_step_s, self._step_began_s, self._phase = now, now if self._in_flight else None, "idle"
+        loop_until_s = self._clock.now()
+        loop_s = loop_until_s - max(flight.began_s, self._loop_until_s)
+        self._loop_until_s = loop_until_s
+        stats = _stats(step, result, events, loop_s, began)
+        num_resting, self._num_resting = self._num_resting, self._scheduler.num_cached_blocks
+        self._flush()
         self._held = StepReport(
             now,
             events,
             stats,
             step.rows,
-            _preempted(decisions),
-            num_cached=self._scheduler.num_cached_blocks,
+            _preempted(flight.decisions),
+            num_cached=self._num_resting,
             num_resting=num_resting,
-            owed=owed,
+            owed=flight.owed,
         )
         if not self._scheduler.can_work:
             self._flush()
@@ -260,7 +303,8 @@ class Engine:
             self._deliver(report)
 
     def _end(self, error: str | None) -> None:
-        """End every live sequence, also those still in the inbox."""
+        """End every live sequence, also those still in the inbox. What a failed engine had in flight is forgotten."""
+        self._in_flight.clear()
         self._flush()
         events = self._scheduler.abort_all(error)
         finish = FinishReason.ABORT if error is None else FinishReason.ERROR

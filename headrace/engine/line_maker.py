@@ -104,6 +104,7 @@ class LineMaker:
             sequence.pin_s,
             search,
             sequence.wanted_reach,
+            sequence.needs_host,
         )
 
     def _result(self, record: Committed) -> ResultLine:

@@ -19,6 +19,7 @@ from headrace.core.protocols import HostMemory, Pending
 from headrace.core.request import SeqId
 from headrace.core.settings import KvDtype
 from headrace.core.step import Sample, ScoredPosition, Step, StepResult
+from headrace.executor.ahead import Ahead
 from headrace.executor.batch import Batch, pack
 from headrace.executor.float_weights import float_weights
 from headrace.executor.kv_bytes import allocate_pool, copy_blocks
@@ -64,6 +65,7 @@ class ReferenceExecutor:
             program.cache_layers, num_blocks=num_blocks, block_size=block_size, kv_dtype=kv_dtype
         )
         self._host = host
+        self._ahead = Ahead()
         self._num_blocks = num_blocks
         self._block_size = block_size
 
@@ -78,8 +80,8 @@ class ReferenceExecutor:
         return self._block_size
 
     def launch(self, step: Step) -> Pending[StepResult]:
-        """Take the step; it runs when its result is asked."""
-        return Deferred(lambda: self._execute(step))
+        """Take the step; it runs when its result is asked, after those that were launched before."""
+        return Deferred(lambda: self._ahead.note(step, self._execute(self._ahead.fill(step))))
 
     def logits(self, step: Step) -> Floats:
         """Run the step and return the logits of each of its tokens, [T, V] in packed order; nothing is sampled.

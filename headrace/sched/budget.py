@@ -20,10 +20,11 @@ _LEAST_CHUNK = 16  # prompts get on, however tight the target
 class StepPlan:
     """A step in the making. Written by the scheduler."""
 
-    __slots__ = ("budget", "members", "rows", "shape")
+    __slots__ = ("budget", "is_ahead", "members", "rows", "shape")
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, *, is_ahead: bool = False) -> None:
         self.budget = budget  # tokens that may still be added
+        self.is_ahead = is_ahead  # a step runs: rows may continue what it samples
         self.rows: list[Row] = []
         self.members: list[Sequence] = []
         self.shape = StepShape()

@@ -23,6 +23,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     policy           who goes first; when none is given, nobody is refused for a long wait
     reach            what tokens attend to; None: all before them
     widest_window    of the model's layers, if every one has a window
+    plans_ahead      a sequence may be in the next step before its last token is known; see `sched.overlap`
     """
 
     max_num_seqs: int
@@ -36,6 +37,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     reach: Reach | None = None
     widest_window: int | None = None
     chunk_tokens: int | None = None
+    plans_ahead: bool = False
 
     def prompt_tokens(self, num_decoding: int) -> int:
         """Return how many prompt tokens go into a step in which so many sequences decode: all once half the places do.

@@ -3,6 +3,7 @@
 Owns: how far each sequence is computed, counted from the moment its row is planned, and the counts of prompt tokens
 computed for the first time and again. Called by the scheduler and its entrance, with the plan that they fill.
 Running sequences come in order of admission, so decoding keeps its rhythm; one that cannot grow sits the step out.
+While a step runs, those that it samples for may be planned ahead of their token: see `overlap`.
 Source: the single token counter, which knows no prefill phase, follows vLLM's V1 scheduler.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 from headrace.core.step import Row
 from headrace.sched.budget import StepBudget, StepPlan
 from headrace.sched.limits import SchedulerTotals
+from headrace.sched.overlap import can_run_ahead
 from headrace.sched.room import Room
-from headrace.sched.rows import make_row
+from headrace.sched.rows import make_ahead_row, make_row
 from headrace.sched.sequence import Sequence
 
 
@@ -37,6 +39,8 @@ class Planner:
             if count != 1:
                 if count > 1:
                     prompts.append((sequence, index))
+                elif plan.is_ahead and can_run_ahead(sequence) and self._add_ahead(sequence, running, index, plan):
+                    budget -= 1
                 continue  # without tokens to compute, its next one is in flight
             if start >= sequence.capacity and not self._room.grow(sequence, running, index):
                 continue
@@ -64,6 +68,19 @@ class Planner:
             plan.shape.add(num_seen, count)
             plan.rows.append(self._plan(sequence, start, count))
             plan.members.append(sequence)
+
+    def _add_ahead(self, sequence: Sequence, running: list[Sequence], index: int, plan: StepPlan) -> bool:
+        """Put the token that the step in flight samples for a sequence into the plan; False if it has no room."""
+        start = sequence.num_computed
+        if start >= sequence.capacity and not self._room.grow(sequence, running, index):
+            return False
+        plan.shape.num_rows += 1
+        plan.shape.num_reads += min(start, sequence.num_seen)
+        plan.rows.append(make_ahead_row(sequence, start))
+        plan.members.append(sequence)
+        sequence.num_computed = sequence.peak_computed = start + 1
+        sequence.num_in_flight += 1
+        return True
 
     def _plan(self, sequence: Sequence, start: int, count: int) -> Row:
         """Make the row that computes `count` tokens from `start`, and take them as computed from now on."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from headrace.core.step import Row
 from headrace.sched.sequence import Sequence
 
+_UNKNOWN = (0,)
+
 
 def make_row(sequence: Sequence, start: int, count: int) -> Row:
     """Make the row that computes `count` tokens from position `start`; it samples if that reaches the last token."""
@@ -31,6 +33,24 @@ def make_row(sequence: Sequence, start: int, count: int) -> Row:
         max(min(end, sequence.peak_computed) - start, 0),
         sequence.reach,
         sequence.num_evicted,
+    )
+
+
+def make_ahead_row(sequence: Sequence, start: int) -> Row:
+    """Make the row that computes the token at `start`, which a step in flight samples, and samples the one after."""
+    num_output = start + 1 - sequence.prompt_len
+    return Row(
+        sequence.seq_id,
+        start,
+        _UNKNOWN,
+        sequence.table,
+        sequence.sampling,
+        num_output,
+        sequence.prompt_len,
+        banned=sequence.banned if num_output < sequence.min_tokens else (),
+        reach=sequence.reach,
+        num_evicted=sequence.num_evicted,
+        is_ahead=True,
     )
 
 

@@ -43,6 +43,7 @@ from headrace.sched.forecast import OutputForecast
 from headrace.sched.limits import SchedulerLimits, SchedulerTotals
 from headrace.sched.memory import Memory
 from headrace.sched.outlook import Outlook
+from headrace.sched.overlap import can_overlap
 from headrace.sched.planner import Planner
 from headrace.sched.queue import WaitingQueue
 from headrace.sched.reaches import Reaches
@@ -302,7 +303,7 @@ class Scheduler:
         roster, planner, entrance, waiting = self._roster, self._planner, self._entrance, self._roster.waiting
         for sequence in roster.paused.returning():
             self._room.bring_back(sequence)
-        plan = StepPlan(self.limits.max_step_tokens)
+        plan = StepPlan(self.limits.max_step_tokens, is_ahead=self.limits.plans_ahead and bool(self._in_flight))
         num_preemptions = self.totals.num_preemptions
         planner.advance(roster.ordinary, plan)
         has_place = len(roster.ordinary) < self.limits.max_num_seqs
@@ -322,6 +323,13 @@ class Scheduler:
         self._memory.tables.note_launch(step.step_id)
         self._in_flight.append(_Launched(step, plan.members, plan.shape, self._step_clock.begin(now)))
         return step
+
+    @property
+    def can_overlap(self) -> bool:
+        """Say whether the next step should be planned while the only one in flight runs. Asked between the two."""
+        if not self.limits.plans_ahead or len(self._in_flight) != 1:
+            return False
+        return can_overlap(self._in_flight[0].members, self._roster, self._memory.pool)
 
     def commit(self, step: Step, result: StepResult, now: float) -> list[SequenceEvent]:
         """Take in the result of the oldest step in flight; return what happened, in row order."""
@@ -374,5 +382,7 @@ class Scheduler:
         roster.check(self.limits.max_num_seqs)
         for sequence in holders:
             assert sequence.status is SequenceStatus.RUNNING, "a running sequence has another status"
-            assert sequence.num_computed <= len(sequence.tokens) <= sequence.max_len, "a sequence has outrun itself"
+            assert len(sequence.tokens) <= sequence.max_len, "a sequence has outrun its limit"
+            num_known = len(sequence.tokens) + (sequence.num_in_flight > 1)  # with the one that is sampled now
+            assert sequence.num_computed <= min(num_known, sequence.max_len), "a sequence has outrun itself"
             assert sequence.num_computed <= sequence.capacity, "a computed token has no slot"

@@ -2,7 +2,8 @@
 
 Owned by the scheduler: its parts alone write these fields after construction; others keep the id. `tokens` only ever
 grows, but for a beam that takes another's place.
-Invariant, once running: num_computed ≤ len(tokens) ≤ max_len and num_computed ≤ len(blocks) * block_size.
+Invariant, once running: num_computed ≤ len(tokens) ≤ max_len and num_computed ≤ len(blocks) * block_size; while its
+last token is still to be told, and the one after is computed already, num_computed is len(tokens) + 1.
 
     tokens:  |<------- prompt_len ------->|<--- output --->|
              |<-- num_computed: KV is or is being written -->|<-- still to compute -->|
@@ -97,6 +98,7 @@ class Sequence:
         "min_tokens",
         "namespace",
         "needs_history",
+        "needs_host",
         "next_publish",
         "node",
         "num_cached",
@@ -161,6 +163,7 @@ class Sequence:
         self.min_tokens = sampling.min_tokens
         self.banned = tuple(sorted(stop_token_ids)) if sampling.min_tokens > 0 else ()
         self.needs_history = sampling.needs_history
+        self.needs_host = sampling.needs_host
         self.num_score_top = prompt_logprobs
         self.num_scored = 0
         self.scored: list[ScoredPosition] = []  # of prompt positions 1, 2, … in order, until they are handed out

@@ -43,6 +43,7 @@ from headrace.testing import VirtualClock
 _CHAIN = KeyChain(bytes(32), bytes(16))  # names that nobody else sees
 _END_TOKEN = -1  # what a sequence draws that ended by a token
 _HALF = (1 << 31) - 1
+_PLAIN, _NEEDS_HOST = SamplingParams(), SamplingParams(typical_p=0.5)  # how it was drawn matters no more than this
 _encode = msgspec.json.encode
 
 
@@ -181,7 +182,7 @@ class _Replay:
         return Sequence(
             seq_id,
             prompt,
-            SamplingParams(),
+            _NEEDS_HOST if line.needs_host else _PLAIN,
             max_tokens=line.max_tokens,
             stop_token_ids=frozenset({_END_TOKEN}),
             prompt_logprobs=line.num_score_top if line.seq_id == seq_id else None,

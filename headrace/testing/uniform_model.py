@@ -67,6 +67,7 @@ class UniformModel:
         self._host = host
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
         self._pending: list[Step] = []
+        self._sampled: dict[SeqId, int | None] = {}  # by the step that ran last; None: its row failed
 
     @property
     def num_pending(self) -> int:
@@ -93,7 +94,10 @@ class UniformModel:
         for copy in step.copies:
             self._copy(copy)
         for row in step.rows:
-            for position, token_id in enumerate(row.tokens, row.start):
+            if row.is_ahead and row.seq_id not in self._sampled:
+                raise RuntimeError(f"sequence {row.seq_id} is ahead of a step that it was not in")
+            tokens = (self._sampled[row.seq_id],) if row.is_ahead else row.tokens
+            for position, token_id in enumerate(tokens, row.start):
                 self._slots[self._slot(row, position)] = token_id
         samples: list[Sample | None] = []
         scored: list[tuple[ScoredPosition, ...]] = []
@@ -104,6 +108,8 @@ class UniformModel:
                 failures[row.seq_id] = reason
             samples.append(self._sample(row) if reason is None else None)
             scored.append(tuple(self._score(row, offset, token_id) for offset, token_id in row.score))
+        found = zip(step.rows, samples, strict=True)
+        self._sampled = {row.seq_id: None if sample is None else sample.token_id for row, sample in found}
         return StepResult(step.step_id, tuple(samples), tuple(scored) if any(scored) else (), failures, 1e-3)
 
     def _check_writes(self, step: Step) -> None:

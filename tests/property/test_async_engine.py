@@ -76,8 +76,10 @@ async def read(service: AsyncEngine, wish: Wish, number: int) -> list[Delta]:
     return deltas
 
 
-async def serve(coming: list[Wish], num_blocks: int, max_step_tokens: int) -> list[list[Delta]]:
-    limits = SchedulerLimits(max_num_seqs=4, max_step_tokens=max_step_tokens, max_context=40, max_waiting=1000)
+async def serve(coming: list[Wish], num_blocks: int, max_step_tokens: int, *, plans_ahead: bool) -> list[list[Delta]]:
+    limits = SchedulerLimits(
+        max_num_seqs=4, max_step_tokens=max_step_tokens, max_context=40, max_waiting=1000, plans_ahead=plans_ahead
+    )
     pool = BlockPool(num_blocks)
     scheduler = Scheduler(pool, 4, limits)
     model = UniformModel(num_blocks=num_blocks, block_size=4, vocab_size=VOCAB)
@@ -93,9 +95,11 @@ async def serve(coming: list[Wish], num_blocks: int, max_step_tokens: int) -> li
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(wishes, min_size=1, max_size=8), st.integers(10, 30), st.integers(1, 20))
-def test_streamed_text_is_the_text_made_in_one_go(coming: list[Wish], num_blocks: int, max_step_tokens: int) -> None:
-    answers = asyncio.run(serve(coming, num_blocks, max_step_tokens))
+@given(st.lists(wishes, min_size=1, max_size=8), st.integers(10, 30), st.integers(1, 20), st.booleans())
+def test_streamed_text_is_the_text_made_in_one_go(
+    coming: list[Wish], num_blocks: int, max_step_tokens: int, plans_ahead: bool
+) -> None:
+    answers = asyncio.run(serve(coming, num_blocks, max_step_tokens, plans_ahead=plans_ahead))
     for wish, deltas in zip(coming, answers, strict=True):
         for index in range(wish.n):
             mine = [delta for delta in deltas if delta.index == index]

@@ -131,6 +131,7 @@ def drawn_alone(request: Request) -> list[int]:
     step_tokens=st.integers(4, 24),
     prefix_cache=st.booleans(),
     depth=st.integers(1, 2),
+    plans_ahead=st.booleans(),
     aborted=st.sets(st.integers(0, 4), max_size=2),
     after=st.integers(0, 12),
 )
@@ -141,11 +142,17 @@ def test_searches_find_what_they_would_find_alone_and_nothing_leaks(
     step_tokens: int,
     prefix_cache: bool,
     depth: int,
+    plans_ahead: bool,
     aborted: set[int],
     after: int,
 ) -> None:
     limits = SchedulerLimits(
-        max_num_seqs=6, max_step_tokens=step_tokens, max_context=18, max_waiting=64, prefix_cache=prefix_cache
+        max_num_seqs=6,
+        max_step_tokens=step_tokens,
+        max_context=18,
+        max_waiting=64,
+        prefix_cache=prefix_cache,
+        plans_ahead=plans_ahead,
     )
     scheduler = Scheduler(BlockPool(num_blocks), block_size, limits)
     model = UniformModel(num_blocks=num_blocks, block_size=block_size, vocab_size=VOCAB)

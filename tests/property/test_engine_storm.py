@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+import pytest
+
 from headrace.core.clock import MonotonicClock
 from headrace.core.delta import FinishReason
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
@@ -78,8 +80,11 @@ async def client(service: AsyncEngine, numbers: range, ends: list[FinishReason])
         await stream.aclose()
 
 
-def test_an_abort_storm_of_ten_thousand_requests_leaks_nothing() -> None:
-    limits = SchedulerLimits(max_num_seqs=48, max_step_tokens=512, max_context=96, max_waiting=NUM_REQUESTS)
+@pytest.mark.parametrize("plans_ahead", [False, True])
+def test_an_abort_storm_of_ten_thousand_requests_leaks_nothing(plans_ahead: bool) -> None:
+    limits = SchedulerLimits(
+        max_num_seqs=48, max_step_tokens=512, max_context=96, max_waiting=NUM_REQUESTS, plans_ahead=plans_ahead
+    )
     pool = BlockPool(NUM_BLOCKS)
     scheduler = Scheduler(pool, 4, limits)
     model = UniformModel(num_blocks=NUM_BLOCKS, block_size=4, vocab_size=128)

@@ -114,13 +114,25 @@ def test_a_log_runs_again_to_the_same_decisions(story: tuple, runs_dry: bool, by
     num_blocks=st.integers(16, 40),
     prefix_cache=st.booleans(),
     depth=st.integers(1, 2),
+    plans_ahead=st.booleans(),
     acts=st.lists(st.sampled_from(["come", "step", "step", "step", "abort", "fail"]), max_size=40),
 )
 def test_searches_run_again_without_a_token(
-    requests: list[Request], block_size: int, num_blocks: int, prefix_cache: bool, depth: int, acts: list[str]
+    requests: list[Request],
+    block_size: int,
+    num_blocks: int,
+    prefix_cache: bool,
+    depth: int,
+    plans_ahead: bool,
+    acts: list[str],
 ) -> None:
     limits = SchedulerLimits(
-        max_num_seqs=6, max_step_tokens=12, max_context=18, max_waiting=64, prefix_cache=prefix_cache
+        max_num_seqs=6,
+        max_step_tokens=12,
+        max_context=18,
+        max_waiting=64,
+        prefix_cache=prefix_cache,
+        plans_ahead=plans_ahead,
     )
     records: list[Record] = []
     failing: set[int] = set()

@@ -35,9 +35,10 @@ class Shape(NamedTuple):
     urgency: Urgency = Urgency()
     pin_s: float = 0.0
     reach: WantedReach | None = None
+    penalty: float = 0.0
 
     def make(self, seq_id: int, now: float = 0.0) -> Sequence:
-        sampling = SamplingParams(seed=self.seed, min_tokens=self.min_tokens)
+        sampling = SamplingParams(seed=self.seed, min_tokens=self.min_tokens, presence_penalty=self.penalty)
         return Sequence(
             SeqId(seq_id),
             self.prompt,
@@ -67,10 +68,26 @@ class Shape(NamedTuple):
         return tokens[len(self.prompt) :], FinishReason.LENGTH
 
 
+class Pipeline(NamedTuple):
+    """How many steps are in flight, and whether sequences are planned ahead of their last token.
+
+    asks  nothing is planned while a step runs unless the scheduler says that it should be
+    """
+
+    depth: int = 1
+    plans_ahead: bool = False
+    asks: bool = False
+
+
+# One step after the other, two that share no sequence, what the engine does where steps overlap, and more than that.
+PIPELINES = [Pipeline(), Pipeline(2), Pipeline(2, plans_ahead=True, asks=True), Pipeline(2, plans_ahead=True)]
+
+
 class World:
     """Scheduler, pool and model, stepped by hand, with everything that came out."""
 
-    def __init__(self, num_blocks: int, block_size: int, limits: SchedulerLimits, depth: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, limits: SchedulerLimits, pipeline: Pipeline) -> None:
+        limits = msgspec.structs.replace(limits, plans_ahead=pipeline.plans_ahead)
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(self.pool, block_size, limits)
         self.failing: set[int] = set()
@@ -81,7 +98,7 @@ class World:
             fail_row=lambda row: "NaN" if row.seq_id in self.failing else None,
         )
         self.clock = VirtualClock()
-        self.depth = depth
+        self.pipeline = pipeline
         self.pending: deque = deque()
         self.events: dict[int, list[SequenceEvent]] = {}
         self.in_background: set[int] = set()
@@ -120,11 +137,15 @@ class World:
             assert not earlier or earlier[-1].finish is None, "an event after the end"
             earlier.append(event)
 
+    def may_overlap(self) -> bool:
+        """Ask as the engine does before it plans a step while another runs."""
+        return self.scheduler.can_overlap or not self.pipeline.asks
+
     def step(self) -> bool:
         """Fill the pipeline to its depth, then commit one step; False when there was nothing to do."""
         self.take(self.scheduler.expire(self.clock.now()))
         self.scheduler.check()
-        while len(self.pending) < self.depth:
+        while not self.pending or (len(self.pending) < self.pipeline.depth and self.may_overlap()):
             step = self.scheduler.schedule(self.clock.now())
             if step is None:
                 break
@@ -172,6 +193,7 @@ def shapes(draw: st.DrawFn, longest: int) -> Shape:
         draw(urgencies()),
         draw(st.sampled_from([0.0, 0.0, 0.0, 0.05, 100.0])),
         draw(st.none() | st.builds(WantedReach, window=st.integers(1, 12), num_sinks=st.none() | st.integers(0, 5))),
+        draw(st.sampled_from([0.0, 0.0, 0.0, 0.0, 0.5])),  # a step with a penalty may not be planned ahead of
     )
 
 
@@ -198,8 +220,7 @@ def stories(draw: st.DrawFn) -> tuple[World, list[Shape], list[tuple[str, int]],
         reach=reach,
         widest_window=draw(st.none() | st.integers(1, 12)),
     )
-    depth = draw(st.sampled_from([1, 1, 2]))
-    world = World(num_blocks, block_size, limits, depth)
+    world = World(num_blocks, block_size, limits, draw(st.sampled_from(PIPELINES)))
     context = world.scheduler.max_context
     if reach is None and limits.widest_window is None:
         assert context == min(max_context, num_blocks * block_size)
@@ -293,7 +314,7 @@ def test_every_sequence_ends_once_with_the_answer_it_has_alone(story: tuple) -> 
 @given(st.data())
 def test_an_abort_storm_leaks_nothing(data: st.DataObject) -> None:
     limits = SchedulerLimits(max_num_seqs=6, max_step_tokens=9, max_context=30, max_waiting=64)
-    world = World(8, 4, limits, data.draw(st.sampled_from([1, 2])))
+    world = World(8, 4, limits, data.draw(st.sampled_from(PIPELINES)))
     shape = Shape([1, 2, 3, 4, 5], 10, 0, frozenset(), 0, None)
     for seq_id in range(30):
         world.submit(shape.make(seq_id))

@@ -12,7 +12,7 @@ from headrace.core.delta import FinishReason
 from headrace.core.request import SeqId
 from headrace.core.settings import SchedulingSettings
 from headrace.sched import SchedulerLimits
-from tests.property.test_scheduler import Shape, World, shapes
+from tests.property.test_scheduler import PIPELINES, Pipeline, Shape, World, shapes
 
 CONTEXT = 30
 
@@ -23,11 +23,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(3, 10),
         block_size=st.integers(1, 4),
-        depth=st.sampled_from([1, 2]),
+        pipeline=st.sampled_from(PIPELINES),
         policy=st.sampled_from(["lru", "cost"]),
         ratio=st.sampled_from([0.0, 0.5]),
     )
-    def begin(self, num_blocks: int, block_size: int, depth: int, policy: Any, ratio: float) -> None:
+    def begin(self, num_blocks: int, block_size: int, pipeline: Pipeline, policy: Any, ratio: float) -> None:
         limits = SchedulerLimits(
             max_num_seqs=4,
             max_step_tokens=9,
@@ -37,7 +37,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             attention_parity=4,
             policy=SchedulingSettings(output_ratio=ratio, fair_burst_tokens=8, tenant_weights={"a": 2.0}),
         )
-        self.world = World(num_blocks, block_size, limits, depth)
+        self.world = World(num_blocks, block_size, limits, pipeline)
         self.context = min(CONTEXT, num_blocks * block_size)
         self.shapes: dict[int, Shape] = {}
         self.given_up: set[int] = set()

@@ -14,7 +14,7 @@ from headrace.kv.transfer import FrameCodec, HostPool, Mover
 from headrace.sched import Scheduler, SchedulerLimits
 from headrace.testing import FixedCost, UniformModel, VirtualClock
 from headrace.testing.uniform_model import TOKEN_BYTES
-from tests.property.test_scheduler import VOCAB, Shape, World, shapes
+from tests.property.test_scheduler import PIPELINES, VOCAB, Pipeline, Shape, World, shapes
 
 SECRET, FORMAT = b"s" * 32, b"f" * 16
 
@@ -79,8 +79,10 @@ FAULTS = ["none", "none", "down", "corrupt", "short", "wrong", "lost", "full", "
 class TieredWorld(World):
     """A world with host memory and two places, whose threads are played by `work`."""
 
-    def __init__(self, num_slots: int, num_blocks: int, block_size: int, limits: SchedulerLimits, depth: int) -> None:
-        super().__init__(num_blocks, block_size, limits, depth)
+    def __init__(
+        self, num_slots: int, num_blocks: int, block_size: int, limits: SchedulerLimits, pipeline: Pipeline
+    ) -> None:
+        super().__init__(num_blocks, block_size, limits, pipeline)
         self.block_size = block_size
         self.host = HostPool(num_slots, block_size * TOKEN_BYTES)
         self.places = [Place(4), Place(99)]
@@ -138,7 +140,7 @@ def stories(draw: st.DrawFn) -> tuple[TieredWorld, list[Shape], list[tuple[str, 
         prefix_policy=draw(st.sampled_from(["lru", "cost"])),
     )
     context = min(limits.max_context, num_blocks * block_size)
-    world = TieredWorld(draw(st.integers(1, 16)), num_blocks, block_size, limits, draw(st.sampled_from([1, 1, 2])))
+    world = TieredWorld(draw(st.integers(1, 16)), num_blocks, block_size, limits, draw(st.sampled_from(PIPELINES)))
     coming = draw(st.lists(shapes(context), min_size=1, max_size=8))
     kinds = ["arrive", "arrive", "step", "step", "step", "step", "io", "io", "fault", "abort", "fail", "late"]
     acts = draw(st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 15)), max_size=70))

@@ -29,6 +29,7 @@ from headrace.executor.cuda.answers import Draw, Scores, landing, landing_draw, 
 from headrace.executor.cuda.block_tables import BlockTables
 from headrace.executor.cuda.device_batch import BatchShape, HostBatch, pack_step
 from headrace.executor.cuda.failures import named_failures
+from headrace.executor.cuda.feed import Feed
 from headrace.executor.cuda.graphs import Graphs, buckets
 from headrace.executor.cuda.load_weights import load_weights
 from headrace.executor.cuda.model import DeviceBatch, DeviceModel
@@ -144,6 +145,7 @@ class CudaExecutor:
         )
         self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
         self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
+        self._feed = Feed(program.vocab_size)
 
     @torch.inference_mode()
     def _warm_up(self, advance: Callable[[float], None]) -> None:
@@ -181,7 +183,10 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Pending[StepResult]:
-        """Queue a step on the device and return; its result waits for it."""
+        """Queue a step on the device and return; its result waits for it.
+
+        Rows that are ahead get their tokens there, from the step that was launched before.
+        """
         model = self._alive()
         with named_failures(f"a step of {step.num_tokens:,} tokens", "lower engine.max_step_tokens"):
             return self._launch(model, step, self._graphs.bucket_of(step))
@@ -209,7 +214,9 @@ class CudaExecutor:
                 took = ended.seconds_since(began)
             return read_step(step, batch.unknown, landed, scores, vocab_size=vocab_size, elapsed_s=took)
 
-        return Deferred(read)
+        pending = Deferred(read)
+        self._feed.keep(step, drawn, pending)
+        return pending
 
     @torch.inference_mode()
     def logits(self, step: Step) -> Floats:
@@ -238,7 +245,7 @@ class CudaExecutor:
             _log.warning("the GPU was lost before its memory was freed: %s", str(error).splitlines()[0])
         self._graphs.forget()
         self._model = None
-        del self._tables, self._staging, self._tiers
+        del self._tables, self._staging, self._tiers, self._feed
         if self._is_gpu:
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
@@ -287,8 +294,9 @@ class CudaExecutor:
             rows = [*step.rows, *[None] * (bucket - len(step.rows))]
             ends = np.arange(bucket, dtype=np.int32)
         lines = drawn_lines(rows, vocab_size=model.vocab_size)
-        extra = [ends.astype(np.int32), *arrays(lines)]
+        extra = [ends.astype(np.int32), *arrays(lines), self._feed.places(step, batch)]
         device_batch, sent = self._sent(batch, changes, extra)
+        self._feed.put(device_batch.tokens, sent[-1])
 
         def forward() -> tuple[torch.Tensor, torch.Tensor]:
             hidden = model.run(device_batch)
@@ -300,7 +308,7 @@ class CudaExecutor:
             hidden, logits = forward()
         else:
             return Draw(out=None, logits=None, lines=lines, rows=()), model.run(device_batch)
-        ready, adjustments = device_lines(lines, sent[1:])
+        ready, adjustments = device_lines(lines, sent[1:-1])
         out = try_draw(logits, ready, adjustments, num_top=lines.num_top)
         needed = out is None or bool(lines.by_numpy)
         return Draw(out=out, logits=logits if needed else None, lines=lines, rows=tuple(rows)), hidden

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from headrace.app import backends
 from headrace.app.hardware import detect
-from headrace.app.loading import open_model
+from headrace.app.loading import load_model, open_model
 from headrace.app.plan import Derived, ModelFacts, resolve
 from headrace.app.pulling import ensure_pulled
+from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError
+from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 from headrace.core.settings import EngineSettings, KvDtype, Quantization, Settings
 from headrace.executor.native import problem as native_problem
 from headrace.ops.cuda.support import has_device
+from headrace.sim.log_files import read_log
+from headrace.sim.replay import replay
 from headrace.testing.checkpoints import write_checkpoint
 
 
@@ -60,6 +66,56 @@ def test_a_pool_on_a_gpu_takes_what_weights_leave() -> None:
     plan = resolve(EngineSettings(block_size=4), machine, facts, Derived("cuda", "asked for"))
     assert plan.num_blocks.value == 1024 // 4
     assert plan.batch_invariant.value is False
+
+
+@pytest.mark.parametrize(
+    ("wanted", "backend", "expected"),
+    [
+        ("auto", "cuda", True),
+        ("auto", "native", False),
+        ("auto", "reference", False),
+        ("on", "reference", True),
+        ("off", "cuda", False),
+        ("off", "native", False),
+    ],
+)
+def test_steps_are_planned_ahead_where_the_device_would_wait(wanted: Any, backend: str, expected: bool) -> None:
+    facts = ModelFacts(name="m", max_positions=512, weight_bytes=1, kv_token_bytes=64, on_device=backend == "cuda")
+    plan = resolve(EngineSettings(async_scheduling=wanted), detect(), facts, Derived(backend, "asked for"))
+    assert plan.async_scheduling.value is expected
+
+
+def test_the_native_backend_does_not_plan_ahead_on_the_cores_that_compute() -> None:
+    facts = ModelFacts(name="m", max_positions=512, weight_bytes=1, kv_token_bytes=64)
+    with pytest.raises(ConfigError, match=r"async_scheduling is 'on', and the native backend .* leave it at 'auto'"):
+        resolve(EngineSettings(async_scheduling="on"), detect(), facts, Derived("native", "asked for"))
+
+
+def test_a_loaded_model_plans_ahead_and_its_log_runs_again(tmp_path: Path) -> None:
+    path, log = write_checkpoint(tmp_path / "tiny"), tmp_path / "log.jsonl"
+    engine = EngineSettings(backend="reference", kv_memory_mib=1, async_scheduling="on", decision_log=str(log))
+    chosen = Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(tmp_path))
+    model = load_model(open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect()), MonotonicClock())
+
+    async def answer() -> None:
+        await model.engine.start()
+        request = Request(
+            request_id=RequestId("r"),
+            model="tiny",
+            prompt=(1, 2, 3),
+            sampling=SamplingParams(),
+            stop=StopRules(max_tokens=5),
+        )
+        assert [delta.finish async for delta in model.engine.generate(request)][-1] is not None
+        await model.engine.stop()
+
+    asyncio.run(answer())
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    kinds = "".join(line[0][0] for line in lines if line[0] in ("plan", "result"))
+    assert kinds.startswith("pprprprp")  # the next step is planned before the result of one is in
+    report = replay(read_log(log))
+    assert report.deviation is None
+    assert report.is_complete
 
 
 def test_reference_weights_are_fp32(tmp_path: Path) -> None:
