@@ -70,12 +70,17 @@ class Answer:
 
 
 async def stream(upstream: Upstream, request: Request) -> AsyncGenerator[Delta, None]:
-    """Yield the request's deltas; raise DeadlineExpired or RequestFailed for the first choice that failed."""
+    """Yield the request's deltas; raise for the first choice that failed.
+
+    DeadlineExpired, RequestFailed, or what a cut says: the server itself ended the request, which may be sent again.
+    """
     deltas = upstream.generate(request)
     try:
         async for delta in deltas:
             if delta.finish is FinishReason.EXPIRED:
                 raise DeadlineExpired(delta.error or "the deadline passed before the first token", param="deadline_ms")
+            if delta.finish is FinishReason.ERROR and delta.cut is not None:
+                raise delta.cut.error(delta.error or "the server ended this request; send it again")
             if delta.finish is FinishReason.ERROR:
                 raise RequestFailed(delta.error or "the engine could not finish this request; send it again")
             yield delta

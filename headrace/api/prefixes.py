@@ -27,7 +27,7 @@ from headrace.api.served import ServedModel
 from headrace.api.sse import until_disconnect
 from headrace.api.state import ApiState
 from headrace.core.delta import FinishReason
-from headrace.core.errors import HeadraceError, InvalidRequest, PromptTooLong, RequestFailed
+from headrace.core.errors import HeadraceError, InvalidRequest, PromptTooLong, RequestCancelled
 from headrace.core.protocols import Upstream
 from headrace.core.request import Knock, Request, RequestId, SamplingParams, StopRules
 
@@ -63,7 +63,7 @@ async def create_prefix(http: HttpRequest) -> Response:
 async def pin_prefix(
     model: ServedModel, body: PrefixBody, request_id: str, arrival_s: float, ttl_s: float
 ) -> PrefixReply:
-    """Compute and pin what `body` says in nobody's name. Raises InvalidRequest, PromptTooLong, and RequestFailed."""
+    """Compute and pin what `body` says in nobody's name. Raises what any request may meet."""
     request = await _request(model, body, RequestId(request_id), arrival_s, ttl_s)
     return await _pinned(model.upstream, request)
 
@@ -93,7 +93,7 @@ async def _request(
 async def _pinned(upstream: Upstream, request: Request) -> PrefixReply:
     answer = await collect(upstream, request)
     if answer.choices[0].finish is not FinishReason.LENGTH:
-        raise RequestFailed("the prefix was not computed: the server is shutting down")
+        raise RequestCancelled("the prefix is not kept: its request was cancelled before it was computed")
     usage, ttl_s = answer.usage, request.pin_s
     cost = UNSET if usage.cost_nano is None else usage.cost_nano / 1e9
     return PrefixReply(

@@ -22,6 +22,7 @@ from headrace.app.garbage import set_aside
 from headrace.app.hardware import Hardware, detect
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model
 from headrace.app.watchdog import Watchdog
+from headrace.core.cuts import Cut
 from headrace.core.errors import ConfigError, EngineDead, SwapRefused, UnknownModel
 from headrace.core.protocols import Clock
 from headrace.core.settings import Settings
@@ -131,7 +132,7 @@ class Swapper:
         late_s = min(_LATE_S, drain_s)
         await asyncio.sleep(late_s)
         try:
-            await asyncio.wait_for(old.engine.stop(drain_s - late_s), drain_s + _STOP_S)
+            await asyncio.wait_for(old.engine.stop(drain_s - late_s, cut=Cut.SWAP, had_s=late_s), drain_s + _STOP_S)
         except TimeoutError:
             _log.error("the old engine of '%s' does not end; its memory is not freed", old.name)
             old.engine.give_up("the weights were swapped and the old engine hangs")

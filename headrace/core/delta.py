@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from headrace.core.conversation import ForeignPart
+from headrace.core.cuts import Cut
 
 
 class FinishReason(StrEnum):
@@ -79,6 +80,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     finish: FinishReason | None = None
     stop_match: str | int | None = None  # the stop string or stop token id that ended it
     error: str | None = None
+    cut: Cut | None = None  # of an ERROR: the server ended the request, which may be sent again
     usage: Usage | None = None
     reasoning: str = ""
     signature: str = ""  # of the reasoning before it

@@ -25,7 +25,9 @@
     ├── Overloaded                 429  retryable
     │   └── DeadlineUnreachable
     ├── ModelLoading               503  retryable
-    ├── EngineDead                 503
+    ├── EngineDead                 503  retryable
+    ├── ServerDraining             503  retryable
+    ├── WeightsSwapped             503  retryable
     ├── EngineBusy                 503  retryable
     ├── StoreUnavailable           503  retryable
     ├── DeadlineExpired            504  retryable
@@ -232,12 +234,28 @@ class EngineBusy(HeadraceError):
     """The engine has not answered a question in time; it is in a long step, or stuck."""
 
     code, http_status, retryable = "engine_busy", 503, True
+    retry_after_s = 1.0
 
 
 class EngineDead(HeadraceError):
     """The engine has stopped; the process is about to exit."""
 
     code, http_status, retryable = "engine_dead", 503, True
+    retry_after_s = 5.0
+
+
+class ServerDraining(HeadraceError):
+    """The server was asked to stop: it takes no new requests, and cuts those that outlast `server.drain_s`."""
+
+    code, http_status, retryable = "server_draining", 503, True
+    retry_after_s = 5.0
+
+
+class WeightsSwapped(HeadraceError):
+    """The model's weights were swapped and the request did not end on the old ones in time; the new ones serve."""
+
+    code, http_status, retryable = "weights_swapped", 503, True
+    retry_after_s = 1.0
 
 
 class StoreUnavailable(HeadraceError):

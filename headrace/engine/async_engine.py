@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace.core.delta import Delta
-from headrace.core.errors import EngineBusy, EngineDead, HeadraceError
+from headrace.core.cuts import Cut
+from headrace.core.delta import Delta, FinishReason
+from headrace.core.errors import EngineBusy, EngineDead, HeadraceError, ServerDraining, WeightsSwapped
 from headrace.core.protocols import Clock
 from headrace.core.request import Knock, Request, RequestId, SeqId
 from headrace.core.stats import EngineSnapshot, EngineTime, Observer, RequestStats
@@ -33,7 +34,7 @@ from headrace.engine.meter import StepMeter
 from headrace.engine.spelling import Spelling
 from headrace.engine.stages import tell_stages
 from headrace.engine.streams import RequestStream
-from headrace.sched import Urgency, sequences_of
+from headrace.sched import SequenceEvent, Urgency, sequences_of
 from headrace.text import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class AsyncEngine:
         self._by_request: dict[RequestId, list[RequestStream]] = {}
         self._next_id = 0
         self._memory = Memory(clock)
-        self._is_draining = False
+        self._closing: Cut | None = None  # why it takes no more requests
+        self._drain_s = 0.0
         self._warm_s: float | None = None
         self._fatal: str | None = None
         self._tell_finished: Callable[[RequestStats], None] | None = None
@@ -105,8 +107,8 @@ class AsyncEngine:
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Stream the answer; closing the iterator early aborts the work.
 
-        The first step of the iterator raises InvalidRequest, PromptTooLong, Overloaded or EngineDead before anything
-        has been computed. Later failures arrive as a delta with `finish` ERROR.
+        The first step of the iterator raises InvalidRequest, PromptTooLong, Overloaded or what a `Cut` says before
+        anything has been computed. Later failures arrive as a delta with `finish` ERROR.
         """
         if request.best_of is not None and request.best_of > request.n:
             async with aclosing(generate_best(request, self.generate)) as deltas:
@@ -128,7 +130,7 @@ class AsyncEngine:
     def check_room(self, knock: Knock) -> None:
         """Refuse what would be refused whatever its prompt, so that a refusal costs no template and no tokens.
 
-        Raises Overloaded, DeadlineUnreachable or EngineDead.
+        Raises Overloaded, DeadlineUnreachable or what a `Cut` says.
         """
         deadline_s = None if knock.deadline_s is None else knock.arrival_s + knock.deadline_s
         urgency = Urgency(
@@ -148,9 +150,14 @@ class AsyncEngine:
         """Wait for the engine to end; raises EngineDead if it failed."""
         await asyncio.shield(asyncio.wrap_future(self._engine.dead))
 
-    async def stop(self, drain_s: float = 0.0) -> None:
-        """Refuse new requests, let the live ones go on for `drain_s` seconds, end the rest as ABORT. Idempotent."""
-        self._is_draining = True
+    async def stop(self, drain_s: float = 0.0, *, cut: Cut = Cut.DRAIN, had_s: float = 0.0) -> None:
+        """Refuse new requests, let the live ones go on for `drain_s` seconds, cut the rest off. Idempotent.
+
+        cut    why; the first that is given stands
+        had_s  seconds that they have had already
+        """
+        if self._closing is None:
+            self._closing, self._drain_s = cut, had_s + drain_s
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_empty.wait(), drain_s)
         self._engine.stop()
@@ -170,10 +177,11 @@ class AsyncEngine:
 
     def give_up(self, reason: str) -> None:
         """End every live request as ERROR without waiting for the engine thread, which is stuck. Idempotent."""
-        self._is_draining, self._fatal = True, self._fatal or reason
+        self._closing, self._fatal = self._closing or Cut.DEAD, self._fatal or reason
+        cut = Cut.SWAP if self._closing is Cut.SWAP else Cut.DEAD
         now = self._clock.now()
         for seq_id, stream in self._streams.items():
-            stream.fail(seq_id, self._fatal, now)
+            stream.fail(seq_id, self._fatal, now, cut=cut)
             stream.wake()
 
     async def explain(self, request_id: RequestId) -> Explanation | None:
@@ -251,7 +259,7 @@ class AsyncEngine:
             live=self._engine.live(),
             request_id=self._request_id,
             warm_s=self._warm_s,
-            is_draining=self._is_draining,
+            is_draining=self._closing is not None,
             fatal=self._fatal or self._engine.failure(),
         )
 
@@ -287,8 +295,25 @@ class AsyncEngine:
         return stream
 
     def _check_open(self) -> None:
-        if self._is_draining:
-            raise EngineDead(self._fatal or "the server is shutting down; try again once it is back")
+        if self._closing is Cut.SWAP:
+            raise WeightsSwapped("the model's weights were swapped while this request was on its way; send it again")
+        if (failure := self._fatal or self._engine.failure()) is not None:
+            raise EngineDead(failure)
+        if self._closing is not None:
+            raise ServerDraining("the server is shutting down; send the request again once it is back, or elsewhere")
+
+    def _cut_off(self, event: SequenceEvent, request: Request) -> tuple[SequenceEvent, Cut]:
+        """Return the end of what was live when the engine ended, as its caller is told, and what it is for."""
+        if event.error is not None:
+            return event, Cut.DEAD
+        cut = self._closing or Cut.DRAIN
+        if cut is Cut.SWAP:
+            why = f"the weights of '{request.model}' were swapped", "send it again, the new weights answer"
+        else:
+            why = "the server is shutting down", "send it again once the server is back, or elsewhere"
+        limit = f"running requests had {self._drain_s:g} s to end, this one did not"
+        told = f"{why[0]}; {limit}; {why[1]}"
+        return msgspec.structs.replace(event, finish=FinishReason.ERROR, error=told), cut
 
     def _note_refused(self, request: Request | Knock, error: HeadraceError) -> None:
         self._memory.note_refused(request, error)
@@ -368,7 +393,11 @@ class AsyncEngine:
             if stream is None:
                 continue  # its reader has gone
             try:
-                should_abort = stream.accept(event, report.now)
+                if report.is_last:
+                    end, cut = self._cut_off(event, stream.request)
+                    should_abort = stream.accept(end, report.now, cut=cut)
+                else:
+                    should_abort = stream.accept(event, report.now)
             except Exception as error:  # text that cannot be made fails its own choice, not its neighbours
                 stream.fail(event.seq_id, f"the text could not be made: {type(error).__name__}: {error}", report.now)
                 should_abort = event.finish is None

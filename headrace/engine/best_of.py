@@ -52,6 +52,9 @@ async def generate_best(
     prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
     async with aclosing(generate(every)) as deltas:
         async for delta in deltas:
+            if delta.cut is not None:  # what was drawn so far is no choice of the best
+                yield msgspec.structs.replace(delta, index=0)
+                return
             drawn[delta.index].add(delta)
             usage = delta.usage or usage
             prompt_logprobs = prompt_logprobs or delta.prompt_logprobs

@@ -50,6 +50,7 @@ class StepReport(NamedTuple):
     num_cached: int = 0  # blocks at rest in the prefix cache: from now on
     num_resting: int = 0  # while the step was made
     owed: tuple[Owed, ...] = ()  # by those that have begun to use such blocks
+    is_last: bool = False  # the engine has ended, and its events are the ends of what was still live
 
 
 class _Flight(NamedTuple):
@@ -309,7 +310,7 @@ class Engine:
         events = self._scheduler.abort_all(error)
         finish = FinishReason.ABORT if error is None else FinishReason.ERROR
         events += [SequenceEvent(sequence.seq_id, None, finish, error=error) for sequence in self._inbox.close()]
-        self._deliver(StepReport(self._clock.now(), events))
+        self._deliver(StepReport(self._clock.now(), events, is_last=True))
         if self._tiers is not None:
             self._save_below(self._tiers, is_whole=error is None)
 

@@ -13,6 +13,7 @@ import asyncio
 
 import msgspec
 
+from headrace.core.cuts import Cut
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, Usage
 from headrace.core.request import Request, SeqId
 from headrace.core.stats import Observer, RequestStats
@@ -26,6 +27,7 @@ class _Choice:
     """One choice: its text buffer, and the slot its reader empties."""
 
     __slots__ = (
+        "cut",
         "error",
         "finish",
         "index",
@@ -48,6 +50,7 @@ class _Choice:
         self.finish: FinishReason | None = None
         self.stop_match: str | int | None = None
         self.error: str | None = None
+        self.cut: Cut | None = None
         self.is_told = False  # whether the reader has the last delta
         self.text = ""
         self.token_ids: list[int] = []
@@ -70,6 +73,7 @@ class _Choice:
             finish=self.finish,
             stop_match=self.stop_match,
             error=self.error,
+            cut=self.cut,
         )
         self.is_told = self.finish is not None
         self.text, self.prompt_logprobs = "", ()
@@ -159,8 +163,11 @@ class RequestStream:
             deltas[-1] = msgspec.structs.replace(deltas[-1], usage=self._usage())
         return deltas
 
-    def accept(self, event: SequenceEvent, now: float) -> bool:
-        """Take in an event; True if text has ended a choice whose sequence is still running and should be aborted."""
+    def accept(self, event: SequenceEvent, now: float, *, cut: Cut | None = None) -> bool:
+        """Take in an event; True if text has ended a choice whose sequence is still running and should be aborted.
+
+        cut  what the engine ends it for, if it does
+        """
         choice = self._choices[event.seq_id - self._first_id]
         if choice.finish is not None:
             return False  # the sequence ran on a little before the abort reached it
@@ -190,13 +197,15 @@ class RequestStream:
             if choice.stream.stop_match is not None:  # completed by a character that was cut off
                 self._end(choice, FinishReason.STOP, choice.stream.stop_match, None, now)
             else:
+                choice.cut = cut
                 self._end(choice, event.finish, event.stop_token, event.error, now)
         return False
 
-    def fail(self, seq_id: SeqId, error: str, now: float) -> None:
-        """End a choice because its text cannot be made."""
+    def fail(self, seq_id: SeqId, error: str, now: float, *, cut: Cut | None = None) -> None:
+        """End a choice because its text cannot be made, or because its engine ends."""
         choice = self._choices[seq_id - self._first_id]
         if choice.finish is None:
+            choice.cut = cut
             self._end(choice, FinishReason.ERROR, None, error, now)
 
     def abandon(self, now: float) -> None:

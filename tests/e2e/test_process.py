@@ -115,7 +115,7 @@ def test_a_stopping_server_ends_its_answers_first(tiny_path: Path, start_server:
         assert server.wait() == 0
 
 
-def test_answers_that_outlast_the_drain_are_aborted_cleanly(tiny_path: Path, start_server: Any) -> None:
+def test_answers_that_outlast_the_drain_are_cut_off_and_told_why(tiny_path: Path, start_server: Any) -> None:
     body = {"prompt": "go on", "max_tokens": 500, "stream": True, "ignore_eos": True}
     with start_server(f"file:{tiny_path}", *SMALL, "--drain-s", "0") as server:
         with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60, trust_env=False) as response:
@@ -123,14 +123,16 @@ def test_answers_that_outlast_the_drain_are_aborted_cleanly(tiny_path: Path, sta
             next(lines)
             server.process.send_signal(signal.SIGTERM)
             told = [line for line in lines if line]
-        assert '"finish_reason":"abort"' in told[-2]
+        assert '"code":"server_draining"' in told[-1]
+        assert not any("[DONE]" in line for line in told)
         assert server.wait() == 0
 
 
 def test_a_dead_engine_ends_the_process_with_1(tiny_path: Path, start_server: Any) -> None:
     with start_server(f"file:{tiny_path}", script=FAILING) as server:
         reply = server.post("/v1/completions", prompt="a")
-        assert reply.status_code in (500, 503)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_dead")
+        assert int(reply.headers["retry-after"]) > 0
         assert "device lost" in reply.json()["error"]["message"]
         assert server.wait() == 1
         assert "device lost" in server.log
@@ -142,7 +144,7 @@ def test_a_hanging_engine_is_named_answered_for_and_ends_the_process_with_1(tiny
         reply = httpx.post(
             server.url + "/v1/completions", json={"prompt": "a"}, headers=headers, timeout=60, trust_env=False
         )
-        assert reply.status_code == 500
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_dead")
         assert "no step has ended" in reply.json()["error"]["message"]
         assert server.wait() == 1
         (stalled,) = [line for line in server.log.splitlines() if "is stalled" in line]

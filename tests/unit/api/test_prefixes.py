@@ -61,14 +61,13 @@ def test_what_cannot_be_kept_is_refused_by_name(make_api: Any, body: Any, param:
     assert param is None or reply.json()["error"]["param"] == param
 
 
-class Stopping:
-    """An engine that is told to stop."""
+class Cancelled:
+    """An engine that was told to end the request."""
 
     async def generate(self, request: Any) -> Any:
         yield Delta(finish=FinishReason.ABORT)
 
 
-def test_a_prefix_that_was_cut_short_is_an_error(make_api: Any) -> None:
-    reply = make_api(Stopping()).post("/v1/prefixes", prompt="a")
-    assert reply.status_code == 500
-    assert "shutting down" in reply.json()["error"]["message"]
+def test_a_prefix_that_was_cancelled_is_told_as_that(make_api: Any) -> None:
+    reply = make_api(Cancelled()).post("/v1/prefixes", prompt="a")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "request_cancelled")

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from headrace.api import Models
+from headrace.api import Models, PrefixBody, pin_prefix
 from headrace.api.answers import Answer, collect
 from headrace.app.hardware import detect
 from headrace.app.loading import LoadedModel, load_model, open_model, served_model
 from headrace.app.swapping import Swapper
 from headrace.app.watchdog import Watchdog
 from headrace.core.clock import MonotonicClock
-from headrace.core.errors import SwapRefused, UnknownModel
+from headrace.core.cuts import Cut
+from headrace.core.errors import SwapRefused, UnknownModel, WeightsSwapped
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 from headrace.core.settings import Settings, load
 from headrace.engine.health import HealthLimits
@@ -57,15 +58,18 @@ class Stage:
             detect=lambda: self.hardware,
         )
 
-    async def ask(self, max_tokens: int = 8) -> Answer:
-        request = Request(
+    def request(self, max_tokens: int = 8) -> Request:
+        return Request(
             request_id=RequestId("r"),
-            model="m",
+            model="old",
             prompt=PROMPT,
             sampling=SamplingParams(temperature=0.0),
             stop=StopRules(max_tokens=max_tokens),
             arrival_s=time.monotonic(),
         )
+
+    async def ask(self, max_tokens: int = 8) -> Answer:
+        request = self.request(max_tokens)
         model: Any = self.models.find(None)
         return await collect(model.upstream, request)
 
@@ -128,6 +132,32 @@ def test_new_requests_get_the_new_weights_and_running_ones_keep_the_old(tmp_path
             back = await world.swapper.swap("old", str(tmp_path / "old"), 0.0)
             assert back.system_fingerprint == old.fingerprint
             assert text(await world.ask()) == text(before)
+
+    asyncio.run(main())
+
+
+def test_what_a_swap_cuts_off_is_told_so_and_can_be_sent_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with stage(tmp_path) as world:
+            old = world.engines[0]
+            model: Any = world.models.find(None)
+            prefix = PrefixBody(prompt=[40 + number % 60 for number in range(400)])
+
+            async def keep() -> Any:
+                return await pin_prefix(world.models.find_local(None), prefix, "p", time.monotonic(), 60.0)
+
+            calls = [asyncio.create_task(call) for call in (world.ask(400), keep())]
+            while not old.engine.snapshot().num_running:
+                await asyncio.sleep(0)
+            await old.engine.stop(cut=Cut.SWAP)
+            for call in calls:
+                with pytest.raises(WeightsSwapped, match="the weights of 'old' were swapped"):
+                    await call
+            with pytest.raises(WeightsSwapped, match="send it again"):
+                await collect(model.upstream, world.request())
+            await world.swapper.swap("old", str(tmp_path / "new"), 0.0)
+            assert text(await world.ask())
+            assert (await keep()).prompt_tokens == 400
 
     asyncio.run(main())
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from headrace.core.cuts import Cut
 from headrace.core.delta import Delta, FinishReason
-from headrace.core.errors import EngineDead, InvalidRequest, Overloaded, PromptTooLong
+from headrace.core.errors import EngineDead, InvalidRequest, Overloaded, PromptTooLong, ServerDraining, WeightsSwapped
 from headrace.core.health import HealthState
-from headrace.core.request import Knock, RequestId, SamplingParams
+from headrace.core.request import BeamParams, Knock, RequestId, SamplingParams
 from headrace.engine.health import HealthJudge, HealthLimits
 from headrace.testing import ByteTokenizer, next_token, token_logprob
 
@@ -453,9 +454,9 @@ def test_stopping_lets_live_requests_end_and_refuses_new_ones(run: Make, ask: Ma
             deltas = [await anext(stream)]
             stopping = asyncio.create_task(bench.service.stop(drain_s=20))
             await asyncio.sleep(0)
-            with pytest.raises(EngineDead, match="shutting down"):
+            with pytest.raises(ServerDraining, match="shutting down"):
                 await bench.collect(ask())
-            with pytest.raises(EngineDead, match="shutting down"):
+            with pytest.raises(ServerDraining, match="shutting down"):
                 bench.service.check_room(Knock(request_id=RequestId("late"), model="m"))
             valve.open()
             deltas += [delta async for delta in stream]
@@ -465,20 +466,28 @@ def test_stopping_lets_live_requests_end_and_refuses_new_ones(run: Make, ask: Ma
     asyncio.run(main())
 
 
-def test_stopping_at_once_ends_live_and_waiting_requests_as_abort(run: Make, ask: Make, valve: Any) -> None:
+@pytest.mark.parametrize("cut", [Cut.SWAP, Cut.DRAIN])
+@pytest.mark.parametrize("kind", [{}, {"n": 2}, {"best_of": 3}, {"beam": BeamParams(width=2)}])
+def test_stopping_at_once_cuts_off_live_and_waiting_requests_and_says_why(
+    run: Make, ask: Make, valve: Any, cut: Cut, kind: Any
+) -> None:
     async def main() -> None:
-        async with run(model={"on_step": valve}, max_num_seqs=1) as bench:
+        async with run(model={"on_step": valve}, max_num_seqs=3) as bench:
             valve.let(1)
-            streams = [bench.service.generate(ask(max_tokens=120)) for _ in range(2)]
-            firsts = [asyncio.create_task(anext(stream)) for stream in streams]
-            await firsts[0]
-            await bench.until(lambda: bench.service.snapshot().num_waiting == 1)
-            bench.engine.stop()
+            requests = [ask(max_tokens=30, **kind) for _ in range(4)]
+            streams = [asyncio.create_task(bench.collect(request)) for request in requests]
+            await bench.until(lambda: bench.service.snapshot().num_waiting > 0 and valve.num_begun > 1)
+            stopping = asyncio.create_task(bench.service.stop(cut=cut, had_s=2.0))
+            await asyncio.sleep(0.01)
             valve.open()
-            last_of_first = [delta async for delta in streams[0]][-1]
-            for last in (last_of_first, await firsts[1]):
-                assert last.finish is FinishReason.ABORT
-                assert last.usage is not None
+            for deltas in await asyncio.gather(*streams):
+                ends = [delta for delta in deltas if delta.finish is not None]
+                assert {(end.finish, end.cut) for end in ends} == {(FinishReason.ERROR, cut)}
+                assert "had 2 s to end" in (ends[0].error or "")
+                assert len(ends) == (2 if "n" in kind else 1)
+            await stopping
+            with pytest.raises(WeightsSwapped if cut is Cut.SWAP else ServerDraining):
+                await bench.collect(ask())
 
     asyncio.run(main())
 
