@@ -12,21 +12,23 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH = 440
-_COLOURS = 8
+_COLOURS = 9
+_MOST_NAMED = 14  # columns that have room for their values; of more, the highest is named
 
 FIGURE_STYLE = """
 :root { --c0:#0b6e99; --c1:#d98e04; --c2:#3a8f5c; --c3:#b3446c; --c4:#7a6bb5; --c5:#7d8894;
-  --c6:#c05b2c; --c7:#4d7f8f; }
+  --c6:#c05b2c; --c7:#7fb7d0; --c8:#5d4a3c }
 @media (prefers-color-scheme: dark) { :root { --c0:#4fb3d9; --c1:#f0b445; --c2:#67c08c; --c3:#e07ba0; --c4:#a99ae0;
-  --c5:#8d99a6; --c6:#e58a5c; --c7:#82b3c2; } }
+  --c5:#8d99a6; --c6:#e58a5c; --c7:#27698a; --c8:#b59f8d } }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: .5rem 2rem }
 .figures figure { margin: .5rem 0; overflow: visible } .figures svg { width: 100%; height: auto; max-width: 32rem }
 .figures h3 { font-size: 1rem; margin: 0 0 .35rem } .wide { overflow-x: auto }
+svg text { font: 13px system-ui, sans-serif; fill: var(--ink) }
 svg .soft { fill: var(--soft); font-size: 12px } svg .axis { stroke: var(--line) } svg .curve { fill: none;
   stroke: var(--c0); stroke-width: 2 } svg .mark { stroke: var(--c1); stroke-width: 1.5; stroke-dasharray: 4 3 }
 svg .dot { fill: var(--c0) } .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .85rem;
   color: var(--soft) } .legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px;
-  margin-right: .35rem }
+  margin-right: .35rem } .legend b { font-weight: 600; font-variant-numeric: tabular-nums }
 """
 
 
@@ -72,7 +74,8 @@ def stacks(
             )
             x += width
     legend = "".join(
-        f'<span><i style="background:var(--c{chosen.get(name, place) % _COLOURS})"></i>{escape(name)}</span>'
+        f'<span><i style="background:var(--c{chosen.get(name, place) % _COLOURS})"></i>{escape(name)}'
+        f"<b>{escape(_shares(bars, name))}</b></span>"
         for place, name in enumerate(names)
     )
     return _figure(title, drawn, len(bars) * 46, caption, f'<div class="legend">{legend}</div>')
@@ -89,7 +92,7 @@ def columns(title: str, values: Sequence[tuple[str, float]], caption: str = "", 
             f'<rect x="{x + step * 0.1:.1f}" y="{122 - height:.1f}" width="{step * 0.8:.1f}" height="{height:.1f}" '
             f'fill="var(--c0)"><title>{escape(label)}: {value:,.0f}</title></rect>'
         )
-        if value and len(values) <= 14:
+        if value and (len(values) <= _MOST_NAMED or value == top):
             drawn.append(_middle(x + step / 2, 117 - height, f"{value:,.0f}"))
         if number % every == 0:
             drawn.append(_middle(x + step / 2, 138, label))
@@ -117,6 +120,10 @@ def curve(
         f'<line class="axis" x1="8" x2="{_WIDTH - 8}" y1="166" y2="166"/>',
         f'<polyline class="curve" points="{path}"/>',
     ]
+    for level in (top / 4, top / 2, top * 3 / 4):
+        y = place(0, level)[1]
+        drawn.append(f'<line class="axis" x1="8" x2="{_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        drawn.append(f'<text class="soft" x="{_WIDTH - 8}" y="{y - 4:.1f}" text-anchor="end">${level:,.2g}</text>')
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         drawn.append(
@@ -130,7 +137,7 @@ def curve(
     if now is not None:
         x, y = place(*now)
         over = ", off the chart" if now[1] > top else ""
-        anchor, side = ("start", 8) if now[0] < 0.6 else ("end", 0)
+        anchor, side = ("start", 8) if now[0] < 0.6 else ("end", min(0, _WIDTH - 60 - x))  # beside the levels' names
         rise = 8 if now[0] < 0.6 else 28  # above the curve on the left of the point
         drawn.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
         drawn.append(
@@ -155,6 +162,19 @@ def _figure(title: str, drawn: Sequence[str], height: int, caption: str, after: 
 
 def _middle(x: float, y: float, text: str) -> str:
     return f'<text class="soft" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _shares(bars: Sequence[Stack], name: str) -> str:
+    """Say which share of each bar a part is, in the bars' order; of more bars than fit into a legend, nothing."""
+    if len(bars) > 3:
+        return ""
+    wholes = (sum(value for _, value in bar.parts) or 1.0 for bar in bars)
+    shares = [_percent(_sum((bar,), name) / whole) for bar, whole in zip(bars, wholes, strict=True)]
+    return f" {' · '.join(shares)}"
+
+
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def _sum(bars: Sequence[Stack], name: str) -> float:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
 import headrace
+from headrace.bench.report import Bar, Chart, render_page
 from headrace.bench.report import Table as HtmlTable
-from headrace.bench.report import render_page
 from headrace.cli.configured import settings_from
 from headrace.cli.tables import print_table
 from headrace.core.errors import ConfigError
@@ -25,6 +27,10 @@ from headrace.sim import SimReport, SimShape, StepTimes, Trace, read_step_times,
 from headrace.sim.trace import TRACE_BLOCK
 
 _CONTEXT = 131_072
+_NOTE = (
+    "Cache: the KV pool, as a part of the trace's distinct tokens. Of unlimited: hits over those of a cache without a "
+    "limit that sees whole trace blocks in order of arrival; an engine with smaller blocks can find more."
+)
 _COLUMNS = (
     "cache",
     "policy",
@@ -143,6 +149,57 @@ def _print(reports: list[SimReport], times: StepTimes) -> None:
 
 
 def _page(reports: list[SimReport], times: StepTimes) -> str:
-    table = HtmlTable(title="Simulated", columns=_COLUMNS, rows=tuple(_cells(report) for report in reports))
-    conditions = [("version", headrace.__version__), *_conditions(reports, times)]
-    return render_page(f"{reports[0].trace} in simulation", conditions, [table])
+    table = HtmlTable(
+        title="All figures", columns=_COLUMNS, rows=tuple(_cells(report) for report in reports), note=_NOTE
+    )
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by headrace {headrace.__version__}, headrace sim"
+    conditions = [("made", made), *_conditions(reports, times)]
+    charts = (
+        _chart(reports, "Prompt tokens found in the cache", "share of the prompt tokens", _hit_rate, "{:.1%}"),
+        _chart(reports, "Good requests", "share of all requests", _good, "{:.1%}"),
+        _chart(reports, "Time to first token, p99", "milliseconds", _ttft_p99, "{:,.0f} ms", is_lower_better=True),
+        _chart(reports, "Gap between tokens, p99", "milliseconds", _itl_p99, "{:,.1f} ms", is_lower_better=True),
+    )
+    return render_page(f"{reports[0].trace} in simulation", conditions, [*charts, table])
+
+
+def _chart(
+    reports: list[SimReport],
+    title: str,
+    unit: str,
+    read: Callable[[SimReport], float],
+    form: str,
+    *,
+    is_lower_better: bool = False,
+) -> Chart:
+    """Draw one figure of every simulation, in the order of the table; the best are told by their colour, too."""
+    values = [read(report) for report in reports]
+    best, worst = (min(values), max(values)) if is_lower_better else (max(values), min(values))
+    bars = tuple(
+        Bar(
+            label=" ".join(_cells(report)[:2]),
+            value=value,
+            low=value,
+            high=value,
+            text=form.format(value),
+            is_ours=form.format(value) == form.format(best) != form.format(worst),
+        )
+        for report, value in zip(reports, values, strict=True)
+    )
+    return Chart(title=title, unit=unit, bars=bars, is_lower_better=is_lower_better)
+
+
+def _hit_rate(report: SimReport) -> float:
+    return report.hit_rate
+
+
+def _good(report: SimReport) -> float:
+    return report.slo_share
+
+
+def _ttft_p99(report: SimReport) -> float:
+    return report.ttft_ms.p99
+
+
+def _itl_p99(report: SimReport) -> float:
+    return report.itl_ms.p99

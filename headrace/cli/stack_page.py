@@ -22,14 +22,13 @@ from headrace.econ.stack.savings import Improvement, span, usd
 # The same thing has the same colour in every figure.
 _COLOURS = {
     **{"input": 0, "cached input": 7, "output": 1, "not divided": 6, "for requests": 0},
-    **{"recomputed": 6, "abandoned": 3, "loading": 2, "idle": 5, "cached, unused": 7},
+    **{"recomputed": 6, "abandoned": 3, "loading": 2, "idle": 5, "cached, unused": 8},
 }
 _PART_COLOURS = {name: place for place, name in enumerate(PARTS)}
-_WORDY = ("What served", "Traffic")
 _STYLE = """
 ol.todo > li { margin: 1rem 0 } ol.todo h3 { display: inline; font-size: 1rem } .saves { color: var(--ours);
   font-weight: 600 } ol.todo dl { margin: .3rem 0; grid-template-columns: 5rem 1fr } .lead { font-size: 1.05rem }
-.words th, .words td { text-align: left } .wide table { min-width: 34rem }
+.wide table { min-width: 34rem }
 """
 
 
@@ -41,15 +40,14 @@ def stack_page(words: Words) -> str:
         *(words.configurations(), words.costs(), words.provisions(), words.times(), words.comparisons()),
         *(words.latencies(), words.traffic(), words.tenants()),
     )
-    shown = "".join(
-        f'<div class="{"wide words" if table.title in _WORDY else "wide"}">{render_table(table)}</div>'
-        for table in tables
-        if table.rows
-    )
+    shown = "".join(render_table(table) for table in tables if table.rows)
     days = " to ".join(
         f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d}" for ns in (found.since_ns, found.until_ns - 1)
     )
-    conditions = [("Version", headrace.__version__), ("Period", f"{days}, UTC; records of {span(found.covered_ns)}")]
+    conditions = [
+        ("Period", f"{days}, UTC; records of {span(found.covered_ns)}"),
+        ("Made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by headrace {headrace.__version__}, headrace audit stack"),
+    ]
     body = lead + together(list(_figures(words))) + _improvements(words) + shown
     return render_document("What serving cost, and what would cost less", conditions, body, FIGURE_STYLE + _STYLE)
 

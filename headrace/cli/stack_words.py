@@ -81,7 +81,11 @@ class Words:
             if each.is_remote:
                 rows.append((name, "remote upstream", "", "", "", "its price"))
             else:
-                machine = f"{each.machine}, {each.threads} threads" if each.machine else "not described"
+                machine = (
+                    f"{each.machine}, {each.threads} thread{'s' * (each.threads != 1)}"
+                    if each.machine
+                    else "not described"
+                )
                 rows.append(
                     (name, f"{each.backend} engine", f"{kept}, {each.bits:.1f} bits", each.kv_dtype, machine, rate)
                 )

@@ -5,20 +5,31 @@ Pure function from a `PeersResult` to HTML, beside `report`, which makes one; th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
 
 from headrace.bench.metrics import LoadReport
+from headrace.bench.peers.compare import MOST_KL
 from headrace.bench.peers.result import (
     CLIENTS,
     OURS,
     PeersResult,
     best_other,
     http_ratio,
+    is_alike,
+    mean_kl,
     server_kl,
     task_ratio,
 )
 from headrace.bench.peers.server import ServerRun
 from headrace.bench.report import Bar, Chart, Table, render_page
+
+_TITLES = {
+    "prefill 512": "Prefill: a prompt of 512 tokens",
+    "decode batch 1": "Decode: one sequence",
+    "decode batch 8": "Decode: 8 sequences together",
+    "decode batch 32": "Decode: 32 sequences together",
+}
 
 
 def render_result(result: PeersResult) -> str:
@@ -51,15 +62,29 @@ def _speed_chart(result: PeersResult, task: str) -> Chart:
             high=max(m.rounds),
             text=f"{m.tokens_per_s:,.0f} tok/s",
             is_ours=m.family == OURS,
+            aside=_aside(mean_kl(result, m.engine)),
         )
         for m in found
     )
     ratios = (
-        f"{m.engine}: {best[0]:.2f}x {best[1]}"
+        f"{m.engine}: {best[0]:.2f} × {best[1]}"
         for m in found
         if m.family == OURS and (best := task_ratio(result, task, m.engine))
     )
-    return Chart(title=task.capitalize(), unit="tokens per second", bars=bars, caption="; ".join(ratios))
+    return Chart(
+        title=_TITLES.get(task, task.capitalize()), unit="tokens per second", bars=bars, caption=_compared(ratios)
+    )
+
+
+def _compared(ratios: Iterable[str]) -> str:
+    """Say what our speeds are over the best other of like quality, if there is one."""
+    listed = "; ".join(ratios)
+    return f"Over the fastest other of like quality: {listed}." if listed else ""
+
+
+def _aside(kl: float | None) -> str:
+    """Say of a bar that its answers are not those of the model, so that its speed is no yardstick."""
+    return "" if is_alike(kl) or kl is None else f"(KL {kl:.2f})"
 
 
 def _http_chart(result: PeersResult, clients: int) -> Chart | None:
@@ -77,15 +102,16 @@ def _http_chart(result: PeersResult, clients: int) -> Chart | None:
                 high=max(rates),
                 text=f"{run.tokens_per_s:,.0f} tok/s",
                 is_ours=run.family == OURS,
+                aside=_aside(server_kl(result, run)),
             )
         )
     ratios = (
-        f"{run.server}: {best[0]:.2f}x {best[1]}"
+        f"{run.server}: {best[0]:.2f} × {best[1]}"
         for run in runs
         if run.family == OURS and (best := http_ratio(result, run))
     )
     title = f"HTTP, {clients} streaming clients, 256 words in, 64 tokens out"
-    return Chart(title=title, unit="output tokens per second", bars=tuple(bars), caption="; ".join(ratios))
+    return Chart(title=title, unit="output tokens per second", bars=tuple(bars), caption=_compared(ratios))
 
 
 def _quality_table(result: PeersResult) -> Table:
@@ -97,7 +123,8 @@ def _quality_table(result: PeersResult) -> Table:
         title="Quality against the same weights in fp32",
         columns=("engine", "mean KL, nats", "perplexity ratio", "same top token", "tokens"),
         rows=rows,
-        note="The fp32 model is the checkpoint's own weights, decoded.",
+        note="The fp32 model is the checkpoint's own weights, decoded. Lower KL is better; speeds are compared between "
+        f"engines below {MOST_KL} nats only, and a chart names the KL of the others.",
         ours=_our_names(result),
     )
 
@@ -112,7 +139,7 @@ def _http_table(result: PeersResult) -> Table:
                 run.server, "–" if kl is None else f"{kl:.4f}", str(run.num_clients),
                 f"{middle.output_tokens_per_s:,.0f}", f"{middle.ttft_ms.mean:,.0f}",
                 f"{middle.ttft_ms.p99:,.0f}", f"{middle.itl_ms.mean:,.1f}", f"{middle.itl_ms.p99:,.1f}",
-                f"{middle.failed}", f"{median(run.client_cpu or (0.0,)):.1%}",
+                f"{middle.failed}", f"{median(run.client_cpu):.1%}" if run.client_cpu else "–",
                 f"{result.server_ready_s[run.server]:.1f}",
                 f"{result.server_idle_cpu[run.server]:.1%}",
             )
@@ -137,7 +164,7 @@ def _participants_table(result: PeersResult) -> Table:
             f"{p.ready_s:.2f}",
             "–" if p.peak_rss_mib is None else f"{p.peak_rss_mib:,.0f}",
             p.version,
-            p.settings,
+            p.settings.removesuffix(", {}"),
         )
         for p in result.participants
     )

@@ -71,7 +71,10 @@ class Repeats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """The profile. `by_hour` counts requests by the hour of the day they ended in, UTC."""
+    """The profile. `by_hour` counts requests by the hour of the day they ended in, UTC.
+
+    Lengths are those of requests whose tokens are known: one that failed on its way has none.
+    """
 
     requests: int
     by_hour: tuple[int, ...]
@@ -98,11 +101,12 @@ class _Seen(NamedTuple):
 def traffic(rows: Sequence[RequestRow]) -> Traffic:
     """Describe the requests. `rows` are in the order of time."""
     inputs = [row.fresh + row.cache_read for row in rows]
+    told = [row for row, tokens in zip(rows, inputs, strict=True) if tokens or row.output]
     return Traffic(
         requests=len(rows),
         by_hour=_by_hour(rows),
-        input=_lengths(inputs),
-        output=_lengths([row.output for row in rows]),
+        input=_lengths([row.fresh + row.cache_read for row in told]),
+        output=_lengths([row.output for row in told]),
         input_tokens=sum(inputs),
         cached_tokens=sum(row.cache_read for row in rows),
         streamed=sum(row.is_stream or 0 for row in rows),

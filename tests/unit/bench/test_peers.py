@@ -183,9 +183,9 @@ def test_servers_are_compared_round_by_round(result: PeersResult) -> None:
 
 def test_the_page_shows_both_of_our_servers_their_quality_and_the_longer_tail(result: PeersResult) -> None:
     page = render_result(result)
-    assert "headrace: 2.50x vllm serve; headrace int8: 2.57x vllm serve" in page
+    assert "headrace: 2.50 × vllm serve; headrace int8: 2.57 × vllm serve" in page
     assert "HTTP, 16 clients, p99 ITL: vllm serve 119 ms, headrace 150 ms" in page
-    assert "headrace int8</td><td>0.0080" in page
+    assert "headrace int8</td><td class=n>0.0080" in page
     assert "p99 TTFT: vllm" not in page
     assert page.count("1.5%</td>") == 4
 

@@ -25,6 +25,13 @@ def test_lengths_hours_and_ends_are_counted() -> None:
     assert not found.has_digests
 
 
+def test_a_request_that_no_model_saw_has_no_length() -> None:
+    found = traffic(
+        [request(input_uncached=64, output_text=8), request(input_uncached=0, output_text=0, outcome="error")]
+    )
+    assert (found.requests, found.input.p50, found.output.p50) == (2, 64, 8)
+
+
 def test_a_repeat_is_the_same_tenants_and_its_cost_is_where_it_was_paid() -> None:
     same = {"request_digest": "d1", "is_repeatable": 1}
     rows = [
