@@ -93,13 +93,17 @@ constexpr int kRowBlock = 6, kColBlock = 4;
 constexpr int kRowBlock = 4, kColBlock = 1;
 #endif
 
-// Where the 16-token pieces of one KV tile are, and the K of the tile after it, to be fetched meanwhile (null: not).
+// A tile's scores, their weights, their values: so many row blocks may be under way at once, see attn_chunk_impl.h.
+constexpr int kStages = 3;
+
+// Where the 16-token pieces of one KV tile are, and the K of the next tile, to be fetched meanwhile (null: not).
 struct Tile {
+  int64_t base;  // position
   const char* k[kKvTile / 16];
   const char* v[kKvTile / 16];
   const char* next_k[kKvTile / 16];
-  const uint16_t* k_scales[kKvTile / 16];  // int8 only, bf16, one for each token
-  const uint16_t* v_scales[kKvTile / 16];
+  float k_scales[kKvTile];  // int8 only, one for each token
+  float v_scales[kKvTile];
   int pieces;
 };
 
@@ -147,8 +151,6 @@ struct Weights {
   const uint32_t* p;   // [rows, kKvTile / 2]: pairs of bf16, or of s16
   const float* alpha;  // factor for what each row summed before
   const float* unit;   // int8: what a weight of 1 and a V of 1 stand for
-
-  Weights from(int row) const { return {p + row * (kKvTile / 2), alpha + row, unit + row}; }
 };
 
 // o[r][d0 + c*16 + lane] = o * alpha[r] + p[r] . v for R rows and C groups of 16 channels from d0.
@@ -157,7 +159,8 @@ static void value_block(const Weights& w, const Tile& tile, int64_t dim, int64_t
   typename Kv::Acc acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) acc[r][c] = Kv::first(o + r * dim + d0 + c * 16, w.alpha[r]);
-  for (int piece = 0; piece < tile.pieces; ++piece) {
+  int piece = 0;
+  do {  // a tile has a piece: without the test the sums stay in registers
     const char* v = tile.v[piece] + d0 * 2 * Kv::kBytes;
     const char* next = kFetch ? tile.next_k[piece] : nullptr;
     for (int t = 0; t < 8; ++t, v += dim * 2 * Kv::kBytes) {
@@ -172,7 +175,7 @@ static void value_block(const Weights& w, const Tile& tile, int64_t dim, int64_t
         for (int c = 0; c < C; ++c) Kv::dot(acc[r][c], a, b[c]);
       }
     }
-  }
+  } while (++piece < tile.pieces);
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) Kv::finish(acc[r][c], o + r * dim + d0 + c * 16, w.alpha[r], w.unit[r]);
 }

@@ -69,7 +69,16 @@ static void write_key_bf16(const float* x, const KvLayer& kv, const KvSlot& slot
 static void write_value_bf16(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
   uint16_t* block = reinterpret_cast<uint16_t*>(base);
   uint16_t* to = block + static_cast<int64_t>(slot.offset / 2) * 2 * kv.dim + slot.offset % 2;
-  for (int64_t d = 0; d < kv.head_dim; ++d) to[d * 2] = to_bf16(x[d]);
+  int64_t d = 0;
+#if HR_LANES == 16 && defined(__AVX512BW__)
+  // Every other number of a line: a masked store leaves the other token's alone, which another thread may be writing.
+  for (uint16_t* pairs = to - slot.offset % 2; d + kLanes <= kv.head_dim; d += kLanes) {
+    const __m512i bits = reinterpret_cast<__m512i>(bf16_bits(load(x + d)));
+    const int odd = slot.offset % 2;
+    _mm512_mask_storeu_epi16(pairs + d * 2, odd ? 0xAAAAAAAAu : 0x55555555u, odd ? _mm512_slli_epi32(bits, 16) : bits);
+  }
+#endif
+  for (; d < kv.head_dim; ++d) to[d * 2] = to_bf16(x[d]);
   if (!slot.clears_tail) return;
   int64_t next = slot.offset + 1;
   if (next % 2) {
@@ -105,8 +114,9 @@ static uint16_t quantize_s8(const float* x, int64_t n, int64_t dim, int8_t* out)
 
 static void write_key_int8(const float* x, const KvLayer& kv, const KvSlot& slot, char* base) {
   int8_t row[kMaxHeadDim];
-  float spread[kMaxHeadDim] = {};
+  float spread[kMaxHeadDim];
   memcpy(spread, x, static_cast<size_t>(kv.head_dim) * 4);
+  for (int64_t d = kv.head_dim; d < kv.dim; ++d) spread[d] = 0.0f;
   hadamard(spread, kv.dim, hadamard_block(kv.head_dim));
   uint16_t* scales = reinterpret_cast<uint16_t*>(base + static_cast<int64_t>(kv.block_size) * kv.dim);
   scales[slot.offset] = quantize_s8(spread, kv.head_dim, kv.dim, row);
@@ -119,7 +129,16 @@ static void write_value_int8(const float* x, const KvLayer& kv, const KvSlot& sl
   uint16_t* scales = reinterpret_cast<uint16_t*>(base + static_cast<int64_t>(kv.block_size) * kv.dim);
   scales[slot.offset] = quantize_s8(x, kv.head_dim, kv.dim, row);
   char* to = base + static_cast<int64_t>(slot.offset / 2) * 2 * kv.dim + slot.offset % 2;
-  for (int64_t d = 0; d < kv.dim; ++d) to[d * 2] = static_cast<char>(row[d]);
+  int64_t d = 0;
+#if HR_LANES == 16 && defined(__AVX512BW__)
+  for (char* pairs = to - slot.offset % 2; d + 32 <= kv.dim; d += 32) {  // see write_value_bf16
+    const __m512i codes = reinterpret_cast<__m512i>(widen_pairs(reinterpret_cast<const char*>(row + d)));
+    const bool odd = slot.offset % 2;
+    _mm512_mask_storeu_epi8(pairs + d * 2, odd ? 0xAAAAAAAAAAAAAAAAu : 0x5555555555555555u,
+                            odd ? _mm512_slli_epi16(codes, 8) : codes);
+  }
+#endif
+  for (; d < kv.dim; ++d) to[d * 2] = static_cast<char>(row[d]);
   if (!slot.clears_tail) return;
   memset(scales + slot.offset + 1, 0, static_cast<size_t>(kv.block_size - slot.offset - 1) * 2);
 }

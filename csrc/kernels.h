@@ -93,7 +93,7 @@ constexpr int kMaxHeadDim = 512;
 
 // Scratch bytes one thread needs for attention items of this padded head size.
 constexpr int64_t attention_scratch_bytes(int64_t dim) {
-  return kMaxItemRows * (dim * 2 + dim * 8 + kKvTile * 4 + kKvTile * 2 + 32) + 1024;
+  return kMaxItemRows * (dim * 2 + dim * 8 + 64 + 24) + 1024;
 }
 
 // Floats of one partial result.

@@ -37,7 +37,13 @@ HR_INLINE vu load_pairs(const uint16_t* p) { return *reinterpret_cast<const vu_a
 HR_INLINE vf splat(float x) { return x - vf{}; }
 HR_INLINE vi splat_i(int32_t x) { return x - vi{}; }
 HR_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
-HR_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+HR_INLINE vf vmax(vf a, vf b) {  // b where unordered
+#if HR_LANES == 16 && defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
 HR_INLINE vi iota() {
   vi v;
@@ -74,17 +80,23 @@ HR_INLINE float largest_or_nan(const float* x, int64_t n) {
   return largest + spoiled;
 }
 
+// The steps of a Walsh-Hadamard transform inside a register: lane i gets x[i ^ h] + x[i], or x[i ^ h] - x[i] where i has bit h.
+HR_INLINE vf hadamard_step(vf x, int32_t h) {
+  const vf other = __builtin_shuffle(x, iota() ^ h);
+  return select((iota() & h) != 0, other - x, x + other);
+}
+
 // Walsh-Hadamard transform of each `block` of x[n], a power of two, unscaled; n is a multiple of 16. Adds only, one order.
 HR_INLINE void hadamard(float* x, int64_t n, int64_t block) {
-  for (int64_t h = 1; h < block; h *= 2) {
-    if (h < kLanes) {
-      const vi other = iota() ^ static_cast<int32_t>(h), upper = (iota() & static_cast<int32_t>(h)) != 0;
-      for (int64_t i = 0; i < n; i += kLanes) {
-        const vf v = load(x + i), w = __builtin_shuffle(v, other);
-        store(x + i, select(upper, w - v, v + w));
-      }
-      continue;
-    }
+  for (int64_t i = 0; i < n; i += kLanes) {
+    vf v = load(x + i);
+    if (block > 1) v = hadamard_step(v, 1);
+    if (block > 2) v = hadamard_step(v, 2);
+    if (kLanes > 4 && block > 4) v = hadamard_step(v, 4);
+    if (kLanes > 8 && block > 8) v = hadamard_step(v, 8);
+    store(x + i, v);
+  }
+  for (int64_t h = kLanes; h < block; h *= 2) {
     for (int64_t i = 0; i < n; i += 2 * h)
       for (int64_t j = i; j < i + h; j += kLanes) {
         const vf a = load(x + j), b = load(x + j + h);
@@ -147,16 +159,32 @@ HR_INLINE vi nearest(vf x) {
   return reinterpret_cast<vi>(rounded(x) + splat(12582912.0f)) - 0x4B400000;  // 1.5 * 2^23: adding it rounds
 #endif
 }
+// Narrowing and widening. For AVX-512 by hand: the compiler halves the vectors first.
+#if HR_LANES == 16 && defined(__AVX512BW__)
+HR_INLINE void store_s16(uint16_t* p, vi x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+}
+HR_INLINE void store_s8(int8_t* p, vi x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+}
+HR_INLINE vf load_bf16(const uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<vf>(_mm512_slli_epi32(wide, 16));
+}
+// 2 * kLanes signed bytes, each to 16 bits.
+HR_INLINE vu widen_pairs(const char* p) {
+  return reinterpret_cast<vu>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+#else
 HR_INLINE void store_s16(uint16_t* p, vi x) { *reinterpret_cast<vs_any*>(p) = __builtin_convertvector(x, vs_any); }
 HR_INLINE void store_s8(int8_t* p, vi x) { *reinterpret_cast<vb_any*>(p) = __builtin_convertvector(x, vb_any); }
 HR_INLINE vf load_bf16(const uint16_t* p) {
   return reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu) << 16);
 }
-
-// 2 * kLanes signed bytes, each to 16 bits.
 HR_INLINE vu widen_pairs(const char* p) {
   return reinterpret_cast<vu>(__builtin_convertvector(*reinterpret_cast<const vb2_any*>(p), vs2));
 }
+#endif
 
 // acc + a.lo * b.lo + a.hi * b.hi in every lane, all signed 16 bits.
 HR_INLINE vi add_products16(vi acc, uint32_t a, vu b) {
@@ -204,6 +232,20 @@ HR_INLINE vf exp2v(vf x) {
   return x != x ? x : r;
 }
 #endif
+// 2^x of x <= 0 (or a rounding above) for weights that keep 16 bits at most, relative error below 4e-6; 0 at -inf; NaN stays.
+HR_INLINE vf exp2_short(vf x) {
+#if HR_LANES == 16 && defined(__AVX512DQ__)
+  const __m512 v = reinterpret_cast<__m512>(x);
+  const vf f = reinterpret_cast<vf>(_mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));  // x - floor(x); 0 at -inf
+  vf p = splat(0.01342670f) * f + 0.05224244f;  // least largest error of all with p(0) = 1
+  p = p * f + 0.24128022f;
+  p = p * f + 0.69304484f;
+  p = p * f + 1.0f;
+  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), v));  // times 2^floor(x)
+#else
+  return exp2v(x);
+#endif
+}
 constexpr float kLog2e = 1.44269504f;
 HR_INLINE vf expv(vf x) { return exp2v(x * kLog2e); }
 
