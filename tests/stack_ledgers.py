@@ -26,6 +26,7 @@ def request(**changes: Any) -> RequestRow:
         **{
             "machine_nano": 0,
             "cost_nano": None,
+            "reported_nano": None,
             "engine": "e1",
             "prompt_ns": 0,
             "cached_nano": None,

@@ -66,6 +66,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> None:
     is_allocated = args.allocate == "usage"
+    is_reported = any(line.reported for line in lines)
     table = Table(box=None)
     table.add_column(args.by)
     for column in (
@@ -80,6 +81,8 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
         "charged $",
     ):
         table.add_column(column, justify="right")
+    if is_reported:
+        table.add_column("reported $", justify="right")
     if is_allocated:
         table.add_column("with pool $", justify="right")
     for line in lines:
@@ -94,6 +97,8 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
             show_usd(line.rent_nano),
             show_usd(line.charged_nano) + (f" + {line.unpriced:,} unpriced" if line.unpriced else ""),
         ]
+        if is_reported:
+            cells.append(show_usd(line.reported_nano) if line.reported else "")
         if is_allocated:
             cells.append(show_usd(line.machine_nano + line.pool_nano))
         table.add_row(line.group or "(none)", *cells)
@@ -106,6 +111,19 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
         f" = ${show_usd(rest.pool_nano)}; charged to requests: {used_ns / 1e9:,.3f} s"
         + ("; the pool is allocated by engine time" if is_allocated else "")
     )
+    if is_reported:
+        _compare(lines)
+
+
+def _compare(lines: list[UsageLine]) -> None:
+    """Say what upstreams reported, and what the price says of the same requests."""
+    num, reported_nano = sum(line.reported for line in lines), sum(line.reported_nano for line in lines)
+    compared_nano, priced_nano = sum(line.compared_nano for line in lines), sum(line.priced_nano for line in lines)
+    text = f"upstreams report ${show_usd(reported_nano)} for {num:,} requests"
+    if compared_nano or priced_nano:
+        apart = f" ({compared_nano / priced_nano - 1:+.1%})" if priced_nano else ""
+        text += f"; where the price is known ${show_usd(compared_nano)}{apart}, by the price ${show_usd(priced_nano)}"
+    print(text)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -54,6 +54,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0  # completion tokens that were thought, not said
     engine_ns: int = 0  # of an engine of ours: its time that was charged to the request
     cost_nano: int | None = None  # nano-dollars that the caller is charged, where the price is known
+    reported_nano: int | None = None  # nano-dollars that a remote upstream says it charged for the answer
     is_estimate: bool = False  # the upstream did not say; counted from what was sent and came back
 
 

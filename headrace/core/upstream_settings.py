@@ -13,6 +13,7 @@ import msgspec
 ProfileName = Literal[
     "generic", "openai", "anthropic", "headrace", "vllm", "sglang", "tgi", "trtllm", "llamacpp", "ollama", "lmdeploy"
 ]
+CostTrust = Literal["note", "charge", "ignore"]
 Choice = Literal["weighted", "least_load", "latency"]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -36,6 +37,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     total_s          longest whole answer, in seconds
     max_reply_bytes  largest whole answer, and largest stream, in bytes
     max_event_bytes  largest event of a stream, in bytes
+    reported_cost    what it says that an answer cost: note it in the ledger, charge callers that, or ignore it
     headers          further request headers
     """
 
@@ -53,6 +55,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     total_s: Seconds = 900.0
     max_reply_bytes: Count = 64 << 20
     max_event_bytes: Count = 4 << 20
+    reported_cost: CostTrust = "note"
     headers: dict[str, str] = {}
 
 

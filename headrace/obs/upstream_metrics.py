@@ -34,10 +34,11 @@ def upstream_families(statuses: Sequence[UpstreamStatus]) -> Iterator[Metric]:
 
 
 def _counters(statuses: Sequence[UpstreamStatus]) -> Iterator[Metric]:
-    table: tuple[tuple[str, str, Callable[[UpstreamStatus], int]], ...] = (
+    table: tuple[tuple[str, str, Callable[[UpstreamStatus], float]], ...] = (
         ("headrace_upstream_retries", "Failed attempts that another one followed", lambda s: s.retries),
         ("headrace_upstream_hedges", "Attempts made because another upstream was slow", lambda s: s.hedges),
         ("headrace_upstream_resumed", "Answers that another replica went on with", lambda s: s.resumed),
+        ("headrace_upstream_reported_usd", "What it says that its answers cost", lambda s: s.reported_nano / 1e9),
     )
     for name, text, read in table:
         family = CounterMetricFamily(name, text, labels=_LABELS)

@@ -7,7 +7,8 @@ line, and the lines to the bill.
                                                  │ and of its answer
                         the pool's cost          │ by its time: loading, recomputed, abandoned, idle
                         cached prefixes          │ what was set aside for them, less the rent that requests paid
-    a remote upstream   a request's price        │ as the price says
+    a remote upstream   what it reported, else   │ as the price divides it
+                        the request's price      │
 
 Where only some requests are looked at, they bear the part of an engine's pool that their engine time is of all.
 """
@@ -130,13 +131,15 @@ def _add(into: _Sums, row: RequestRow, *, is_remote: bool) -> None:
     into.cached_tokens += row.cache_read
     into.output_tokens += row.output
     into.engine_ns += row.engine_ns
-    nano = row.cost_nano if is_remote else row.machine_nano
+    nano = row.remote_nano if is_remote else row.machine_nano
     if nano is None:
         into.unpriced += 1
-    elif is_remote and row.cached_nano is not None and row.output_nano is not None:
-        into.cached_nano += row.cached_nano
-        into.output_nano += row.output_nano
-        into.fresh_nano += nano - row.cached_nano - row.output_nano
+    elif is_remote and row.cost_nano and row.cached_nano is not None and row.output_nano is not None:
+        fresh_nano = row.cost_nano - row.cached_nano - row.output_nano
+        fresh, cached, output = divide(nano, [fresh_nano, row.cached_nano, row.output_nano])
+        into.fresh_nano += fresh
+        into.cached_nano += cached
+        into.output_nano += output
     elif not is_remote and row.engine is not None and row.engine_ns:
         rent = row.rent_nano or 0
         fresh, output = divide(nano - rent, [row.prompt_ns, row.engine_ns - row.rent_ns - row.prompt_ns])

@@ -32,6 +32,7 @@ class RequestRow(NamedTuple):
     engine_ns: int
     machine_nano: int | None
     cost_nano: int | None
+    reported_nano: int | None
     engine: str | None
     prompt_ns: int
     rent_ns: int
@@ -51,6 +52,11 @@ class RequestRow(NamedTuple):
     most_output: int | None
     request_digest: str | None
     prefix_digests: str | None
+
+    @property
+    def remote_nano(self) -> int | None:
+        """Return what a remote upstream charged, as it reported; else what the price says."""
+        return self.cost_nano if self.reported_nano is None else self.reported_nano
 
     @property
     def fresh(self) -> int:

@@ -167,7 +167,7 @@ def _repeats(rows: Sequence[RequestRow]) -> Repeats:
         again += 1
         if row.is_repeatable and row.engine is None and row.upstream_ns:
             exact_remote += 1
-            remote_nano += row.cost_nano or 0
+            remote_nano += row.remote_nano or 0
         elif row.is_repeatable:
             exact_here += 1
             machine_nano += row.machine_nano or 0

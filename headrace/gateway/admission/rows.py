@@ -35,7 +35,7 @@ SETTLEMENT = {
     "cache_write_1h": "bigint",
     **dict.fromkeys(("is_estimate", "reserved_nano", "cost_nano"), "bigint"),
     "price_source": "text",
-    **dict.fromkeys(("engine_ns", "machine_nano"), "bigint"),
+    **dict.fromkeys(("engine_ns", "machine_nano", "reported_nano", "priced_nano"), "bigint"),
     **{name: "text" if name in _TEXTS_OF_COURSE else "bigint" for name in Course._fields},
 }
 SPEND = {
@@ -120,4 +120,5 @@ def _reservation_row(r: Reservation) -> Cells:
 def _settlement_row(s: Settlement) -> Cells:
     identity = (s.id, s.request_id, s.settled_ns, s.tenant, s.key_id, s.model, s.task, s.outcome)
     money = (s.reserved_nano, s.cost_nano, s.price_source, s.engine_ns, s.machine_nano)
-    return (*identity, *astuple(s.counts), int(s.is_estimate), *money, *s.course)
+    told = (s.reported_nano, s.priced_nano)
+    return (*identity, *astuple(s.counts), int(s.is_estimate), *money, *told, *s.course)

@@ -27,6 +27,7 @@ from headrace.econ.money import show_usd
 from headrace.gateway.admission.asks import Ask
 from headrace.gateway.admission.authority import Authority, Grant
 from headrace.gateway.admission.book import pace_headers
+from headrace.gateway.admission.charges import Money, money_of
 from headrace.gateway.admission.rulebook import Rulebook
 from headrace.gateway.admission.sizes import limited, most_input, num_sequences, output_of
 from headrace.gateway.budgets.price import PriceOf, TokenCounts
@@ -174,9 +175,8 @@ class Admission:
         charge = claimed or Charge(0, None)
         traces = self._digests.trace(request, ask.num_output)
         course = watch.course(claimed, is_remote=request.given is not None, traces=traces)
-        if ask.price is not None:
-            _, cached_nano, output_nano = ask.price.parts_nano(counts)
-            course = course._replace(cached_nano=cached_nano, output_nano=output_nano)
+        money = meter.money()
+        course = course._replace(cached_nano=money.cached, output_nano=money.output)
         return Settlement(
             id=ask.id,
             request_id=ask.request_id,
@@ -189,8 +189,10 @@ class Admission:
             counts=counts,
             is_estimate=meter.usage is None or meter.usage.is_estimate,
             reserved_nano=grant.granted.granted_nano,
-            cost_nano=None if ask.price is None else ask.price.cost_nano(counts),
-            price_source=None if ask.price is None else ask.price.source,
+            cost_nano=money.cost,
+            price_source=money.source,
+            reported_nano=money.reported,
+            priced_nano=money.priced,
             engine_ns=charge.engine_ns,
             machine_nano=charge.machine_nano,
             course=course,
@@ -230,21 +232,24 @@ class _Meter:
 
     def last_headers(self) -> tuple[tuple[str, str], ...]:
         """Return the reply's headers for a request that failed: those not told yet, and what it cost so far."""
-        price = self._grant.ask.price
-        cost = () if price is None else (("x-headrace-cost-usd", show_usd(price.cost_nano(self.counts()))),)
+        cost_nano = self.money().cost
+        cost = () if cost_nano is None else (("x-headrace-cost-usd", show_usd(cost_nano)),)
         return (*self._headers, *cost)
 
     def _priced(self, delta: Delta, usage: Usage) -> Delta:
         """Return the delta with what its usage costs the caller."""
-        price = self._grant.ask.price
-        if price is None:
+        cost_nano = self.money().cost
+        if cost_nano is None:
             return delta
-        cost_nano = price.cost_nano(self.counts())
         return msgspec.structs.replace(
             delta,
             usage=msgspec.structs.replace(usage, cost_nano=cost_nano),
             headers=(*delta.headers, ("x-headrace-cost-usd", show_usd(cost_nano))),
         )
+
+    def money(self) -> Money:
+        """Return what it comes to."""
+        return money_of(self._grant, self.counts(), self.usage)
 
     def counts(self) -> TokenCounts:
         """Return the tokens, as the upstream told them or else as they came by."""

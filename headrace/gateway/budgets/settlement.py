@@ -20,6 +20,7 @@ class Settlement:
     outcome       a finish reason, or `expired` for one whose gateway was gone
     is_estimate   tokens were counted from what came by, since the upstream did not say
     reserved_nano what had been set aside
+    reported_nano what its remote upstream says it cost; priced_nano: what the price says of it, where both are known
     engine_ns     of an engine of ours: its time; machine_nano: what that cost, where the machine's rate is known
     course        where its time was and what it looked like
     """
@@ -40,3 +41,5 @@ class Settlement:
     engine_ns: int = 0
     machine_nano: int | None = None
     course: Course = UNKNOWN
+    reported_nano: int | None = None
+    priced_nano: int | None = None

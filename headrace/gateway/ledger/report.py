@@ -1,9 +1,9 @@
 """Reading the ledger: what each tenant, key, model or day used, was charged and cost; what nobody used.
 
 Owns the queries. Reads only. Amounts are whole nano-dollars and nanoseconds, summed by the database.
-Three numbers must not be mixed up: `charged` is tokens times the price, what a customer owes; `machine` is the
+Four numbers must not be mixed up: `charged` is tokens times the price, what a customer owes; `machine` is the
 request's part of the engine's time at the machine's rate; the pool (loading, idle, recomputed, abandoned) is the rest
-of the bill.
+of the bill; `reported` is what remote upstreams say that they charge for it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ _GROUPS: dict[By, str] = {
     "day": f"settled_ns / {_DAY_NS}",
 }
 _PAGE = 1_000
-_LAST = ("rent_ns", "rent_nano", "cache_write_1h")
-
+_LAST = ("rent_ns", "rent_nano", "cache_write_1h", "reported_nano", "priced_nano")
+_COUNTED = {
+    "unpriced": "CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END",
+    "reported": "CASE WHEN reported_nano IS NULL THEN 0 ELSE 1 END",
+    "compared_nano": "CASE WHEN priced_nano IS NULL THEN 0 ELSE reported_nano END",
+}
 
 _REFUSED: dict[By, str] = {**_GROUPS, "task": "''", "day": f"until_ns / {_DAY_NS}"}
 
@@ -51,6 +55,10 @@ class UsageLine(NamedTuple):
     rent_nano: int = 0
     refused: int = 0  # calls turned away, which cost nothing and are in none of the other numbers
     cache_write_1h: int = 0  # written to a provider's cache for an hour; `cache_write`: for its usual time
+    reported: int = 0  # requests whose remote upstream said what they cost
+    reported_nano: int = 0  # what they said
+    compared_nano: int = 0  # of that: for requests whose price is known; priced_nano: what the price says of the same
+    priced_nano: int = 0
 
 
 class PoolLine(NamedTuple):
@@ -73,7 +81,7 @@ async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list
         for column, name in (
             *((column, column) for column in (*UsageLine._fields[2:9], *_LAST)),
             ("cost_nano", "charged_nano"),
-            ("CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END", "unpriced"),
+            *((value, name) for name, value in _COUNTED.items()),
         )
     )
     async with database.transaction(writes=False) as tx:
@@ -191,7 +199,7 @@ def _group(value: object, by: By) -> str:
 
 
 def _usage_line(row: Row, by: By) -> UsageLine:
-    sums = {name: _number(row[name]) for name in (*UsageLine._fields[1:11], *_LAST)}
+    sums = {name: _number(row[name]) for name in (*UsageLine._fields[1:11], *_LAST, *_COUNTED)}
     return UsageLine(group=_group(row["grouped"], by), **sums)
 
 

@@ -19,6 +19,7 @@ from headrace.gateway.upstream.anthropic_events import AnthropicEvents
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.refusals import unsupported
 from headrace.gateway.upstream.replies import decoded, deltas_of
+from headrace.gateway.upstream.reported import ReportedCosts
 from headrace.gateway.upstream.transport import Transport
 
 
@@ -32,6 +33,7 @@ class AnthropicAdapter:
         self._profile = profiles()[settings.profile]
         self._limits = limits_of(settings)
         self._base = api_base(settings.url)
+        self.costs = ReportedCosts(name, settings.reported_cost)
 
     async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
         """Send the request; yield its deltas, usage on the last. Raises Failure."""
@@ -45,7 +47,7 @@ class AnthropicAdapter:
         reader = AnthropicEvents(self._name)
         async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:
             async for delta in deltas:
-                yield delta
+                yield self.costs.note(delta, reader.told_cost, reply)
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt has. Raises Failure."""

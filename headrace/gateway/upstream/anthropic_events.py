@@ -16,6 +16,7 @@ import msgspec
 from headrace.core.conversation import ForeignPart, Json
 from headrace.core.delta import Delta, FinishReason, ToolCallDelta, Usage
 from headrace.gateway.upstream.failure import of_event, transient
+from headrace.gateway.upstream.reported import ToldCost, decoded
 
 
 class _CacheCreation(msgspec.Struct):
@@ -26,7 +27,7 @@ class _OutputDetails(msgspec.Struct):
     thinking_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(ToldCost):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
@@ -91,8 +92,10 @@ class _Open:
 
 
 _event_decoder = msgspec.json.Decoder(_Event)
+_message_decoder = msgspec.json.Decoder(_Message)
 _block_decoder = msgspec.json.Decoder(_Block)
 _change_decoder = msgspec.json.Decoder(_Change)
+_UNSAID = msgspec.Raw()
 _FINISHES = {
     "end_turn": FinishReason.STOP,
     "stop_sequence": FinishReason.STOP,
@@ -127,10 +130,10 @@ class AnthropicEvents:
     def read_whole(self, body: bytes) -> Iterator[Delta]:
         """Yield the deltas of a whole message. Raises Failure."""
         try:
-            event = _event_decoder.decode(body)
+            event = decoded(_event_decoder, body)
             if event.type != "message":
                 yield from self._read(body)
-            message = msgspec.json.decode(body, type=_Message)
+            message = decoded(_message_decoder, body)
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise transient(self._upstream, f"sent what is no message of this wire ({err})") from err
         for index, raw in enumerate(message.content):
@@ -151,8 +154,13 @@ class AnthropicEvents:
         usage = None if self._usage is None else _as_usage(self._usage)
         yield Delta(finish=finish, stop_match=sequence, usage=usage)
 
+    @property
+    def told_cost(self) -> ToldCost | None:
+        """Return what its usage says of money."""
+        return self._usage
+
     def _read(self, data: bytes) -> Iterator[Delta]:
-        event = _event_decoder.decode(data)
+        event = decoded(_event_decoder, data)
         match event.type:
             case "message_start":
                 self._add_usage(event.message.usage if event.message is not None else None)
@@ -236,7 +244,7 @@ class AnthropicEvents:
             return
         for name in usage.__struct_fields__:
             value = getattr(usage, name)
-            if value is not None:
+            if value is not None and value != _UNSAID:
                 setattr(self._usage, name, value)
 
 

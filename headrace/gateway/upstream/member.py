@@ -25,6 +25,7 @@ from headrace.gateway.upstream.breaker import Breaker, Grant
 from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.keys import Key, KeyRing
 from headrace.gateway.upstream.profiles import profiles
+from headrace.gateway.upstream.reported import ReportedCosts
 
 _log = logging.getLogger(__name__)
 _SMOOTHING = 0.2  # share of the newest time to first token
@@ -33,6 +34,8 @@ _THROTTLE_S = 1.0  # for servers that say "too much" without saying how long
 
 class Adapter(Protocol):
     """Speaks one wire to one server."""
+
+    costs: ReportedCosts
 
     def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
         """Send `request` for the server's `model`; yield its deltas, usage on the last. Raises Failure."""
@@ -184,6 +187,7 @@ class Member:
             hedges=self.num_hedges,
             resumed=self.num_resumed,
             last_problem=self._last_problem,
+            reported_nano=self._adapter.costs.total_nano,
         )
 
     @property

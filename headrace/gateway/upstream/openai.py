@@ -21,6 +21,7 @@ from headrace.gateway.upstream.openai_events import OpenAIEvents
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.refusals import unsupported
 from headrace.gateway.upstream.replies import decoded, deltas_of
+from headrace.gateway.upstream.reported import ReportedCosts
 from headrace.gateway.upstream.transport import Transport
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class OpenAIAdapter:
         self._dialect = Dialect(name, self._profile, settings.profile)
         self._limits = limits_of(settings)
         self._base = api_base(settings.url)
+        self.costs = ReportedCosts(name, settings.reported_cost)
 
     async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
         """Send the request; yield its deltas, usage on the last. Raises Failure."""
@@ -60,7 +62,7 @@ class OpenAIAdapter:
         reader = OpenAIEvents(self._name, request.n)
         async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:
             async for delta in deltas:
-                yield delta
+                yield self.costs.note(delta, reader.told_cost, reply)
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt has. Raises Failure, for servers that cannot count as well."""

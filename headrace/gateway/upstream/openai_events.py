@@ -14,6 +14,7 @@ import msgspec
 
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, TokenLogprob, ToolCallDelta, Usage
 from headrace.gateway.upstream.failure import of_event, transient
+from headrace.gateway.upstream.reported import ToldCost, decoded
 
 
 class _Function(msgspec.Struct):
@@ -80,7 +81,7 @@ class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(ToldCost):
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
     prompt_tokens_details: _PromptDetails | None = None
@@ -125,6 +126,7 @@ class OpenAIEvents:
         self._usage: Usage | None = None
         self._prompt_token_ids: tuple[int, ...] = ()
         self.is_done = False
+        self.told_cost: ToldCost | None = None
 
     def read(self, data: bytes) -> Iterator[Delta]:
         """Yield the deltas of one event. Raises Failure."""
@@ -134,6 +136,7 @@ class OpenAIEvents:
         chunk = self._decode(data)
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)
+            self.told_cost = chunk.usage
         if chunk.prompt_token_ids:
             self._prompt_token_ids = tuple(chunk.prompt_token_ids)
         for choice in chunk.choices or ():
@@ -152,7 +155,7 @@ class OpenAIEvents:
 
     def _decode(self, data: bytes) -> _Chunk:
         try:
-            chunk = _decoder.decode(data)
+            chunk = decoded(_decoder, data)
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise transient(self._upstream, f"sent what is no reply of this wire ({err})") from err
         if chunk.error is not None:

@@ -86,7 +86,11 @@ async def _tail(replay: Replay, request: Request, member: Member) -> tuple[str, 
 
 
 def _whole_usage(so_far: Usage, rest: Usage | None) -> Usage | None:
-    """Add up both replicas; what was computed twice is not charged twice."""
+    """Add up both replicas; what was computed twice is not charged twice. What the first one cost nobody has told."""
     if rest is None:
         return None
-    return msgspec.structs.replace(so_far, completion_tokens=so_far.completion_tokens + rest.completion_tokens)
+    return msgspec.structs.replace(
+        so_far,
+        completion_tokens=so_far.completion_tokens + rest.completion_tokens,
+        reported_nano=rest.reported_nano,
+    )

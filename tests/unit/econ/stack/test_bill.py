@@ -50,6 +50,17 @@ def test_a_small_ledger_comes_to_what_it_comes_to_by_hand() -> None:
     assert (free.total_nano, free.unpriced) == (0, 1)
 
 
+def test_a_remote_answer_cost_what_its_upstream_reported_divided_as_the_price_divides_it() -> None:
+    told = remote(cost_nano=90, cached_nano=10, output_nano=50, reported_nano=181)
+    undivided = remote(cost_nano=None, model="free", reported_nano=7)
+    given_away = remote(cost_nano=0, cached_nano=0, output_nano=0, model="gift", reported_nano=5)
+    lines = {line.configuration.model: line for line in bill([told, undivided, given_away])}
+    far, free, gift = (lines[model] for model in ("far", "free", "gift"))
+    assert (far.fresh_nano, far.cached_nano, far.output_nano) == (60, 20, 101)
+    assert (free.unsplit_nano, free.total_nano, free.unpriced) == (7, 7, 0)
+    assert (gift.unsplit_nano, gift.total_nano) == (5, 5)
+
+
 def test_engines_that_were_built_alike_are_one_line_and_others_are_their_own() -> None:
     spans = [span(engine=name, total_ns=10) for name in ("e1", "e2", "e3")]
     found = ledger([request(engine=name, engine_ns=1, machine_nano=1) for name in ("e1", "e2", "e3")], spans)
