@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import sys
 from contextlib import closing
+from time import process_time
 
 import msgspec
 from rich.console import Console
@@ -21,6 +22,7 @@ from headrace.app import LLM
 from headrace.app.hardware import detect
 from headrace.app.llm import SamplingParams
 from headrace.app.loading import open_model
+from headrace.bench.engine_use import EngineUse, engine_use, read_times
 from headrace.bench.load import LoadPlan, run_load
 from headrace.bench.local import LocalGenerator
 from headrace.bench.metrics import Distribution, LoadReport
@@ -112,11 +114,14 @@ def _http(args: argparse.Namespace) -> int:
     )
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("requests", total=plan.num_requests)
+        before, cpu_s = read_times(args.url, model, args.api_key), process_time()
         report = asyncio.run(run_load(plan, lambda done: progress.update(task, completed=done)))
+        cpu_s = process_time() - cpu_s
+        use = engine_use(before, read_times(args.url, model, args.api_key), cpu_s)
     if args.json:
-        _write_json(msgspec.to_builtins(report))
+        _write_json({**msgspec.to_builtins(report), "engine_use": msgspec.to_builtins(use)})
     else:
-        _print_http(report, plan)
+        _print_http(report, plan, use)
     return 0 if report.failed == 0 else 1
 
 
@@ -163,7 +168,7 @@ def _print_use(used: Utilization | None, first_token_s: float | None, peak_bytes
     console.print(f"peak memory: {peak_bytes / 2**20:,.0f} MiB")
 
 
-def _print_http(report: LoadReport, plan: LoadPlan) -> None:
+def _print_http(report: LoadReport, plan: LoadPlan, use: EngineUse | None) -> None:
     table = Table(
         title=f"{plan.num_clients} clients, {report.completed} requests, {report.failed} failed, "
         f"{report.output_tokens_per_s:,.1f} output tokens/s",
@@ -184,6 +189,13 @@ def _print_http(report: LoadReport, plan: LoadPlan) -> None:
     console.print(table)
     rate = report.prompt_tokens / max(report.duration_s, 1e-9)
     console.print(f"prompts: {report.prompt_tokens:,} tokens, {rate:,.0f} a second; seed {plan.seed}", soft_wrap=True)
+    if use is not None:
+        console.print(
+            f"of the time {use.step_share:.1%} in the engine's steps, {use.planning_share:.1%} between them; "
+            f"cores: {use.network_cores:.2f} network thread, {use.process_cores:.2f} server, "
+            f"{use.client_cores:.2f} this load",
+            soft_wrap=True,
+        )
     for error in report.errors:
         console.print(f"failed: {error}")
 

@@ -8,6 +8,7 @@ Source: vLLM's V1 metrics (names, labels, bucket edges); Prometheus text format.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -220,6 +221,9 @@ class Metrics(Collector):
         for phase, seconds in self._startup_s.items():
             startup.add_metric((phase,), seconds)
         yield startup
+        network = CounterMetricFamily("headrace_network_thread_cpu_seconds", "CPU time of the thread that serves HTTP")
+        network.add_metric((), time.thread_time())  # whoever renders is that thread
+        yield network
         fallbacks = GaugeMetricFamily(
             "headrace_kernel_fallbacks", "1 for each GPU kernel that a slower op stands in for", labels=("kernel",)
         )

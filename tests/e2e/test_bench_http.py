@@ -7,11 +7,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from headrace.bench.engine_use import EngineUse
 from headrace.bench.metrics import LoadReport
 from headrace.cli.entry import main
 from tests.e2e.conftest import SMALL, StartServer
 
 SHORT = ["--clients", "2", "--requests", "4", "--prompt-len", "8", "--output-len", "3", "--json"]
+
+
+class _WithUse(msgspec.Struct):
+    engine_use: EngineUse
 
 
 def test_a_load_names_the_served_model_by_itself_and_draws_prompts_that_no_cache_has_seen(
@@ -36,3 +41,6 @@ def test_a_load_without_the_key_says_what_the_server_answered_and_with_it_runs(
         assert main(["bench", "http", "--url", server.url, *SHORT]) != 0
         assert "401" in capsys.readouterr().err
         assert main(["bench", "http", "--url", server.url, "--api-key", "sesame", *SHORT]) == 0
+        use = msgspec.json.decode(capsys.readouterr().out, type=_WithUse).engine_use
+        assert 0 < use.step_share < 1
+        assert 0 < use.network_cores < use.process_cores
