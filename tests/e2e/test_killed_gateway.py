@@ -102,13 +102,17 @@ def query(database: str) -> Iterator[Callable[[str], list[Any]]]:
 
 
 def load(url: str, key: str, until: Callable[[], bool]) -> None:
-    """Keep a dozen requests under way until the server goes down; some clients leave half way."""
+    """Keep a dozen requests under way until the server goes down; some clients leave half way.
+
+    One asks for ten seconds of text: however slow the machine, something is reserved when the server dies.
+    """
 
     async def client(number: int) -> None:
         headers = {"authorization": f"Bearer {key}", "x-headrace-tenant": "other"}
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=30) as http:
             while not until():
-                body = {"model": "echo", "prompt": "x" * 20, "max_tokens": 20, "stream": number % 2 == 0}
+                length = 2000 if number == 1 else 20
+                body = {"model": "echo", "prompt": "x" * length, "max_tokens": length, "stream": number % 2 == 0}
                 try:
                     async with http.stream("POST", "/v1/completions", json=body) as reply:
                         async for _ in reply.aiter_bytes():
