@@ -1,6 +1,7 @@
 """The OpenAI and Anthropic wires: bodies in, core requests down, deltas up, JSON or server-sent events out."""
 
 from headrace.api.app import build_app
+from headrace.api.calls import Calls
 from headrace.api.ladder import Ladders
 from headrace.api.openai_types import PrefixBody
 from headrace.api.prefixes import pin_prefix
@@ -12,6 +13,7 @@ from headrace.api.state import ApiState
 
 __all__ = [
     "ApiState",
+    "Calls",
     "Ladders",
     "Models",
     "PrefixBody",

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
@@ -23,7 +23,7 @@ from headrace.api.served import Models, RemoteModel, ServedModel
 from headrace.api.trail import Trail
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta, Usage
-from headrace.core.errors import HeadraceError, RequestCancelled, UnknownRequest
+from headrace.core.errors import HeadraceError, RequestCancelled, ServerDraining, UnknownRequest
 from headrace.core.request import Knock, Request, RequestId
 from headrace.core.tracing import Span
 from headrace.econ import show_usd
@@ -241,6 +241,9 @@ class Calls:
     """Live calls by id. One id may have several, when a client sends the same id twice."""
 
     def __init__(self) -> None:
+        self._is_draining = False
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
         self._live: dict[CallId, list[Call]] = {}
         self._ended: OrderedDict[CallId, _Ended] = OrderedDict()
 
@@ -249,10 +252,26 @@ class Calls:
         return sum(map(len, self._live.values()))
 
     def open(self, caller: Caller, request_id: str, span: Span | None = None, trail: Trail | None = None) -> Call:
-        """Begin a call; `close` it on every way out. Its requests' stages are told to `span`, it itself to `trail`."""
+        """Begin a call; `close` it on every way out. Its requests' stages are told to `span`, it itself to `trail`.
+
+        Raises what `check_open` raises.
+        """
+        self.check_open()
+        self._is_empty.clear()
         call = Call(self, (caller.key_id, request_id), caller, span, trail)
         self._live.setdefault(call.call_id, []).append(call)
         return call
+
+    def check_open(self) -> None:
+        """Raise ServerDraining once the server was asked to stop."""
+        if self._is_draining:
+            raise ServerDraining("the server is shutting down; send the request again once it is back, or elsewhere")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Begin no more calls, and wait for the last one to end, at most so long. Idempotent."""
+        self._is_draining = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
 
     def cancel(self, owner: str, request_id: str) -> CallStatus:
         """End the owner's calls of exactly this id and say how they stand. Raises UnknownRequest."""
@@ -289,6 +308,8 @@ class Calls:
         live.remove(call)
         if not live:
             del self._live[call.call_id]
+            if not self._live:
+                self._is_empty.set()
         status = CallStatus.CANCELLED if call.is_cancelled else CallStatus.FINISHED
         self._ended[call.call_id] = _Ended(status, tuple(call.request_ids), call.model, call.usages)
         self._ended.move_to_end(call.call_id)

@@ -132,6 +132,7 @@ async def _recorded(
     is_replay = recording is not None
     after = 0 if recording is None else read_last_event_id(http.headers.get("last-event-id"))
     if recording is None:
+        state.calls.check_open()
         recording = state.recordings.open(
             owner, request_id, grace_s=wish.grace_s, key=wish.key, fingerprint=fingerprint
         )

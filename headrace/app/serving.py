@@ -24,6 +24,7 @@ import uvloop
 import headrace
 from headrace.api import (
     ApiState,
+    Calls,
     Ladders,
     Models,
     PrefixBody,
@@ -130,6 +131,7 @@ class _Server:
         self._models = Models(
             loading=self._status.loading, front=_same if self._gateway is None else self._gateway.front
         )
+        self._calls = Calls()
         self._recordings = Recordings(_resume_limits(settings.resume))
         self._remote = RemoteSide(settings, self._clock, self._metrics)
         self._watches: list[asyncio.Future[None]] = []
@@ -276,8 +278,10 @@ class _Server:
             return EXIT_ENGINE_DEAD
         if self._engines:
             _log.info("draining for at most %.0f s", drain_s)
+        # It goes on listening: who comes meanwhile is told when to try again, and a lost stream can be gone on with.
+        await asyncio.gather(self._calls.drain(drain_s), *(model.engine.stop(drain_s) for model in self._engines))
+        http.config.timeout_graceful_shutdown = CLOSE_GRACE_S
         http.should_exit = True
-        await asyncio.gather(*(model.engine.stop(drain_s) for model in self._engines))
         if is_started:
             return EXIT_DRAINED if self._status.dead is None else EXIT_ENGINE_DEAD
         self.has_hung_thread = True  # the one that loads cannot be called back
@@ -337,6 +341,7 @@ class _Server:
             ladders=self._ladders,
             auditor=None if self._gateway is None else self._gateway.auditor,
             admin=() if self._gateway is None else self._gateway.admin_routes(headrace.__version__),
+            calls=self._calls,
             recordings=self._recordings,
             upstreams=self._remote.status,
             tracer=self._tracer,

@@ -42,6 +42,7 @@ sys.exit(serving.serve(settings, partial(pull_with_bar, settings)))
 """
 FAILING = SABOTAGED.replace("PLACE", 'raise RuntimeError("device lost")')
 HANGING = SABOTAGED.replace("PLACE", "threading.Event().wait()")
+SLUGGISH = SABOTAGED.replace("PLACE", "threading.Event().wait(0.05)")
 COLD = HANGING.replace("not step.is_dry_run", "step.is_dry_run").replace(
     '"health.s', '"health.warm_up_s": 0.2, "health.s', 1
 )
@@ -112,6 +113,28 @@ def test_a_stopping_server_ends_its_answers_first(tiny_path: Path, start_server:
             told = [line for line in (first, *lines) if line]
         assert told[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in told[-2]
+        assert server.wait() == 0
+
+
+def test_a_stopping_server_tells_newcomers_when_to_come_back(tiny_path: Path, start_server: Any) -> None:
+    body = {"prompt": "go on", "max_tokens": 40, "stream": True, "ignore_eos": True, "temperature": 0}
+    headers = {"x-resume-grace": "20", "x-request-id": "mine"}
+    with start_server(f"file:{tiny_path}", script=SLUGGISH) as server:
+        url = server.url + "/v1/completions"
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=60, trust_env=False) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            while server.get("/health/ready").status_code == 200:
+                pass
+            assert server.get("/health/ready").json()["state"] == "draining"
+            for path in ("/v1/completions", "/v1/prefixes"):
+                refused = server.post(path, prompt="late")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_draining")
+                assert int(refused.headers["retry-after"]) > 0
+            again = server.get("/v1/requests/mine/events")
+            assert again.text.rstrip().endswith("data: [DONE]")
+            assert [line for line in lines if line][-1] == "data: [DONE]"
         assert server.wait() == 0
 
 
