@@ -2,8 +2,8 @@
 
 Owns: a judge for each engine and the last state that was logged. It runs beside the engine threads and the event loop,
 so neither can keep it from looking; should both hang, it ends the process itself.
-Invariant: one log line when an engine stalls, one when it goes on, one when the process gives up. Without work a look
-is a few list operations, a few times a minute.
+Invariant: one log line when an engine stalls, one when it goes on, one when the process gives up; one when a place for
+KV blocks begins to hang, while it does. Without work a look is a few list operations, a few times a minute.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+
+import msgspec
 
 from headrace.core.health import HealthState, ModelHealth
 from headrace.core.protocols import Clock
@@ -55,6 +57,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._engines: dict[str, tuple[Callable[[], EngineFacts], HealthJudge]] = {}
         self._told: dict[str, HealthState] = {}
+        self._silent: dict[str, frozenset[str]] = {}  # places of an engine that hang, as far as told
         self._dead_since_s: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -93,6 +96,9 @@ class Watchdog:
     def look(self) -> None:
         """Look once: log what has changed, and end what has been dead for too long."""
         for name, health in self.healths().items():
+            self._look_at_places(name, health)
+            if health.state is HealthState.DEGRADED and not health.stuck:
+                health = msgspec.structs.replace(health, state=HealthState.READY)  # its places have been told of
             before = self._told.get(name, HealthState.READY)
             self._told[name] = health.state
             if health.state is before:
@@ -109,6 +115,18 @@ class Watchdog:
         self._look_at_loop()
         if self._dead_since_s is not None and self._clock.now() - self._dead_since_s >= _LAST_WORDS_S:
             self._leave(EXIT_ENGINE_DEAD)
+
+    def _look_at_places(self, name: str, health: ModelHealth) -> None:
+        """Log places that have begun to hang; the I/O thread itself tells what failed, and when it works again."""
+        silent = {place.name: place for place in health.places_down if place.silent_s}
+        for place in silent.keys() - self._silent.get(name, frozenset()):
+            _log.warning(
+                "model '%s': KV tier '%s' has not answered for %.1f s; serving goes on without it",
+                name,
+                place,
+                silent[place].silent_s,
+            )
+        self._silent[name] = frozenset(silent)
 
     def _run(self) -> None:
         limits = self._limits

@@ -2,7 +2,7 @@
 
 Values only. Made by `engine.health` and `app.status`, read by `api.health`, `obs` and the watchdog.
 
-    starting ──► ready ◄──► degraded        degraded: work goes on, but a request in it does not
+    starting ──► ready ◄──► degraded        degraded: work goes on, without a request or a place for KV
                    ▲  │                     stalled:  there is work, and no step ends
                    │  └──► stalled ──► dead
                    └─────────┘              draining: asked to stop; dead: stopped for good, the process exits with 1
@@ -64,6 +64,13 @@ class StuckRequest(msgspec.Struct, frozen=True):
     idle_s: float
 
 
+class DownPlace(msgspec.Struct, frozen=True):
+    """A place for KV blocks that is done without: it failed lately, or hangs, for `silent_s` seconds so far."""
+
+    name: str
+    silent_s: float = 0.0
+
+
 class ModelHealth(msgspec.Struct, frozen=True, kw_only=True):
     """One engine at one moment. Ages in seconds; None where there is nothing to have an age.
 
@@ -71,6 +78,7 @@ class ModelHealth(msgspec.Struct, frozen=True, kw_only=True):
     step_age_s      how long the step in flight has been running
     engine_phase    what the engine thread is doing: idle, warm, schedule, execute, commit
     stuck           requests without progress, longest first, the first few of `num_stuck`
+    places_down     places below the pool that are done without
     """
 
     state: HealthState
@@ -85,6 +93,7 @@ class ModelHealth(msgspec.Struct, frozen=True, kw_only=True):
     oldest_waiting_s: float | None = None
     num_stuck: int = 0
     stuck: tuple[StuckRequest, ...] = ()
+    places_down: tuple[DownPlace, ...] = ()
 
 
 class StartProgress(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,8 @@ Rules, for work that is there:
 - warm-up has not ended for `warm_up_s`: stalled, and dead a little later; the little is for a process that was frozen;
 - no step has ended for `stall_s` (or 20 times the warm-up, for machines on which a step is slow): stalled;
 - seen so, and still so `exit_s` later: dead, and dead it stays;
-- steps end, but nothing was computed for some request for `stuck_s`: degraded, and the request is named.
+- steps end, but nothing was computed for some request for `stuck_s`: degraded, and the request is named;
+- a place for KV blocks fails or hangs: degraded, and the place is named.
 Asked by the watchdog and the health endpoints, under one lock (`app.watchdog`).
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace.core.health import HealthState, LiveSequence, ModelHealth, SequencePhase, StuckRequest
+from headrace.core.health import DownPlace, HealthState, LiveSequence, ModelHealth, SequencePhase, StuckRequest
 from headrace.core.protocols import Clock
 from headrace.core.request import RequestId, SeqId
 from headrace.core.stats import EngineSnapshot
@@ -70,12 +71,15 @@ class HealthJudge:
         idle_s = self._note_work(facts, now)
         since = self._note_sequences(facts.live, now)
         state, reason = self._state(facts, idle_s)
+        places = tuple(DownPlace(tier.name, round(tier.silent_s, 3)) for tier in snapshot.tiers if not tier.is_up)
         if state is HealthState.READY:
             limit_s = max(self._limits.stuck_s, self._stall_s(facts))
             stuck = [s for s in facts.live if now - since[s.seq_id] >= limit_s]
             if stuck:
                 state = HealthState.DEGRADED
                 reason = f"nothing was computed in {limit_s:g} s for {len(stuck)} of {len(facts.live)} sequences"
+            elif places:
+                state, reason = HealthState.DEGRADED, _without(places)
         else:
             stuck = facts.live if state is HealthState.STALLED or self._verdict else []
         waits = [now - since[s.seq_id] for s in facts.live if s.phase in _WAITING]
@@ -92,6 +96,7 @@ class HealthJudge:
             oldest_waiting_s=max(waits, default=None),
             num_stuck=len({facts.request_id(s.seq_id) for s in stuck}),
             stuck=_name(stuck, facts.request_id, since, now),
+            places_down=places,
         )
 
     def _note_work(self, facts: EngineFacts, now: float) -> float:
@@ -158,6 +163,16 @@ class HealthJudge:
 
     def _stall_s(self, facts: EngineFacts) -> float:
         return max(self._limits.stall_s, _WARM_FACTOR * (facts.warm_s or 0.0))
+
+
+def _without(places: tuple[DownPlace, ...]) -> str:
+    """Say which places are done without."""
+    told = [
+        f"KV tier '{place.name}' "
+        + (f"has not answered for {place.silent_s:.1f} s" if place.silent_s else "fails and is left alone for a while")
+        for place in places
+    ]
+    return f"{'; '.join(told)}; serving goes on without it"
 
 
 def _name(

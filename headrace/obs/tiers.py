@@ -15,7 +15,16 @@ _LABELS = ("model_name", "tier")
 _Read = Callable[[TierStats], float]
 
 _GAUGES: tuple[tuple[str, str, _Read], ...] = (
-    ("headrace_kv_tier_up", "1 while the tier works; 0 while it is left alone after a failure", lambda t: t.is_up),
+    (
+        "headrace_kv_tier_up",
+        "1 while the tier works; 0 while it hangs or is left alone after a failure",
+        lambda t: t.is_up,
+    ),
+    (
+        "headrace_kv_tier_silent_seconds",
+        "How long a call to the tier has lasted that lasts too long; 0: there is none",
+        lambda t: t.silent_s,
+    ),
     ("headrace_kv_tier_bytes", "Bytes that the tier keeps, where this process knows", lambda t: t.stored_bytes),
 )
 _COUNTERS: tuple[tuple[str, str, _Read], ...] = (

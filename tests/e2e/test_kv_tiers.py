@@ -75,6 +75,57 @@ def test_a_directory_that_cannot_be_written_is_told_once_and_serving_goes_on(
     assert "Traceback" not in server.log
 
 
+# A server whose disk does not answer for as long as there is no file of the name that it is given.
+HANGING_DISK = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from headrace.app import serving
+from headrace.cli.progress import pull_with_bar
+from headrace.core.settings import load
+from headrace.kv.transfer import DiskTransport
+
+has = DiskTransport.has
+
+def hanging(self, keys):
+    while not Path(sys.argv[3]).exists():
+        time.sleep(0.01)
+    return has(self, keys)
+
+DiskTransport.has = hanging
+settings = load(overrides={"models": [sys.argv[1]], "server.port": 0, "engine.kv_memory_mib": 8,
+                           "engine.backend": "reference", "engine.max_step_tokens": 64, "engine.kv_wait_s": 0.2,
+                           "engine.kv_disk_dir": sys.argv[2], "cache_dir": sys.argv[2] + ".c", "health.stall_s": 1})
+sys.exit(serving.serve(settings, partial(pull_with_bar, settings)))
+"""
+
+
+def test_a_disk_that_hangs_is_named_while_it_does(tiny_path: Path, start_server: Any, tmp_path: Path) -> None:
+    release = tmp_path / "go"
+    arguments = [f"file:{tiny_path}", str(tmp_path / "kv"), str(release)]
+    with start_server(*arguments, script=HANGING_DISK) as server:
+        until_down(server, "disk")  # before anybody asks
+        told = server.get("/health/ready")
+        assert (told.status_code, told.json()["state"]) == (200, "degraded")
+        assert "KV tier 'disk' has not answered for" in told.json()["reason"]
+        (place,) = server.get("/health/progress").json()["models"]["tiny"]["places_down"]
+        assert (place["name"], place["silent_s"] > 0.2) == ("disk", True)
+        assert tier(server, "disk", "silent_seconds") > 0.2
+        cold, _ = answer(server)
+        warning = "KV tier 'disk' has not answered for"
+        until = time.monotonic() + 20
+        while warning not in server.log:  # the watchdog looks by itself
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        release.touch()
+        while server.get("/health/ready").json()["state"] != "ready":
+            assert time.monotonic() < until  # it is tried again, though nobody asks for anything
+            time.sleep(0.02)
+        assert answer(server)[0] == cold
+        assert server.stop() == 0, server.log
+    assert server.log.count(warning) == 1
+
+
 @pytest.mark.skipif(not has_redis(), reason="no redis-server here; on Debian: apt-get install redis-server")
 def test_redis_that_is_down_or_killed_costs_time_and_never_an_answer(
     tiny_path: Path, start_server: Any, tmp_path: Path
@@ -94,6 +145,9 @@ def test_redis_that_is_down_or_killed_costs_time_and_never_an_answer(
             assert server.stop() == 0, server.log
         with start_server(*arguments) as server:
             until_down(server, "redis")  # before anybody asks
+            told = server.get("/health/ready")
+            assert (told.status_code, told.json()["state"]) == (200, "degraded")
+            assert "KV tier 'redis' fails" in told.json()["reason"]
             assert answer(server) == (cold, 0)
             assert tier(server, "redis", "errors_total") > 0
             assert server.stop() == 0, server.log

@@ -6,7 +6,8 @@ Invariants: each job but `Drop` gets exactly one result, whatever fails; a block
 frame is whole; jobs in line are bounded: a `Store` beyond `_MOST_STORES` is refused. A place that fails is left alone
 for a while that doubles each time, up to a minute, and everything asked of it meanwhile is answered with nothing. A
 call that lasts longer than `limit_s` is a failure: the place is not up while it lasts, and left alone when it ends.
-An idle mover sleeps. Tests drive `work_off` instead of the thread.
+An idle mover sleeps, but for a try at the end of each pause: a place that is well again shows so. Tests drive
+`work_off` instead of the thread.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _TOGETHER = 8  # blocks read in one call
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _LONGEST_CALL_S = 5.0
 _SMOOTHING = 0.2
-_NO_BLOCK = bytes(KEY_BYTES)  # what a place is asked for at the start, to hear whether it is there
+_NO_BLOCK = bytes(KEY_BYTES)  # what a place is asked for to hear whether it is there
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -130,13 +131,14 @@ class Mover:
     @property
     def is_up(self) -> bool:
         """Say whether it is worth asking: the place works, or it is time to try again."""
-        return not self._hangs and (not self._pause_s or self._clock.now() >= self._retry_at)
+        return not self._silent_s and (not self._pause_s or self._clock.now() >= self._retry_at)
 
     @property
-    def _hangs(self) -> bool:
-        """Say whether the call that the I/O thread is in lasts too long."""
+    def _silent_s(self) -> float:
+        """Return how long the call that the I/O thread is in has lasted, if that is too long, else 0."""
         began_s = self._call_began_s
-        return began_s is not None and self._clock.now() - began_s > self._limit_s
+        elapsed_s = 0.0 if began_s is None else self._clock.now() - began_s
+        return elapsed_s if elapsed_s > self._limit_s else 0.0
 
     @property
     def has_room(self) -> bool:
@@ -173,8 +175,12 @@ class Mover:
 
     def stats(self) -> TierStats:
         """Return the counts so far; a copy may be one job old."""
+        silent_s = self._silent_s
         return msgspec.structs.replace(
-            self._stats, is_up=not (self._pause_s or self._hangs), stored_bytes=self._transport.num_bytes
+            self._stats,
+            is_up=not (self._pause_s or silent_s),
+            silent_s=silent_s,
+            stored_bytes=self._transport.num_bytes,
         )
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -201,17 +207,27 @@ class Mover:
             self._do(job)
 
     def _run(self) -> None:
-        self._tried(lambda: self._call(lambda: self._transport.has((_NO_BLOCK,))), 0)
+        self._knock()
         while True:
             with self._wake:
-                while not (self._urgent or self._stores or self._is_stopping):
-                    self._wake.wait()
+                while not (self._urgent or self._stores or self._is_stopping or self._is_to_be_tried):
+                    self._wake.wait(max(self._retry_at - self._clock.now(), 0.0) if self._pause_s else None)
             job = self._take()
-            if job is None:
-                if self._is_stopping:
-                    return
-                continue
-            self._do(job)
+            if job is not None:
+                self._do(job)
+            elif self._is_stopping:
+                return
+            else:
+                self._knock()
+
+    @property
+    def _is_to_be_tried(self) -> bool:
+        """Say whether a place that failed has been left alone for long enough."""
+        return self._pause_s > 0.0 and self._clock.now() >= self._retry_at
+
+    def _knock(self) -> None:
+        """Hear whether the place is there, though nobody wants anything of it."""
+        self._tried(lambda: self._call(lambda: self._transport.has((_NO_BLOCK,))), 0)
 
     def _take(self) -> Job | None:
         with self._wake:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace.app.watchdog import Watchdog
 from headrace.core.health import HealthState, LiveSequence, SequencePhase
 from headrace.core.request import RequestId, SeqId
-from headrace.core.stats import EngineSnapshot
+from headrace.core.stats import EngineSnapshot, TierStats
 from headrace.engine.health import EngineFacts, HealthLimits
 from headrace.testing import VirtualClock
 
@@ -27,6 +28,7 @@ class Kennel:
     def __init__(self) -> None:
         self.clock = VirtualClock()
         self.live = [SEQUENCE]
+        self.snapshot = SNAPSHOT
         self.stalls: list[str] = []
         self.deaths: list[str] = []
         self.exits: list[int] = []
@@ -41,7 +43,10 @@ class Kennel:
 
     def facts(self) -> EngineFacts:
         return EngineFacts(
-            snapshot=SNAPSHOT, live=self.live, request_id=lambda seq_id: RequestId(f"chatcmpl-{seq_id}"), warm_s=0.1
+            snapshot=self.snapshot,
+            live=self.live,
+            request_id=lambda seq_id: RequestId(f"chatcmpl-{seq_id}"),
+            warm_s=0.1,
         )
 
     def look(self, after_s: float) -> None:
@@ -60,6 +65,21 @@ def test_a_stall_is_logged_once_with_the_request_and_the_phase(caplog: pytest.Lo
     kennel.live = []
     kennel.look(1)
     assert kennel.dog.health("m").state is HealthState.READY
+
+
+def test_a_place_that_hangs_is_named_once_while_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    kennel = Kennel()
+    kennel.live = []
+    for seconds in (0.0, 6.0, 8.0, 10.0, 0.0, 0.0, 5.5):
+        tier = TierStats(name="disk", is_up=not seconds, silent_s=seconds)
+        kennel.snapshot = msgspec.structs.replace(SNAPSHOT, tiers=(tier,))
+        kennel.look(0.1)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "model 'm': KV tier 'disk' has not answered for 6.0 s; serving goes on without it",
+        "model 'm': KV tier 'disk' has not answered for 5.5 s; serving goes on without it",
+    ]
+    assert kennel.dog.health("m").state is HealthState.DEGRADED
 
 
 def test_the_end_is_told_once_and_forced_when_nobody_hears() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace.core.health import HealthState, LiveSequence, ModelHealth, SequencePhase
+from headrace.core.health import DownPlace, HealthState, LiveSequence, ModelHealth, SequencePhase
 from headrace.core.request import RequestId, SeqId
-from headrace.core.stats import EngineSnapshot
+from headrace.core.stats import EngineSnapshot, TierStats
 from headrace.engine.health import EngineFacts, HealthJudge, HealthLimits
 from headrace.testing import VirtualClock
 
@@ -190,3 +190,21 @@ def test_choices_of_one_request_are_one_stuck_request_and_the_list_is_bounded(wo
     world.look()
     health = world.look(11)
     assert (health.num_stuck, len(health.stuck)) == (40, 16)
+
+
+def test_a_place_that_fails_or_hangs_is_named_while_it_does_and_hides_nothing_worse(world: World) -> None:
+    def have(*tiers: TierStats) -> None:
+        world.snapshot = msgspec.structs.replace(world.snapshot, tiers=tiers)
+
+    have(TierStats(name="ram"), TierStats(name="disk", is_up=False, silent_s=7.25), TierStats(name="redis"))
+    health = world.look()
+    assert (health.state, health.places_down) == (HealthState.DEGRADED, (DownPlace("disk", 7.25),))
+    assert health.reason == "KV tier 'disk' has not answered for 7.2 s; serving goes on without it"
+    have(TierStats(name="ram"), TierStats(name="redis", is_up=False))
+    assert "'redis' fails" in (world.look().reason or "")
+    world.arrive(1)
+    world.look()
+    assert world.look(after_s=11.0).state is HealthState.STALLED
+    world.live.clear()
+    have(TierStats(name="ram"), TierStats(name="redis"))
+    assert world.look().state is HealthState.READY

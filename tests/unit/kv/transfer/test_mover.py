@@ -209,12 +209,13 @@ def test_a_call_that_hangs_takes_the_place_down_and_it_is_tried_again_later(tmp_
     mover = Mover("disk", disk, CODEC, HostPool(8, 16), clock, limit_s=5.0)
     results: list[object] = []
     mover.deliver = results.append
-    disk.during = lambda: up.append((mover.is_up, mover.stats().is_up))
+    disk.during = lambda: up.append((mover.is_up, mover.stats().is_up, mover.stats().silent_s))
     for seconds in (4.0, 6.0):
         disk.seconds = seconds
         mover.submit(Locate(1, KEYS))
         mover.work_off()
-    assert up == [(True, True), (False, False)]  # while the call lasted
+    assert up == [(True, True, 0.0), (False, False, 6.0)]  # while the call lasted
+    assert mover.stats().silent_s == 0.0
     assert not mover.is_up
     assert mover.stats().num_errors == 1
     mover.submit(Locate(2, KEYS))
@@ -225,7 +226,7 @@ def test_a_call_that_hangs_takes_the_place_down_and_it_is_tried_again_later(tmp_
     assert mover.is_up
     mover.submit(Locate(3, KEYS))
     mover.work_off()
-    assert up[2:] == [(True, False)]
+    assert up[2:] == [(True, False, 0.0)]
     assert (mover.is_up, mover.stats().is_up) == (True, True)
     assert results == [Located(1, 0), Located(1, 0), Located(2, 0), Located(3, 0)]
 
