@@ -65,10 +65,11 @@ class StuckRequest(msgspec.Struct, frozen=True):
 
 
 class DownPlace(msgspec.Struct, frozen=True):
-    """A place for KV blocks that is done without: it failed lately, or hangs, for `silent_s` seconds so far."""
+    """A place for KV blocks that is done without: it failed, is full, or hangs, for `silent_s` seconds."""
 
     name: str
     silent_s: float = 0.0
+    is_full: bool = False
 
 
 class ModelHealth(msgspec.Struct, frozen=True, kw_only=True):

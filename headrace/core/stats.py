@@ -88,6 +88,7 @@ class TierStats(msgspec.Struct, kw_only=True):
 
     name: str
     is_up: bool = True
+    is_full: bool = False  # what it has is read, and nothing new is stored
     silent_s: float = 0.0  # how long a call has lasted that lasts longer than it may; 0: there is none
     num_hits: int = 0
     num_misses: int = 0

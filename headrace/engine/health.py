@@ -6,7 +6,7 @@ Rules, for work that is there:
 - no step has ended for `stall_s` (or 20 times the warm-up, for machines on which a step is slow): stalled;
 - seen so, and still so `exit_s` later: dead, and dead it stays;
 - steps end, but nothing was computed for some request for `stuck_s`: degraded, and the request is named;
-- a place for KV blocks fails or hangs: degraded, and the place is named.
+- a place for KV blocks fails, is full or hangs: degraded, and the place is named.
 Asked by the watchdog and the health endpoints, under one lock (`app.watchdog`).
 """
 
@@ -71,7 +71,8 @@ class HealthJudge:
         idle_s = self._note_work(facts, now)
         since = self._note_sequences(facts.live, now)
         state, reason = self._state(facts, idle_s)
-        places = tuple(DownPlace(tier.name, round(tier.silent_s, 3)) for tier in snapshot.tiers if not tier.is_up)
+        down = [tier for tier in snapshot.tiers if not tier.is_up]
+        places = tuple(DownPlace(tier.name, round(tier.silent_s, 3), tier.is_full) for tier in down)
         if state is HealthState.READY:
             limit_s = max(self._limits.stuck_s, self._stall_s(facts))
             stuck = [s for s in facts.live if now - since[s.seq_id] >= limit_s]
@@ -166,13 +167,14 @@ class HealthJudge:
 
 
 def _without(places: tuple[DownPlace, ...]) -> str:
-    """Say which places are done without."""
-    told = [
-        f"KV tier '{place.name}' "
-        + (f"has not answered for {place.silent_s:.1f} s" if place.silent_s else "fails and is left alone for a while")
-        for place in places
-    ]
-    return f"{'; '.join(told)}; serving goes on without it"
+    """Say which places are done without, and why."""
+    return f"{'; '.join(map(_down, places))}; serving goes on"
+
+
+def _down(place: DownPlace) -> str:
+    if place.silent_s:
+        return f"KV tier '{place.name}' has not answered for {place.silent_s:.1f} s"
+    return f"KV tier '{place.name}' " + ("is full" if place.is_full else "fails and is left alone for a while")
 
 
 def _name(

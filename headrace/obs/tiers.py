@@ -17,7 +17,7 @@ _Read = Callable[[TierStats], float]
 _GAUGES: tuple[tuple[str, str, _Read], ...] = (
     (
         "headrace_kv_tier_up",
-        "1 while the tier works; 0 while it hangs or is left alone after a failure",
+        "1 while the tier works; 0 while it hangs, is full or is left alone after a failure",
         lambda t: t.is_up,
     ),
     (

@@ -6,12 +6,14 @@ Invariants: each job but `Drop` gets exactly one result, whatever fails; a block
 frame is whole; jobs in line are bounded: a `Store` beyond `_MOST_STORES` is refused. A place that fails is left alone
 for a while that doubles each time, up to a minute, and everything asked of it meanwhile is answered with nothing. A
 call that lasts longer than `limit_s` is a failure: the place is not up while it lasts, and left alone when it ends.
+A place that is full is read as before, and offered blocks again after such a while.
 An idle mover sleeps, but for a try at the end of each pause: a place that is well again shows so. Tests drive
 `work_off` instead of the thread.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
@@ -31,6 +33,7 @@ _TOGETHER = 8  # blocks read in one call
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _LONGEST_CALL_S = 5.0
 _SMOOTHING = 0.2
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_BLOCK = bytes(KEY_BYTES)  # what a place is asked for to hear whether it is there
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -122,6 +125,8 @@ class Mover:
         self._is_stopping = False
         self._pause_s = 0.0
         self._retry_at = 0.0
+        self._full_pause_s = 0.0  # the same for a place that is full, which can be read
+        self._offer_at = 0.0
         self._call_began_s: float | None = None  # of the call that the I/O thread is in
         self._num_fetched = 0  # whole blocks of the fetch that is being done
         self._stats = TierStats(name=name)
@@ -178,7 +183,8 @@ class Mover:
         silent_s = self._silent_s
         return msgspec.structs.replace(
             self._stats,
-            is_up=not (self._pause_s or silent_s),
+            is_up=not (self._pause_s or silent_s or self._full_pause_s),
+            is_full=self._full_pause_s > 0.0,
             silent_s=silent_s,
             stored_bytes=self._transport.num_bytes,
         )
@@ -272,7 +278,7 @@ class Mover:
             self._stats.num_errors += 1
             if not self._pause_s:
                 _log.warning("KV tier '%s' fails (%s); serving goes on without it, retrying", self.name, _cause(error))
-            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._pause_s = _longer(self._pause_s)
             self._retry_at = self._clock.now() + self._pause_s
             return otherwise
         if self._pause_s:
@@ -309,13 +315,37 @@ class Mover:
 
     def _store(self, job: Store) -> bool:
         """Seal a slot's block and send it."""
+        if self._is_known_full:
+            self._stats.num_dropped += 1
+            return False
         frame = self._host.frame(job.slot)
         self._codec.seal(job.key, frame)
-        is_kept = self._call(lambda: self._transport.put(job.key, frame, job.saves_s))
+        try:
+            is_kept = self._call(lambda: self._transport.put(job.key, frame, job.saves_s))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self._note_full(error)
+            return False
         if is_kept:
+            if self._full_pause_s:
+                _log.info("KV tier '%s' has room again", self.name)
+                self._full_pause_s = 0.0
             self._stats.num_stored += 1
             self._stats.written_bytes += frame.nbytes
         return is_kept
+
+    @property
+    def _is_known_full(self) -> bool:
+        """Say whether the place was found to be full so lately that nothing is offered to it."""
+        return self._full_pause_s > 0.0 and self._clock.now() < self._offer_at
+
+    def _note_full(self, error: OSError) -> None:
+        self._stats.num_errors += 1
+        if not self._full_pause_s:
+            _log.warning("KV tier '%s' is full (%s); it is read, and nothing new is stored", self.name, _cause(error))
+        self._full_pause_s = _longer(self._full_pause_s)
+        self._offer_at = self._clock.now() + self._full_pause_s
 
     def _time_fetch(self, count: int, elapsed_s: float) -> None:
         """Count what was fetched and learn the rate from it."""
@@ -326,6 +356,11 @@ class Mover:
         if count:
             measured = max(elapsed_s - self._latency_s, 0.0) / num_bytes
             self._s_per_byte += _SMOOTHING * (measured - self._s_per_byte)
+
+
+def _longer(pause_s: float) -> float:
+    """Return the next pause after one of `pause_s`, which is 0 before the first."""
+    return min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
 def _cause(error: OSError) -> str:

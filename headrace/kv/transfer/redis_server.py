@@ -8,6 +8,7 @@ Implements `core.protocols.Transport`; used by one I/O thread.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,6 +40,7 @@ class RedisTransport:
             ) from error
         self.num_bytes = 0  # the server knows, not we
         self._failure: type[Exception] = redis.RedisError
+        self._is_full: type[Exception] = redis.exceptions.OutOfMemoryError
         self._ttl_s = ttl_s
         try:
             self._client: redis.Redis = redis.Redis.from_url(
@@ -88,6 +90,8 @@ class RedisTransport:
         """Make a call whose failures are OSErrors, without anything that the URL says."""
         try:
             return call()
+        except self._is_full as error:
+            raise OSError(errno.ENOSPC, "Redis: maxmemory is reached") from error
         except self._failure as error:
             raise ConnectionError(f"Redis: {type(error).__name__}") from error
 

@@ -199,9 +199,11 @@ def test_a_place_that_fails_or_hangs_is_named_while_it_does_and_hides_nothing_wo
     have(TierStats(name="ram"), TierStats(name="disk", is_up=False, silent_s=7.25), TierStats(name="redis"))
     health = world.look()
     assert (health.state, health.places_down) == (HealthState.DEGRADED, (DownPlace("disk", 7.25),))
-    assert health.reason == "KV tier 'disk' has not answered for 7.2 s; serving goes on without it"
+    assert health.reason == "KV tier 'disk' has not answered for 7.2 s; serving goes on"
     have(TierStats(name="ram"), TierStats(name="redis", is_up=False))
     assert "'redis' fails" in (world.look().reason or "")
+    have(TierStats(name="ram"), TierStats(name="disk", is_up=False, is_full=True), TierStats(name="redis", is_up=False))
+    assert "'disk' is full; KV tier 'redis' fails" in (world.look().reason or "")
     world.arrive(1)
     world.look()
     assert world.look(after_s=11.0).state is HealthState.STALLED

@@ -130,7 +130,9 @@ def test_a_place_left_alone_is_not_touched(world: World) -> None:
     assert world.mover.stats().num_errors == 1
 
 
-def test_a_full_disk_costs_the_block_and_leaves_no_half_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_the_block_and_is_read_as_before(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     world.fill(1)
 
     def full(path: Path, target: Path) -> Path:
@@ -138,10 +140,19 @@ def test_a_full_disk_costs_the_block_and_leaves_no_half_file(world: World, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        assert world.do(Store(KEYS[1], 1, 1.0)) == [Stored(KEYS[1], False)]
+        for _ in range(3):
+            assert world.do(Store(KEYS[1], 1, 1.0)) == [Stored(KEYS[1], False)]
+            assert world.do(Store(KEYS[1], 1, 1.0), Fetch(1, KEYS[:1], (5,)))[0] == Fetched(1, 1)
+            assert world.mover.is_up
+            assert (world.mover.stats().is_up, world.mover.stats().is_full) == (False, True)
+            world.clock.advance(60.0)
     assert [path.suffix for path in world.path.glob("*/*")] == [".kv"]
-    world.clock.advance(1.0)
-    assert world.do(Fetch(1, KEYS[:1], (5,))) == [Fetched(1, 1)]
+    assert (world.mover.stats().num_errors, world.mover.stats().num_dropped) == (3, 3)
+    world.fill(2)
+    assert (world.mover.stats().is_up, world.mover.stats().is_full) == (True, False)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "KV tier 'disk' is full (No space left on device); it is read, and nothing new is stored"
+    ]
 
 
 def test_fetching_takes_as_long_as_was_measured(world: World) -> None:

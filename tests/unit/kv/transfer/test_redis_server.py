@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
+import redis
 
 from headrace.core.errors import ConfigError
 from headrace.kv.transfer import RedisTransport
@@ -42,6 +45,21 @@ def test_a_killed_server_is_an_os_error_and_a_new_one_is_found_again() -> None:
             transport.has(KEYS)
         server.start()
         assert transport.has(KEYS) == 0
+        transport.close()
+
+
+@needs_redis
+def test_a_server_at_its_limit_is_full_and_still_read() -> None:
+    with running_redis() as server:
+        transport = RedisTransport(server.url)
+        assert transport.put(KEYS[0], memoryview(b"frame"), 1.0)
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "1")
+        with pytest.raises(OSError, match="maxmemory is reached") as caught:
+            transport.put(KEYS[1], memoryview(b"frame"), 1.0)
+        assert caught.value.errno == errno.ENOSPC
+        assert transport.get(KEYS[:1], buffers(1)) == [5]
         transport.close()
 
 
