@@ -60,6 +60,7 @@ class Call:
         self.headers: dict[str, str] = {}  # of the reply; complete before its first delta but for the cost
         self._usages: list[Usage] = []  # of its requests that have told theirs
         self.is_cancelled = False
+        self.grace_s = 0.0  # for which its readers may be away
         self._calls = calls
         self._caller = caller
         self._span = span
@@ -155,6 +156,8 @@ class Call:
         if self.is_cancelled or self._model is None:
             raise RequestCancelled("the request was cancelled before it began")
         own = _of_caller(request, self._caller, self._model.shares_prefixes)
+        if self.grace_s:
+            own = msgspec.structs.replace(own, grace_s=self.grace_s)
         if self._span is not None:
             own = msgspec.structs.replace(own, span=self._span)
         if self._trail is not None:

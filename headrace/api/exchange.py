@@ -139,6 +139,7 @@ async def _recorded(
         call = state.calls.open(http.state.caller, request_id, http.state.span, trail_of(http))
         http.state.call = call
         recording.headers = call.headers
+        call.grace_s = wish.grace_s
         recording.start(_events(call, begin, is_stream=bool(body.stream)), is_numbered=bool(body.stream))
     headers = ChainMap(dict(_REPLAYED) if is_replay else {}, recording.headers)  # those of the call are still to come
     if body.stream:

@@ -104,10 +104,10 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
 
 
 def stream_limits(settings: Settings) -> StreamLimits:
-    """Return what readers may leave unread; those who were promised a grace period get at least that long."""
+    """Return what readers may leave unread, and for how long."""
     return StreamLimits(
         max_unread=settings.stream.max_unread_tokens,
-        slow_reader_s=max(settings.stream.slow_reader_s, settings.resume.max_grace_s),
+        slow_reader_s=settings.stream.slow_reader_s,
     )
 
 

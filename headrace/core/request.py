@@ -124,6 +124,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority       class, PRIORITIES; lower is served first
     is_background  takes only what the others leave
     wants_stream   whether the caller reads the answer while it is made; remote requests say so in `given`
+    grace_s        seconds for which its caller may be away and come back; it is not given up for being unread sooner
     deadline_s     seconds from arrival within which the first token must come; else it ends as EXPIRED
     source, given  what was said, for remote upstreams: a conversation, or a text to continue (None: `prompt`), and the
                    values that the caller gave. A request for a model that is served here needs neither
@@ -150,6 +151,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     is_background: bool = False
     deadline_s: float | None = None
+    grace_s: float = 0.0
     wants_stream: bool = False
     source: Conversation | str | None = None
     given: Given | None = None

@@ -204,7 +204,7 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     max_unread_tokens  tokens of a choice that wait for its reader before its sequence is paused
     slow_reader_s      seconds for which nothing may be read of a full stream before it is aborted and its connection
-                       closed; resume.max_grace_s if that is longer
+                       closed; the request's own X-Resume-Grace if that is longer
     """
 
     max_unread_tokens: Positive = 1024

@@ -3,7 +3,8 @@
 Owns: the streams of live requests and the next sequence id. Everything here runs on one event loop; the engine thread
 reaches it by one `call_soon_threadsafe` per step.
 Invariant: whoever stops reading, in whatever way, has its sequences aborted and its blocks freed. Who reads too slowly
-has its sequences paused, and nobody else's; who has taken nothing for `slow_reader_s` seconds counts as gone.
+has its sequences paused, and nobody else's; who has taken nothing for `slow_reader_s` seconds, or for the grace period
+it was promised, counts as gone.
 """
 
 from __future__ import annotations
@@ -357,7 +358,7 @@ class AsyncEngine:
             stream = self._streams[seq_id]
             if stream.stuck_timer is None:
                 stream.paused_since_s = self._clock.now()
-                stream.stuck_timer = loop.call_later(self._limits.slow_reader_s, self._abandon, stream)
+                stream.stuck_timer = loop.call_later(self._patience_s(stream), self._abandon, stream)
 
     def _resume(self, stream: RequestStream) -> None:
         assert stream.stuck_timer is not None
@@ -368,9 +369,13 @@ class AsyncEngine:
             stream.paused_since_s = None
         self._engine.resume(stream.release())
 
+    def _patience_s(self, stream: RequestStream) -> float:
+        """Return for how long a stream may stay unread: one whose reader may be away gets at least that long."""
+        return max(self._limits.slow_reader_s, stream.request.grace_s)
+
     def _abandon(self, stream: RequestStream) -> None:
         """End what nobody has read for too long."""
-        request_id, seconds = stream.request.request_id, self._limits.slow_reader_s
+        request_id, seconds = stream.request.request_id, self._patience_s(stream)
         fields = {"request_id": request_id}  # a timer has no request of its own
         _log.warning(
             "nobody has read request %s for %.0f s; it is aborted", request_id, seconds, extra={"fields": fields}

@@ -126,6 +126,13 @@ def test_a_lost_stream_goes_on_where_the_reader_was(drive: Any) -> None:
     drive(case)
 
 
+def test_the_engine_hears_for_how_long_readers_may_be_away(make_api: Any) -> None:
+    api = make_api()
+    for grace_s in ("0", "7"):
+        api.call("POST", PATH, json={"prompt": "q"}, headers={"x-resume-grace": grace_s})
+    assert [request.grace_s for request in api.upstream.requests] == [0.0, 7.0]
+
+
 def test_nobody_coming_back_ends_the_work_and_the_id_is_gone(drive: Any) -> None:
     async def case(app: Any, source: Source) -> None:
         source.let(1)

@@ -152,6 +152,22 @@ def test_a_reader_that_never_comes_back_loses_its_request(run: Make, ask: Make, 
     asyncio.run(main())
 
 
+def test_a_reader_that_may_be_away_keeps_its_request_for_longer(run: Make, ask: Make) -> None:
+    async def main() -> None:
+        async with run(streams={"max_unread": 4, "slow_reader_s": 0.02}) as bench:
+            away = bench.service.generate(ask("away", max_tokens=100, grace_s=30.0))
+            deltas = [await anext(away)]
+            gone = bench.service.generate(ask("gone", max_tokens=100))
+            await anext(gone)
+            await bench.until(lambda: bench.service.snapshot().num_paused == 2)
+            await bench.until(lambda: bench.service.snapshot().num_paused == 1)
+            assert [delta async for delta in gone][-1].finish is FinishReason.ABORT
+            deltas += [delta async for delta in away]
+            assert tokens_of(deltas) == answer("away", 100)
+
+    asyncio.run(main())
+
+
 def test_each_choice_has_its_own_seed_and_the_first_is_the_answer_of_n_1(run: Make, ask: Make) -> None:
     async def main() -> None:
         async with run() as bench:
