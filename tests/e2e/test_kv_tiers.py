@@ -75,6 +75,26 @@ def test_a_directory_that_cannot_be_written_is_told_once_and_serving_goes_on(
     assert "Traceback" not in server.log
 
 
+def test_damaged_blocks_on_disk_cost_time_and_never_an_answer(
+    tiny_path: Path, start_server: Any, tmp_path: Path
+) -> None:
+    arguments = [f"file:{tiny_path}", *SMALL, "--kv-disk-dir", str(tmp_path / "kv"), "--cache-dir", str(tmp_path / "c")]
+    prompts = [f"{number}{PROMPT}" for number in range(3)]
+    with start_server(*arguments) as server:
+        cold = [answer(server, prompt)[0] for prompt in prompts]
+        assert server.stop() == 0, server.log
+    for number, file in enumerate(sorted((tmp_path / "kv").rglob("*.kv"))):
+        frame = bytearray(file.read_bytes())
+        frame[len(frame) // 2] ^= 1
+        file.write_bytes((frame, frame[:100], b"")[number % 3])
+    with start_server(*arguments) as server:
+        assert [answer(server, prompt)[0] for prompt in prompts] == cold
+        assert tier(server, "disk", "corrupt_total") > 0
+        assert tier(server, "disk", "hits_total") == 0
+        assert server.get("/health/ready").json() == {"state": "ready"}
+        assert server.stop() == 0, server.log
+
+
 # A server whose disk does not answer for as long as there is no file of the name that it is given.
 HANGING_DISK = """
 import sys, time

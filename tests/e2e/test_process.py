@@ -262,6 +262,26 @@ def test_two_models_are_served_side_by_side(tiny_path: Path, start_server: Any, 
         assert replies["tiny"]["choices"][0]["text"] != replies["other"]["choices"][0]["text"]
 
 
+def test_a_stream_that_a_swap_cuts_off_ends_in_an_error_that_says_so(
+    tiny_path: Path, start_server: Any, tmp_path: Path
+) -> None:
+    from headrace.testing.checkpoints import write_checkpoint
+
+    other = write_checkpoint(tmp_path / "other", seed=5)
+    body = {"prompt": "go on", "max_tokens": 400, "stream": True, "ignore_eos": True, "temperature": 0}
+    with start_server(f"file:{tiny_path}", script=SLUGGISH) as server:
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60, trust_env=False) as response:
+            lines = response.iter_lines()
+            next(lines)
+            swapped = server.post("/admin/models/tiny/swap", source=f"file:{other}", drain_s=0)
+            assert (swapped.status_code, swapped.json()["num_finishing"]) == (200, 1)
+            told = [line for line in lines if line]
+        assert '"code":"weights_swapped"' in told[-1]
+        assert "the weights of 'tiny' were swapped" in told[-1]
+        assert server.post("/v1/completions", prompt="a", max_tokens=2).status_code == 200
+        assert server.stop() == 0
+
+
 def test_the_weights_of_a_running_server_are_swapped(tiny_path: Path, start_server: Any, tmp_path: Path) -> None:
     from headrace.testing.checkpoints import write_checkpoint
 
