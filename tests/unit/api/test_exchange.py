@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headrace.api import RecordingLimits, Recordings
+from headrace.api import Calls, RecordingLimits, Recordings
 from headrace.core.caller import Caller
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import Overloaded
@@ -124,6 +124,28 @@ def test_a_lost_stream_goes_on_where_the_reader_was(drive: Any) -> None:
         assert source.num_calls == 1
 
     drive(case)
+
+
+def test_a_server_that_drains_begins_no_calls_and_waits_for_those_that_it_has(make_api: Any) -> None:
+    async def main() -> None:
+        source, calls, recordings = Source(), Calls(), Recordings()
+        app = make_api(source, calls=calls, recordings=recordings).app
+        source.let(1)
+        first = post(app)
+        await first.until(1)
+        draining = asyncio.create_task(calls.drain(20.0))
+        await asyncio.sleep(0)
+        for headers in ({}, {"x_resume_grace": "5"}, {"idempotency_key": "k"}):
+            late = await post(app, **headers).ended()
+            assert error(late) == (503, "server_draining")
+            assert late.headers["retry-after"] == "5"
+        assert (source.num_calls, len(recordings), draining.done()) == (1, 0, False)
+        source.let()
+        await first.ended()
+        await draining
+        assert first.text == WHOLE
+
+    asyncio.run(main())
 
 
 def test_the_engine_hears_for_how_long_readers_may_be_away(make_api: Any) -> None:
