@@ -157,7 +157,7 @@ def build_native() -> Path:
     def compile_one(job: tuple[Path, Path, list[str]]) -> None:
         source, target, arguments = job
         inputs = listed_inputs(target.with_suffix(".d"))
-        if inputs is None or not is_current(target, inputs):
+        if inputs is None or source not in inputs or not is_current(target, inputs):  # copied objects name others
             print(f"compiling {source.name}", flush=True)
             partial = target.with_suffix(f".{os.getpid()}.tmp")
             deps = ["-MMD", "-MF", str(target.with_suffix(".d")), "-MT", "object"]

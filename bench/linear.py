@@ -58,7 +58,7 @@ def read_limit(pool: library.Pool, mib: int, watch: Stopwatch) -> float:
 
 def int8_limit(pool: library.Pool, watch: Stopwatch) -> float:
     """Measure int8 operations (2 per multiply-add) per second in registers."""
-    spin = library.library().hr_spin_dots
+    spin = library.library().hr_spin_int8
     done = spin(pool.handle, 1 << 20)
     return float(2 * done / watch.shortest(lambda: spin(pool.handle, 1 << 20)))
 

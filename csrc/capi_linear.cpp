@@ -78,12 +78,13 @@ void linear_part(void* context, int tid, int threads) {
 struct LimitTask {
   const uint8_t* data;
   int64_t bytes, repeats;
+  int32_t (*spin)(int64_t iterations, const uint8_t* row) = nullptr;
   std::atomic<int32_t> sink{0};
 };
 
 void spin_part(void* context, int, int) {
   LimitTask& task = *static_cast<LimitTask*>(context);
-  task.sink += gemm_kernels().spin_dots(task.repeats, task.data);
+  task.sink += task.spin(task.repeats, task.data);
 }
 
 void read_part(void* context, int tid, int threads) {
@@ -181,11 +182,19 @@ HR_API int32_t hr_linear(void* pool, const PackedWeight* w, const float* x, int6
 
 // ---- limits ---------------------------------------------------------------------------------------------------------------------
 // Multiply int8 in registers, `repeats` rounds on every thread; returns the multiply-adds done by all threads together.
-HR_API int64_t hr_spin_dots(void* pool, int64_t repeats) {
+HR_API int64_t hr_spin_int8(void* pool, int64_t repeats) {
   alignas(64) static const uint8_t row[64] = {1, 2, 3, 4};
-  LimitTask task{row, 0, repeats};
+  LimitTask task{row, 0, repeats, gemm_kernels().spin_int8};
   static_cast<Pool*>(pool)->run(spin_part, &task);
-  return repeats * gemm_kernels().chains_per_iteration * 64 * static_cast<Pool*>(pool)->threads();
+  return repeats * gemm_kernels().int8_chains * 64 * static_cast<Pool*>(pool)->threads();
+}
+
+// Multiply bf16 likewise.
+HR_API int64_t hr_spin_bf16(void* pool, int64_t repeats) {
+  alignas(64) static const uint16_t row[32] = {0x3F80, 0x3F80, 0x3F80, 0x3F80};  // ones
+  LimitTask task{reinterpret_cast<const uint8_t*>(row), 0, repeats, gemm_kernels().spin_bf16};
+  static_cast<Pool*>(pool)->run(spin_part, &task);
+  return repeats * gemm_kernels().bf16_chains * 32 * static_cast<Pool*>(pool)->threads();
 }
 
 // Read `bytes` at `data` (64-byte aligned) `repeats` times, an equal part on every thread; returns the bytes read.

@@ -13,9 +13,11 @@ struct GemmKernels {
   void (*prepare)(WeightFormat format, int64_t k, int32_t group, const float* x, int64_t ldx, int64_t m0, int64_t m1,
                   void* acts);
   void (*linear)(const LinearArgs& args, const Share& share);
-  // For measuring: int8 dots of 16 columns x 4 in registers, chains_per_iteration of them each time; plain reading.
-  int32_t (*spin_dots)(int64_t iterations, const uint8_t* row);
-  int32_t chains_per_iteration;
+  // For measuring: dots of 16 columns x 4 bytes in registers, so many chains of them each time; plain reading.
+  int32_t (*spin_int8)(int64_t iterations, const uint8_t* row);
+  int32_t int8_chains;
+  int32_t (*spin_bf16)(int64_t iterations, const uint8_t* row);
+  int32_t bf16_chains;
   int32_t (*read_memory)(const uint8_t* p, int64_t bytes);
 };
 

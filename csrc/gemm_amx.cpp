@@ -31,7 +31,8 @@ struct AmxTiles {
   }
 };
 
-// One iteration: four products of full tiles, 16 x 16 x 64 multiply-adds each.
+// One iteration: four products of full tiles, 16 x 16 x 64 bytes each.
+template <bool Int8>
 int32_t spin_tiles(int64_t iterations, const uint8_t* row) {
   TileSums sums;
   AmxTiles::configure(TileConfig(16, 16));
@@ -44,10 +45,10 @@ int32_t spin_tiles(int64_t iterations, const uint8_t* row) {
   AmxTiles::load<2>(row, 0);
   AmxTiles::load<3>(row, 0);
   for (int64_t i = 0; i < iterations; ++i) {
-    AmxTiles::dot<4, 0, 2, true>();
-    AmxTiles::dot<5, 0, 3, true>();
-    AmxTiles::dot<6, 1, 2, true>();
-    AmxTiles::dot<7, 1, 3, true>();
+    AmxTiles::dot<4, 0, 2, Int8>();
+    AmxTiles::dot<5, 0, 3, Int8>();
+    AmxTiles::dot<6, 1, 2, Int8>();
+    AmxTiles::dot<7, 1, 3, Int8>();
   }
   AmxTiles::store<7>(sums.bytes[0][0]);
   AmxTiles::release();
@@ -58,7 +59,8 @@ int32_t read_for_tiles(const uint8_t* p, int64_t bytes) { return kGemmAvx512Bf16
 
 }  // namespace
 
-// 4 products = 4 * 256 sums of 64: as many multiply-adds as 1024 dots of 16 columns x 4.
-extern const GemmKernels kGemmAmx = {prepare_for_tiles, linear_on_tiles<AmxTiles>, spin_tiles, 1024, read_for_tiles};
+// 4 products = 4 * 256 sums of 64 bytes: as many multiply-adds as 1024 dots of 16 columns x 4 bytes.
+extern const GemmKernels kGemmAmx = {prepare_for_tiles, linear_on_tiles<AmxTiles>, spin_tiles<true>, 1024,
+                                     spin_tiles<false>, 1024,                      read_for_tiles};
 
 }  // namespace headrace

@@ -486,7 +486,8 @@ namespace {
 // Bf: the vectors for bf16 weights, where they differ from the others'.
 template <class Vec, class Bf = Vec>
 constexpr GemmKernels kernels_for() {
-  return {prepare_share<Vec>, linear_share<Vec, Bf>, spin_dots<Vec>, Vec::kRowsInt * 2, read_memory<Vec>};
+  return {prepare_share<Vec>, linear_share<Vec, Bf>, spin_int8<Vec>, kInt8Chains<Vec>,
+          spin_bf16<Bf>,      kBf16Chains<Bf>,       read_memory<Vec>};
 }
 
 }  // namespace

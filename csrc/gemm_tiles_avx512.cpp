@@ -65,6 +65,7 @@ int32_t read_for_tiles(const uint8_t* p, int64_t bytes) { return kGemmAvx512Bf16
 
 }  // namespace
 
-extern const GemmKernels kGemmAmxEmulated = {prepare_for_tiles, linear_on_tiles<EmulatedTiles>, spin_nothing, 0, read_for_tiles};
+extern const GemmKernels kGemmAmxEmulated = {prepare_for_tiles, linear_on_tiles<EmulatedTiles>, spin_nothing, 0,
+                                             spin_nothing,      0,                              read_for_tiles};
 
 }  // namespace headrace

@@ -1,6 +1,6 @@
 """`NativeExecutor`: whole Steps in one native call on the CPU: embedding, layers, head, sampling.
 
-Owns the packed weights (one mapping), the worker threads, the KV pool and the step arrays. Implements
+Owns the packed weights (one piece of memory), the worker threads, the KV pool and the step arrays. Implements
 `core.protocols.Executor`; work is done inline, at launch, on the calling thread and the workers; the interpreter lock
 is free meanwhile.
 Invariant: a row's tokens have the same bits alone or in a batch, in one chunk or many, on any number of threads; a row
@@ -135,7 +135,7 @@ class NativeExecutor:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
-        return 0 if self._weights is None else self._weights.mapping.num_bytes
+        return 0 if self._weights is None else self._weights.packed.num_bytes
 
     def launch(self, step: Step) -> Pending[StepResult]:
         """Take the step; it runs when its result is asked."""

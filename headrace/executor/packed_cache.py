@@ -1,6 +1,7 @@
-"""Packed weights on disk: one file per model, format and policy, mapped instead of loaded.
+"""Packed weights on disk: one file per model, format and policy, read as it is into memory of huge pages.
 
-Owns the file's layout and its life: written to a temporary name, renamed when complete, opened read-only.
+Owns the file's layout and its life: written to a temporary name, renamed when complete, read whole. Huge pages are
+worth the copy: with small ones products of some rows run slower, waiting for addresses, see design note 026.
 Invariant: a file is used only if its magic, version, length and key are what this build would write for this model;
 else it is made again. Nothing is ever read from a file that was not finished.
 
@@ -17,6 +18,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -31,6 +33,8 @@ _VERSION = 1  # counts changes of this file and of csrc/layout.h
 _PAGE = 4096
 _SAMPLE = 512  # bytes looked at in one place
 _SAMPLES = 8  # places per tensor
+_PIECE = 32 << 20
+_READERS = 4
 
 Bytes = NDArray[np.uint8]
 
@@ -78,17 +82,43 @@ def lay_out(key: str, sizes: Mapping[str, int]) -> Header:
 
 
 class PackedFile:
-    """One mapping with all packed tensors: of a cache file, or of anonymous memory where there is no cache."""
+    """What a cache file holds, in memory of this process: all packed tensors, writable until `seal`."""
 
-    def __init__(self, header: Header, memory: mmap.mmap) -> None:
+    def __init__(self, header: Header) -> None:
         self.header = header
-        self._memory = memory
-        self._bytes: Bytes = np.frombuffer(memory, np.uint8)
+        self._memory = memoryview(_huge_memory(header.num_bytes))
+        self._bytes: Bytes = np.frombuffer(self._memory, np.uint8)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the mapping."""
+        """Bytes of the file, and of memory."""
         return self.header.num_bytes
+
+    def seal(self) -> memoryview:
+        """Let nobody write any more; return all bytes."""
+        self._bytes.setflags(write=False)
+        return self._memory.toreadonly()
+
+    def read(self, descriptor: int) -> None:
+        """Take all bytes from an open file, several pieces at a time. Raises OSError if it is shorter."""
+
+        def read_piece(start: int) -> None:
+            at, end = start, min(start + _PIECE, self.num_bytes)
+            while at < end:
+                done = os.preadv(descriptor, [self._memory[at:end]], at)
+                if done == 0:
+                    raise OSError(f"the file ends at byte {at:,} of {self.num_bytes:,}")
+                at += done
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            for _ in readers.map(read_piece, range(0, self.num_bytes, _PIECE)):
+                pass
+
+    def label(self) -> None:
+        """Put the file's magic and header in front of the tensors."""
+        encoded = msgspec.msgpack.encode(self.header)
+        start = _MAGIC + len(encoded).to_bytes(8, "little") + encoded
+        self._bytes[: len(start)] = np.frombuffer(start, np.uint8)
 
     def tensor(self, name: str) -> Bytes:
         """Return a view of one tensor's bytes."""
@@ -97,7 +127,7 @@ class PackedFile:
 
 
 def try_open(path: Path, key: str) -> PackedFile | None:
-    """Map a finished file of this key; None if there is none."""
+    """Read a finished file of this key; None if there is none."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -108,39 +138,44 @@ def try_open(path: Path, key: str) -> PackedFile | None:
             header = msgspec.msgpack.decode(file.read(header_bytes), type=Header)
             if (header.version, header.key, header.num_bytes) != (_VERSION, key, size):
                 return None
-            return PackedFile(header, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+            packed = PackedFile(header)
+            packed.read(file.fileno())
+            packed.seal()
+            return packed
     except (OSError, msgspec.DecodeError):
         return None
 
 
 def create(path: Path | None, header: Header, write: Callable[[PackedFile], None]) -> PackedFile:
-    """Make the tensors with `write` and return them mapped; in memory alone where `path` is None or cannot be written.
+    """Make the tensors with `write`, keep them at `path` and return them; unkept if that is None or cannot be written.
 
     Raises what `write` raises; nothing is left behind then.
     """
+    packed = PackedFile(header)
+    write(packed)
+    packed.label()
+    content = packed.seal()
     if path is not None:
         with contextlib.suppress(OSError):
-            return _create_file(path, header, write)
-    packed = PackedFile(header, mmap.mmap(-1, header.num_bytes))
-    write(packed)
+            _save(path, content)
     return packed
 
 
-def _create_file(path: Path, header: Header, write: Callable[[PackedFile], None]) -> PackedFile:
+def _save(path: Path, content: memoryview) -> None:
     """Write beside the final name and rename when all is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")
-    encoded = msgspec.msgpack.encode(header)
     try:
-        with partial.open("w+b") as file:
-            os.posix_fallocate(file.fileno(), 0, header.num_bytes)  # a full disk is an error now, not a crash later
-            memory = mmap.mmap(file.fileno(), header.num_bytes)
-        packed = PackedFile(header, memory)
-        write(packed)
-        memory[8:16] = len(encoded).to_bytes(8, "little")
-        memory[16 : 16 + len(encoded)] = encoded
-        memory[:8] = _MAGIC
+        with partial.open("wb") as file:
+            file.write(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return packed
+
+
+def _huge_memory(num_bytes: int) -> mmap.mmap:
+    """Return zeroed memory, of huge pages where the system has them."""
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # not every system has them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

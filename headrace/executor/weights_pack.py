@@ -1,6 +1,6 @@
-"""A checkpoint's weights in the native kernels' layouts: chosen by policy, packed once, mapped ever after.
+"""A checkpoint's weights in the native kernels' layouts: chosen by policy, packed once, read ever after.
 
-Owns the mapping (`NativeWeights`), which lives as long as the executor. Called by `executor.native`.
+Owns the packed memory (`NativeWeights`), which lives as long as the executor. Called by `executor.native`.
 Invariant: beside the packed bytes at most one slab of source rows exists at a time, however large the model.
 Matrices are packed; vectors (norms, biases) stay fp32, biases of gated layers in the packed column order.
 """
@@ -41,11 +41,11 @@ _SLAB_BLOCKS = 64  # 32-column blocks packed at a time
 
 @dataclass(frozen=True, slots=True)
 class NativeWeights:
-    """Packed matrices and fp32 vectors by name, and the mapping they are views of."""
+    """Packed matrices and fp32 vectors by name, and the memory they are views of."""
 
     matrices: dict[str, PackedMatrix]
     vectors: dict[str, Floats]
-    mapping: PackedFile
+    packed: PackedFile
     was_cached: bool
 
     def structs(self) -> dict[str, CPackedWeight]:
@@ -62,7 +62,7 @@ def load_weights(
     cache_dir: Path | None,
     advance: Callable[[float], None] = lambda done: None,
 ) -> NativeWeights:
-    """Map the packed weights, packing them first where no fitting cache file exists.
+    """Read the packed weights, packing them first where no fitting cache file exists.
 
     cache_dir  directory of packed files; None packs into memory
     advance    hears which share of the packed bytes is there, 0 to 1
@@ -75,8 +75,8 @@ def load_weights(
     sizes |= {name: vector.nbytes for name, vector in vectors.items()}
     key = packed_cache.fingerprint(program, checkpoint, f"{quantization} {list(shapes.values())}")
     path = None if cache_dir is None else cache_dir / f"{key[:32]}.hrp"
-    mapping = None if path is None else packed_cache.try_open(path, key)
-    was_cached = mapping is not None
+    packed = None if path is None else packed_cache.try_open(path, key)
+    was_cached = packed is not None
 
     def fill(target: PackedFile) -> None:
         num_done, num_all = 0, sum(sizes.values())
@@ -89,12 +89,12 @@ def load_weights(
             num_done += sizes[spec.name]
             advance(num_done / num_all)
 
-    if mapping is None:
-        mapping = packed_cache.create(path, packed_cache.lay_out(key, sizes), fill)
+    if packed is None:
+        packed = packed_cache.create(path, packed_cache.lay_out(key, sizes), fill)
     return NativeWeights(
-        {name: PackedMatrix(shape, mapping.tensor(name)) for name, shape in shapes.items()},
-        {name: mapping.tensor(name).view(np.float32) for name in vectors},
-        mapping,
+        {name: PackedMatrix(shape, packed.tensor(name)) for name, shape in shapes.items()},
+        {name: packed.tensor(name).view(np.float32) for name in vectors},
+        packed,
         was_cached,
     )
 

@@ -72,7 +72,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
             c_int32,
         ),
     ),
-    "hr_spin_dots": (c_int64, (c_void_p, c_int64)),
+    "hr_spin_int8": (c_int64, (c_void_p, c_int64)),
+    "hr_spin_bf16": (c_int64, (c_void_p, c_int64)),
     "hr_read_memory": (c_int64, (c_void_p, c_void_p, c_int64, c_int64)),
 }
 

@@ -1,8 +1,8 @@
 """The limits a native step is measured against: how fast memory is read and how fast cores multiply, here and now.
 
 Owns nothing. Called by `headrace doctor` and the benchmarks, never on the serving path. Other load shows in them.
-Method: memory is read as two prefetched streams per thread over an area far larger than the caches; int8 products run
-in registers; bf16 products run on a matrix that stays in the first cache. The best of a few passes counts.
+Method: memory is read as two prefetched streams per thread over an area far larger than the caches; products run in
+registers, in more independent sums than a product takes cycles. The best of a few passes counts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from headrace.ops.native.library import Pool, library
-from headrace.ops.native.linear import PackedMatrix, WeightFormat, WeightShape, aligned_bytes, linear
+from headrace.ops.native.linear import aligned_bytes
 
 _READ_BYTES = 256 << 20
 _SPINS = 1 << 19
 _PASSES = 5
-_ROWS, _COLUMNS, _INPUTS, _REPEATS = 24, 32, 256, 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +43,9 @@ def _measure(num_threads: int, read_bytes: int, passes: int) -> MachineLimits:
         native = library()
         return MachineLimits(
             read_bytes_per_s=_rate(lambda: native.hr_read_memory(pool.handle, area.ctypes.data, read_bytes, 1), passes),
-            int8_ops_per_s=2 * _rate(lambda: native.hr_spin_dots(pool.handle, _SPINS), passes),
-            bf16_ops_per_s=_bf16_rate(pool, passes),
+            int8_ops_per_s=2 * _rate(lambda: native.hr_spin_int8(pool.handle, _SPINS), passes),
+            bf16_ops_per_s=2 * _rate(lambda: native.hr_spin_bf16(pool.handle, _SPINS), passes),
         )
-
-
-def _bf16_rate(pool: Pool, passes: int) -> float:
-    """Return the operations per second of a small bf16 product."""
-    shape = WeightShape(format=WeightFormat.BF16, n=_COLUMNS * pool.threads, k=_INPUTS)
-    weight = PackedMatrix.from_float(pool, shape, np.ones((shape.n, shape.k), np.float32))
-    x = np.ones((_ROWS, shape.k), np.float32)
-    out = np.zeros((_ROWS, shape.n), np.float32)
-
-    def run() -> int:
-        linear(pool, weight, x, out=out, repeats=_REPEATS)
-        return 2 * _REPEATS * _ROWS * shape.n * shape.k
-
-    return _rate(run, passes)
 
 
 def _rate(run: Callable[[], int], passes: int) -> float:

@@ -1,4 +1,4 @@
-"""A packed file is used when it is finished and of this model and policy; in every other case it is made again."""
+"""A packed file is read when it is finished and of this model and policy; in every other case it is made again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made(path: Path, key: str = "k") -> PackedFile:
     return packed_cache.create(path, packed_cache.lay_out(key, SIZES), write)
 
 
-def test_a_finished_file_is_mapped_again_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_finished_file_is_read_again_with_the_same_bytes(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "x.hrp"
     made(path)
     opened = packed_cache.try_open(path, "k")
@@ -34,6 +34,34 @@ def test_a_finished_file_is_mapped_again_with_the_same_bytes(tmp_path: Path) -> 
         assert opened.tensor(name).tolist() == [value] * size
         assert opened.tensor(name).ctypes.data % 64 == 0
     assert [file.name for file in path.parent.iterdir()] == ["x.hrp"]
+
+
+def test_what_was_read_is_a_copy_that_nobody_can_write(tmp_path: Path) -> None:
+    path = tmp_path / "x.hrp"
+    packed = made(path)
+    opened = packed_cache.try_open(path, "k")
+    assert opened is not None
+    with path.open("r+b") as file:  # in place: a mapping would show it
+        file.write(b"\xff" * path.stat().st_size)
+    for kept in (packed, opened):
+        assert kept.tensor("c").tolist() == [3] * 5000
+        with pytest.raises(ValueError, match="read-only"):
+            kept.tensor("c")[:] = 0
+
+
+def test_pieces_of_a_large_file_come_together(tmp_path: Path) -> None:
+    sizes = {"a": (40 << 20) + 77, "b": 64}
+
+    def count(packed: PackedFile) -> None:
+        for name in sizes:
+            packed.tensor(name)[:] = np.arange(sizes[name], dtype=np.uint32).view(np.uint8)[: sizes[name]]
+
+    path = tmp_path / "x.hrp"
+    packed = packed_cache.create(path, packed_cache.lay_out("k", sizes), count)
+    opened = packed_cache.try_open(path, "k")
+    assert opened is not None
+    for name in sizes:
+        assert np.array_equal(opened.tensor(name), packed.tensor(name))
 
 
 def test_a_file_of_another_key_is_not_used(tmp_path: Path) -> None:
