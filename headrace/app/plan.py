@@ -115,19 +115,19 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         block_size=_set(engine.block_size, "engine.block_size"),
         max_num_seqs=_set(engine.max_num_seqs, "engine.max_num_seqs"),
         max_step_tokens=_set(engine.max_step_tokens, "engine.max_step_tokens"),
-        chunk_tokens=_chunk_tokens(engine, backend.value),
+        chunk_tokens=chunk_tokens(engine, backend.value),
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
         batch_invariant=_batch_invariant(engine, backend.value),
-        async_scheduling=_async_scheduling(engine, backend.value),
+        async_scheduling=async_scheduling(engine, backend.value),
         kv_ram_bytes=_kv_ram(engine, hardware, facts),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
     )
 
 
-def _chunk_tokens(engine: EngineSettings, backend: str) -> Derived[int | None]:
+def chunk_tokens(engine: EngineSettings, backend: str) -> Derived[int | None]:
     """Return how many prompt tokens go beside few that decode: less where a step of them is a gap that one notices."""
     if backend == "cuda":
         return Derived(None, "a device computes long chunks in the time of short ones")
@@ -178,7 +178,8 @@ def _batch_invariant(engine: EngineSettings, backend: str) -> Derived[bool]:
     return Derived(True, f"the {backend} backend always is")
 
 
-def _async_scheduling(engine: EngineSettings, backend: str) -> Derived[bool]:
+def async_scheduling(engine: EngineSettings, backend: str) -> Derived[bool]:
+    """Return whether the next step is planned while one runs. Raises ConfigError where that cannot be."""
     if engine.async_scheduling != "auto":
         if engine.async_scheduling == "on" and backend == "native":
             raise ConfigError(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from random import Random
 from statistics import median
 
+import msgspec
+
 from headrace.app import backends
 from headrace.app.loading import OpenedModel
 from headrace.core.protocols import Executor
@@ -74,7 +76,8 @@ def measure_model(opened: OpenedModel, progress: Callable[[int, int], None]) -> 
     num_tokens = executor.num_blocks * executor.block_size
     todo = list(shapes(num_tokens, plan.max_context.value, plan.max_num_seqs.value, plan.max_step_tokens.value))
     try:
-        return measure_step_times(executor, todo, program.vocab_size, source, progress)
+        times = measure_step_times(executor, todo, program.vocab_size, source, progress)
+        return msgspec.structs.replace(times, on_device=plan.backend.value == "cuda")
     finally:
         executor.shutdown()
 

@@ -181,7 +181,7 @@ def _add_sim(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slo-tpot-ms", type=float, default=100.0, help="longest good mean ITL (default: 100)")
     parser.add_argument("--json", action="store_true", help="write JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
-    _add_settings(parser, (None, "engine"))
+    _add_settings(parser, (None, "engine", "scheduling"))
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:

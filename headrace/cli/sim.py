@@ -1,7 +1,8 @@
 """`headrace sim TRACE`: recorded arrivals through the real engine on a virtual clock.
 
 Owns how a simulation is asked for and shown. Settings are those of a server, so a server's configuration file can be
-tried on a trace as it stands; sizes come from --kv-tokens or, in parts of the trace's distinct tokens, from --shares.
+tried on a trace as it stands; what follows from the backend is as on the one whose step times are used. Sizes come from
+--kv-tokens or, in parts of the trace's distinct tokens, from --shares.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 import headrace
+from headrace.app.plan import async_scheduling, chunk_tokens
 from headrace.bench.report import Bar, Chart, render_page
 from headrace.bench.report import Table as HtmlTable
 from headrace.cli.configured import settings_from
 from headrace.cli.tables import print_table
 from headrace.core.errors import ConfigError
-from headrace.core.settings import PrefixPolicy, Settings
+from headrace.core.request import Reach
+from headrace.core.settings import EngineSettings, PrefixPolicy, Settings
 from headrace.sched import SchedulerLimits
 from headrace.sim import SimReport, SimShape, StepTimes, Trace, read_step_times, read_trace, simulate
 from headrace.sim.trace import TRACE_BLOCK
@@ -56,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
             with console.status(f"simulating {len(trace.arrivals):,} requests, {num_blocks:,} blocks, {policy}"):
                 reports.append(simulate(trace, _shape(args, settings, trace, times, num_blocks, share, policy)))
     if args.html is not None:
-        args.html.write_text(_page(reports, times), encoding="utf-8")
+        args.html.write_text(_page(reports, settings, times), encoding="utf-8")
         console.print(f"{args.html}")
     if args.json:
         sys.stdout.write(msgspec.json.encode(reports).decode() + "\n")
     else:
-        _print(reports, times)
+        _print(reports, settings, times)
     return 0
 
 
@@ -91,14 +94,20 @@ def _shape(
     share: float | None,
     policy: PrefixPolicy,
 ) -> SimShape:
-    engine = settings.engine
+    engine, backend = settings.engine, _backend(settings.engine, times)
+    window, sinks = engine.attention_window, engine.attention_sinks
     limits = SchedulerLimits(
         max_num_seqs=engine.max_num_seqs,
         max_step_tokens=engine.max_step_tokens,
+        chunk_tokens=chunk_tokens(engine, backend).value,
         max_context=engine.max_context or _CONTEXT,
         max_waiting=engine.max_waiting,
         prefix_cache=engine.prefix_cache,
         prefix_policy=policy,
+        attention_parity=times.attention_parity(),
+        policy=settings.scheduling,
+        reach=None if window is None else Reach(window=window, num_sinks=sinks),
+        plans_ahead=async_scheduling(engine, backend).value,
     )
     return SimShape(
         limits=limits,
@@ -109,6 +118,13 @@ def _shape(
         slo_tpot_s=args.slo_tpot_ms / 1e3,
         cache_share_percent=share,
     )
+
+
+def _backend(engine: EngineSettings, times: StepTimes) -> str:
+    """Return the backend whose engine is simulated: the one that was set, else one that step times are of."""
+    if engine.backend != "auto":
+        return engine.backend
+    return "cuda" if times.on_device else "native"
 
 
 def _cells(report: SimReport) -> tuple[str, ...]:
@@ -126,34 +142,36 @@ def _cells(report: SimReport) -> tuple[str, ...]:
     )
 
 
-def _conditions(reports: list[SimReport], times: StepTimes) -> list[tuple[str, str]]:
-    first = reports[0]
+def _conditions(reports: list[SimReport], settings: Settings, times: StepTimes) -> list[tuple[str, str]]:
+    first, backend = reports[0], _backend(settings.engine, times)
     return [
         ("trace", f"{first.trace}, {first.requests:,} requests, {first.duration_s:,.0f} s simulated"),
         ("good", f"TTFT at most {first.slo_ttft_ms:,.0f} ms and mean ITL at most {first.slo_tpot_ms:,.0f} ms"),
         ("step times", times.source),
+        ("prompts", f"as on the {backend} backend: {chunk_tokens(settings.engine, backend).reason}"),
+        ("planning", f"as on the {backend} backend: {async_scheduling(settings.engine, backend).reason}"),
         ("busy", ", ".join(f"{report.utilization:.0%}" for report in reports)),
         ("simulated in", f"{sum(report.wall_s for report in reports):,.1f} s"),
     ]
 
 
-def _print(reports: list[SimReport], times: StepTimes) -> None:
+def _print(reports: list[SimReport], settings: Settings, times: StepTimes) -> None:
     table = Table(title=f"{reports[0].trace}, blocks of {reports[0].block_size} tokens", title_justify="left")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in _COLUMNS[:2] else "right")
     for report in reports:
         table.add_row(*_cells(report))
     print_table(table)
-    for name, value in _conditions(reports, times):
+    for name, value in _conditions(reports, settings, times):
         print(f"{name}: {value}")
 
 
-def _page(reports: list[SimReport], times: StepTimes) -> str:
+def _page(reports: list[SimReport], settings: Settings, times: StepTimes) -> str:
     table = HtmlTable(
         title="All figures", columns=_COLUMNS, rows=tuple(_cells(report) for report in reports), note=_NOTE
     )
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by headrace {headrace.__version__}, headrace sim"
-    conditions = [("made", made), *_conditions(reports, times)]
+    conditions = [("made", made), *_conditions(reports, settings, times)]
     charts = (
         _chart(reports, "Prompt tokens found in the cache", "share of the prompt tokens", _hit_rate, "{:.1%}"),
         _chart(reports, "Good requests", "share of all requests", _good, "{:.1%}"),

@@ -41,8 +41,11 @@ def measured_steps(lines: Iterable[tuple[str, Line]], source: str) -> StepTimes:
     members: list[SeqId] = []
     terms: dict[int, tuple[int, int, int, float]] = {}
     observed: list[tuple[tuple[int, int, int, float], float]] = []
+    on_device = False
     for _, line in lines:
-        if isinstance(line, PlanLine) and line.step_id is not None:
+        if isinstance(line, LogLine):
+            on_device = line.limits.chunk_tokens is None  # engines on a CPU have one
+        elif isinstance(line, PlanLine) and line.step_id is not None:
             members = line.members if line.members is not None else members
             changed = {change.seq_id: (change.start, change.count) for change in line.changes}
             parts = [changed.get(seq_id) or (ends[seq_id], 1) for seq_id in members]
@@ -54,7 +57,7 @@ def measured_steps(lines: Iterable[tuple[str, Line]], source: str) -> StepTimes:
             observed.append((terms.pop(line.step_id), line.elapsed_s))
             for seq_id, _ in line.ends:
                 ends.pop(seq_id, None)
-    return fit(observed, source)
+    return fit(observed, source, on_device=on_device)
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from headrace.core.errors import ConfigError
-from headrace.core.step import Step
+from headrace.core.step import Row, Step
 
 _SWEEPS = 400
 _LEAST_STEPS = 8
@@ -31,6 +31,7 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     per_read   a token of context that such a row attends to
     per_token  a token of a prompt chunk
     per_pair   a token of a chunk attending to one before it
+    on_device  a GPU takes the steps, not the cores that plan: the engine cuts and plans them accordingly
     source     where the numbers come from
     """
 
@@ -39,6 +40,7 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     per_read: float = 0.0
     per_token: float
     per_pair: float = 0.0
+    on_device: bool = False
     source: str = ""
 
     def check(self) -> None:
@@ -52,10 +54,18 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def predict(self, step: Step) -> float:
         """Return the seconds that a step takes."""
-        rows, reads, tokens, pairs = step_terms((row.start, len(row.tokens)) for row in step.rows)
+        rows, reads, tokens, pairs = step_terms((_num_seen(row), len(row.tokens)) for row in step.rows)
         return (
             self.shared + self.per_row * rows + self.per_read * reads + self.per_token * tokens + self.per_pair * pairs
         )
+
+    def attention_parity(self) -> int | None:
+        """Return the position at which attending costs as much as the rest of a prompt's token; None: it is free."""
+        return max(round(self.per_token / self.per_pair), 1) if self.per_pair else None
+
+
+def _num_seen(row: Row) -> int:
+    return row.start if row.reach is None else min(row.start, row.reach.num_seen)
 
 
 def step_terms(members: Iterable[tuple[int, int]]) -> tuple[int, int, int, float]:
@@ -72,7 +82,9 @@ def step_terms(members: Iterable[tuple[int, int]]) -> tuple[int, int, int, float
     return rows, reads, tokens, pairs
 
 
-def fit(observed: Sequence[tuple[tuple[int, int, int, float], float]], source: str) -> StepTimes:
+def fit(
+    observed: Sequence[tuple[tuple[int, int, int, float], float]], source: str, *, on_device: bool = False
+) -> StepTimes:
     """Fit coefficients to (terms, seconds) of measured steps. Raises ConfigError if there are too few."""
     steps = [(terms, elapsed_s) for terms, elapsed_s in observed if elapsed_s > 0.0]
     if len(steps) < _LEAST_STEPS:
@@ -93,7 +105,15 @@ def fit(observed: Sequence[tuple[tuple[int, int, int, float], float]], source: s
                 gap = right[i] - sum(a * b for a, b in zip(left[i], x, strict=True))
                 x[i] = max(x[i] + gap / left[i][i], 0.0)
     row_s, read_s, token_s, pair_s = (value / scale for value, scale in zip(x[1:], scales, strict=True))
-    return StepTimes(shared=x[0], per_row=row_s, per_read=read_s, per_token=token_s, per_pair=pair_s, source=source)
+    return StepTimes(
+        shared=x[0],
+        per_row=row_s,
+        per_read=read_s,
+        per_token=token_s,
+        per_pair=pair_s,
+        on_device=on_device,
+        source=source,
+    )
 
 
 def known_step_times() -> dict[str, StepTimes]:

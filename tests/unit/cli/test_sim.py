@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from headrace.app.hardware import detect
+from headrace.app.plan import Derived, ModelFacts, resolve
 from headrace.cli import main
+from headrace.core.settings import EngineSettings, SchedulingSettings
+from headrace.sched import SchedulerLimits
+from headrace.sim import SimShape, read_step_times, read_trace, simulate
 
 
 @pytest.fixture
@@ -46,6 +52,40 @@ def test_settings_of_a_server_apply(trace: str, tmp_path: Path, capsys: pytest.C
     assert "100 blocks" in out
     assert "cost" in out
     assert "2 requests" in out
+
+
+@pytest.mark.parametrize(("times", "backend"), [("smollm2-135m-2-cores", "native"), ("llama-8b-h100", "cuda")])
+def test_steps_are_cut_and_planned_as_on_the_machine_of_the_step_times(
+    trace: str, times: str, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sim", trace, "--kv-tokens", "64000", "--step-times", times, "--rate", "50", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)[0]
+    facts = ModelFacts(name="m", max_positions=131_072, weight_bytes=1, kv_token_bytes=1)
+    plan = resolve(EngineSettings(), detect(), facts, Derived(backend, "asked for"))
+
+    def simulated(limits: SchedulerLimits) -> dict[str, object]:
+        used = SimShape(limits=limits, num_blocks=2000, block_size=32, times=read_step_times(times))
+        report: dict[str, object] = msgspec.to_builtins(simulate(read_trace(Path(trace)).faster(50), used))
+        return report | {"wall_s": told["wall_s"]}
+
+    limits = SchedulerLimits(
+        max_num_seqs=plan.max_num_seqs.value,
+        max_step_tokens=plan.max_step_tokens.value,
+        chunk_tokens=plan.chunk_tokens.value,
+        plans_ahead=plan.async_scheduling.value,
+        max_context=plan.max_context.value,
+        max_waiting=plan.max_waiting.value,
+        policy=SchedulingSettings(),
+    )
+    assert simulated(limits) == told
+    other = {"chunk_tokens": None} if plan.chunk_tokens.value else {"plans_ahead": False}
+    assert simulated(msgspec.structs.replace(limits, **other)) != told
+
+
+def test_a_queue_that_is_too_long_refuses_as_a_server_would(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sim", trace, "--kv-tokens", "64000", "--step-times", "smollm2-135m-2-cores", "--json"]
+    assert main([*command, "--max-waiting-tokens", "2000"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["refused"] > 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,22 +99,31 @@ def test_refused_requests_are_counted_and_hold_up_nobody(write_trace: Callable[.
     assert (nobody.completed, nobody.refused, nobody.ttft_ms.count) == (0, 1, 0)
 
 
-def test_planned_steps_are_those_of_a_model_that_computes() -> None:
+@pytest.mark.parametrize("plans_ahead", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [None, 100])
+def test_planned_steps_are_those_of_a_model_that_computes(chunk_tokens: int | None, plans_ahead: bool) -> None:
     """The same requests, all there at once, driven by hand on a model with a store of its own."""
     trace = conversations(num_users=5, num_turns=3)
     at_once = Trace("at once", tuple(msgspec.structs.replace(a, at_s=0.0) for a in trace.arrivals))
-    simulated = simulate(at_once, shape(70, max_context=2048))
-    limits = SchedulerLimits(max_num_seqs=8, max_step_tokens=1024, max_context=2048, max_waiting=99)
-    scheduler = Scheduler(BlockPool(70), 64, limits)
+    made = shape(70, max_context=2048, chunk_tokens=chunk_tokens, plans_ahead=plans_ahead)
+    simulated = simulate(at_once, made)
+    scheduler = Scheduler(BlockPool(70), 64, made.limits)
     # One token to sample from: the answer's tokens are alike then, as in the simulation.
     model = UniformModel(num_blocks=70, block_size=64, vocab_size=1)
     for number, arrival in enumerate(at_once.arrivals):
         prompt, sampling = arrival.prompt(), SamplingParams(temperature=0.0)
         scheduler.submit(Sequence(SeqId(number), prompt, sampling, max_tokens=arrival.output_len), 0.0)
-    num_steps = 0
-    while (step := scheduler.schedule(0.0)) is not None:
-        scheduler.commit(step, model.launch(step).result(), 0.0)
+    num_steps, busy_s, pending = 0, 0.0, deque()
+    while scheduler.has_work or pending:
+        while not pending or scheduler.can_overlap:
+            if (step := scheduler.schedule(busy_s)) is None:
+                break
+            pending.append((step, model.launch(step)))
+        step, result = pending.popleft()
         num_steps += 1
+        busy_s += TIMES.predict(step)
+        scheduler.commit(step, result.result(), busy_s)
     assert simulated.steps - 3 == num_steps
+    assert simulated.duration_s == pytest.approx(busy_s)
     assert simulated.preemptions == scheduler.totals.num_preemptions
     assert simulated.prompt_tokens_found == scheduler.totals.prefix_hits

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from headrace.core.errors import ConfigError
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Row, Step
 from headrace.sim import StepTimes, known_step_times, read_step_times
 from headrace.sim.step_times import fit, step_terms
@@ -22,6 +22,18 @@ def step(*members: tuple[int, int]) -> Step:
 def test_a_step_costs_the_sum_of_its_parts() -> None:
     assert TIMES.predict(step((100, 1), (50, 1))) == pytest.approx(2e-3 + 2e-4 + 150e-7)
     assert TIMES.predict(step((10, 4))) == pytest.approx(2e-3 + 12e-4 + 48e-8)
+
+
+def test_a_token_that_sees_a_window_costs_what_it_sees() -> None:
+    reach = Reach(window=20, num_sinks=5)
+    near, far = (Step(0, (Row(SeqId(0), start, [0], (0,), SamplingParams(), reach=reach),)) for start in (10, 9000))
+    assert TIMES.predict(near) == pytest.approx(2e-3 + 1e-4 + 10e-7)
+    assert TIMES.predict(far) == pytest.approx(2e-3 + 1e-4 + 25e-7)
+
+
+def test_attending_costs_as_much_as_the_rest_at_the_parity() -> None:
+    assert TIMES.attention_parity() == 30_000
+    assert msgspec.structs.replace(TIMES, per_pair=0.0).attention_parity() is None
 
 
 def test_a_fit_finds_the_coefficients_that_made_the_steps() -> None:
