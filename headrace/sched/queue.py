@@ -19,7 +19,7 @@ Source: earliest deadline first, Liu and Layland 1973, inside the fair shares of
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import nsmallest
@@ -83,7 +83,8 @@ class _Line:
         if sequence.deadline_s is None:
             del self._plain[sequence.seq_id]
         else:
-            self._dated.remove((due_s(sequence), sequence.seq_id, sequence))
+            place = bisect_left(self._dated, (due_s(sequence), sequence.seq_id), key=lambda entry: entry[:2])
+            del self._dated[place]
 
     def first(self, most: int) -> list[Sequence]:
         """Return the first sequences of both kinds, at most `most` of each."""
@@ -91,29 +92,53 @@ class _Line:
 
 
 class _Class:
-    """The sequences of one priority."""
+    """The sequences of one priority. Counted as they come and go: whoever asks at the door holds up the engine."""
 
     def __init__(self, now: float) -> None:
         self.served_s = now  # the last admission, or the end of emptiness
         self.returned: OrderedDict[SeqId, Sequence] = OrderedDict()
         self.lines: dict[str, _Line] = {}
+        self.num_tokens = 0  # of those that have not been admitted before
+        self._num_in_lines = 0
+        self._weight = 0.0  # of all tenants that have a line
 
     def __len__(self) -> int:
-        return len(self.returned) + sum(map(len, list(self.lines.values())))
+        return len(self.returned) + self._num_in_lines
 
-    def num_tokens(self) -> int:
-        """Count the tokens of those that have not been admitted before."""
-        return sum(line.num_tokens for line in list(self.lines.values()))
+    def push(self, sequence: Sequence) -> None:
+        """Put a new sequence into its tenant's line."""
+        account = sequence.account
+        line = self.lines.get(account.tenant)
+        if line is None:
+            line = self.lines[account.tenant] = _Line(account)
+            self._weight += account.weight
+        line.push(sequence)
+        self._num_in_lines += 1
+        self.num_tokens += len(sequence.tokens)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands."""
+        if self.returned.pop(sequence.seq_id, None) is not None:
+            return
+        account = sequence.account
+        line = self.lines[account.tenant]
+        line.remove(sequence)
+        self._num_in_lines -= 1
+        self.num_tokens -= len(sequence.tokens)
+        if not line:
+            del self.lines[account.tenant]
+            self._weight = self._weight - account.weight if self.lines else 0.0
 
     def ahead_of(self, tenant: str, weight: float) -> Ahead:
         """Return what of this class goes before a tenant's next sequence: its fair part of all, and its own."""
-        lines = list(self.lines.values())  # one call into C: other threads ask as well
-        total = Ahead(len(self.returned) + sum(map(len, lines)), sum(line.num_tokens for line in lines))
-        if len(lines) + (tenant not in self.lines) <= 1:
+        own = self.lines.get(tenant)
+        total = Ahead(len(self), self.num_tokens)
+        if len(self.lines) + (own is None) <= 1:
             return total
-        own = next((line for line in lines if line.account.tenant == tenant), None)
-        own_length, own_tokens = (len(own), own.num_tokens) if own is not None else (0, 0)
-        turns = sum(line.account.weight for line in lines if line is not own) / weight  # of others for each of its own
+        own_length, own_tokens, others = 0, 0, self._weight
+        if own is not None:
+            own_length, own_tokens, others = len(own), own.num_tokens, self._weight - own.account.weight
+        turns = max(others, 0.0) / weight  # of others for each of its own
         return Ahead(
             min(total.num_sequences, len(self.returned) + own_length + int(turns * (own_length + 1))),
             min(
@@ -156,11 +181,7 @@ class WaitingQueue:
     def push(self, sequence: Sequence, now: float) -> None:
         """Put a new sequence where its class, tenant and due time say."""
         self._now = now
-        lines = self._class_of(sequence).lines
-        line = lines.get(sequence.account.tenant)
-        if line is None:
-            line = lines[sequence.account.tenant] = _Line(sequence.account)
-        line.push(sequence)
+        self._class_of(sequence).push(sequence)
         self._count(sequence, 1)
 
     def put_back(self, sequence: Sequence) -> None:
@@ -174,14 +195,7 @@ class WaitingQueue:
         """Take a sequence out, wherever it stands."""
         classes = self._background if sequence.is_background else self._interactive
         group = classes[sequence.priority]
-        if sequence.seq_id in group.returned:
-            del group.returned[sequence.seq_id]
-        else:
-            tenant = sequence.account.tenant
-            line = group.lines[tenant]
-            line.remove(sequence)
-            if not line:
-                del group.lines[tenant]
+        group.remove(sequence)
         if not (group.returned or group.lines):
             del classes[sequence.priority]
         self._count(sequence, -1)
@@ -195,15 +209,15 @@ class WaitingQueue:
         sequences = tokens = own = 0
         ahead = Ahead(0, 0)
         if who.is_background:
-            half_above = list(self._interactive.values())
-            ahead = Ahead(self.num_interactive, sum(group.num_tokens() for group in half_above))
+            above = list(self._interactive.values())
+            ahead = Ahead(self.num_interactive, sum(group.num_tokens for group in above))
         for priority, group in half:
             sequences += len(group)
-            tokens += group.num_tokens()
+            tokens += group.num_tokens
             line = group.lines.get(who.tenant)
             own += 0 if line is None else len(line)
             if priority < who.priority:
-                ahead = Ahead(ahead.num_sequences + len(group), ahead.num_tokens + group.num_tokens())
+                ahead = Ahead(ahead.num_sequences + len(group), ahead.num_tokens + group.num_tokens)
             elif priority == who.priority:
                 part = group.ahead_of(who.tenant, weight)
                 ahead = Ahead(ahead.num_sequences + part.num_sequences, ahead.num_tokens + part.num_tokens)
@@ -286,6 +300,8 @@ class WaitingQueue:
             for priority, group in classes.items():
                 assert len(group), "an empty class is kept"
                 assert all(group.lines.values()), "an empty line is kept"
+                assert len(group) == sum(1 for _ in group), "a class miscounts"
+                assert group.num_tokens == sum(line.num_tokens for line in group.lines.values()), "its tokens, too"
                 for line in group.lines.values():
                     assert line.num_tokens == sum(len(s.tokens) for s in line), "a line miscounts its tokens"
                 for sequence in group:

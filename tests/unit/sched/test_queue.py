@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +43,34 @@ class Line:
             taken.append(sequence.seq_id)
         self.queue.check()
         return taken
+
+
+class Deadline(float):
+    """A float whose comparisons are calls, so that they can be counted."""
+
+    __hash__ = float.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other
+
+    def __lt__(self, other: float) -> bool:
+        return float(self) < float(other)
+
+
+def count_calls(work: Callable[[], object]) -> int:
+    """Count the calls that something makes, of Python and of C."""
+    calls = 0
+
+    def note(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 def test_equals_go_in_order_of_arrival() -> None:
@@ -140,3 +170,54 @@ def test_what_is_ahead_of_a_newcomer_depends_on_who_it_is(
     assert crowd.ahead == (num_ahead, num_tokens)
     is_beside = not newcomer.is_background
     assert (crowd.num_sequences, crowd.num_own) == ((20, 20 * (newcomer.tenant == "flood")) if is_beside else (0, 0))
+
+
+def test_the_door_counts_without_looking_at_the_lines_of_others() -> None:
+    """Whoever hands a request in holds the inbox meanwhile, which the engine thread takes once a step."""
+
+    def calls(num_tenants: int) -> int:
+        line = Line()
+        for seq_id in range(num_tenants):
+            sequence = Sequence(SeqId(seq_id), [1], SamplingParams(), max_tokens=5, urgency=Urgency(tenant=f"{seq_id}"))
+            sequence.account = line.shares.join(sequence.tenant)
+            line.queue.push(sequence, 0.0)
+        crowd = line.queue.crowd(Urgency(tenant="new"), 1.0)
+        assert (crowd.num_sequences, crowd.num_tokens, crowd.ahead.num_sequences) == (num_tenants,) * 3
+        return count_calls(lambda: line.queue.crowd(Urgency(tenant="new"), 1.0))
+
+    assert calls(1000) == calls(10)
+
+
+def test_one_of_many_with_deadlines_leaves_without_a_look_at_the_rest() -> None:
+    """Thousands that give up at once would else hold up the engine thread for seconds."""
+    line = Line()
+    sequences = []
+    for seq_id in range(2000):
+        urgency = Urgency(deadline_s=Deadline(seq_id / 100))
+        sequence = Sequence(SeqId(seq_id), [1], SamplingParams(), max_tokens=5, urgency=urgency)
+        sequence.account = line.shares.join(sequence.tenant)
+        line.queue.push(sequence, 0.0)
+        sequences.append(sequence)
+    assert count_calls(lambda: line.queue.remove(sequences.pop())) < 200
+    line.queue.check()
+    for sequence in sequences[::-1]:
+        line.queue.remove(sequence)
+    assert len(line.queue) == 0
+
+
+def test_counts_and_weights_follow_every_coming_and_going() -> None:
+    line = Line(gold=3.0)
+    first = line.push(0, tenant="gold")
+    line.push(1, tenant="gold", length=4)
+    line.push(2, tenant="a", deadline_s=5.0)
+    line.push(3, tenant="b")
+    assert line.queue.crowd(Urgency(tenant="a"), 1.0).ahead.num_sequences == 4  # 4 turns of others beside its own
+    line.queue.remove(first)
+    line.queue.put_back(first)  # preempted
+    line.queue.check()
+    crowd = line.queue.crowd(Urgency(tenant="gold"), 3.0)
+    assert (crowd.num_sequences, crowd.num_tokens, crowd.num_own) == (4, 24, 1)
+    for sequence in line.sequences.values():
+        line.queue.remove(sequence)
+        line.queue.check()
+    assert line.queue.crowd(Urgency(), 1.0).ahead == (0, 0)
