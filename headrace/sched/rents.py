@@ -19,18 +19,18 @@ class Rents:
         self._pool = pool
         self._block_size = block_size
         self._users: list[tuple[int, list[int]]] = []
-        self._dues: dict[int, int] = {}
+        self._dues: list[tuple[int, int]] = []  # block and nanoseconds, once each
 
     def note_use(self, seq_id: SeqId, blocks: list[int]) -> None:
         """Take note that a sequence is about to share these blocks."""
         if blocks:
             self._users.append((seq_id, blocks))
-            self._dues.update(self._pool.resting(blocks))
+            self._dues += self._pool.resting(blocks)
 
     def begin(self) -> None:
         """Forget the step before."""
         if self._users:
-            self._users, self._dues = [], {}
+            self._users, self._dues = [], []
 
     @property
     def of_step(self) -> tuple[Owed, ...]:
@@ -38,7 +38,7 @@ class Rents:
         users, dues = self._users, self._dues
         if not dues:
             return ()
-        parts = share_rent(dues, users)
+        parts = [sum(ns for _, ns in dues)] if len(users) == 1 else share_rent(dict(dues), users)
         return tuple(
             Owed(seq_id, part, len(blocks) * self._block_size)
             for (seq_id, blocks), part in zip(users, parts, strict=True)
