@@ -4,9 +4,9 @@
 
 decode   schedule + commit of a step in which every sequence computes one token, in the middle of its answer
 queue    the same while 256 more sequences of 8 tenants wait for a place
-hit      one request whose prompt is in the prefix cache but for its last block: what its look-up, its admission and
-         its release add to the step of an engine that is otherwise idle;
-         `make` is the making of the sequence, tokens packed.
+hit      one request whose prompt is in the prefix cache but for its last block, on an engine that is otherwise idle:
+         submit and step. What is more than with a prompt of one block, of which nothing is cached, is the hit's:
+         look-up, shared blocks, release. `make` is the making of the sequence, tokens packed, on another thread.
 
 Medians over repeats, with the 90th percentile. Prints one JSON object.
 """
@@ -18,9 +18,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 
+from headrace.app.hardware import detect
 from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Sample, Step, StepResult
 from headrace.kv import BlockPool
@@ -109,8 +111,11 @@ def main() -> int:
     document = {
         "decode": [decode(rows, 0, args.steps) for rows in (1, 64, 256)],
         "queue": [decode(rows, 256, args.steps) for rows in (64, 256)],
-        "hit": [hit(length, args.steps) for length in (1024, 4096, 16384)],
+        "hit": [hit(length, args.steps) for length in (BLOCK, 1024, 4096, 16384)],
         "python": sys.version.split()[0],
+        "cpu": detect().cpu,
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "command": f"python bench/scheduler_cost.py --steps {args.steps}",
     }
     text = json.dumps(document, indent=2)
     print(text)
