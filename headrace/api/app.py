@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, swap, tokenize, why
+from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, swap, tokenize, welcome, why
 from headrace.api.access import ANSWERING, Access
 from headrace.api.calls import Call
 from headrace.api.errors import error_response, plain_error
@@ -28,6 +28,7 @@ from headrace.core.tracing import Span
 _log = logging.getLogger(__name__)
 
 _ROUTES = [
+    Route("/", welcome.welcome, methods=["GET"]),
     Route("/v1/chat/completions", chat.create_chat_completion, methods=["POST"]),
     Route("/v1/completions", completions.create_completion, methods=["POST"]),
     Route("/v1/messages", messages.create_message, methods=["POST"]),
@@ -93,7 +94,9 @@ async def _router_error(http: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     if err.status_code == 404:
         return plain_error(404, f"no endpoint {http.url.path}; the API lives under /v1", "not_found")
-    return plain_error(err.status_code, f"{http.method} {http.url.path}: {err.detail}", "method_not_allowed")
+    allowed = (err.headers or {}).get("allow") or (err.headers or {}).get("Allow", "")
+    message = f"{http.url.path} does not take {http.method}; use {allowed}"
+    return plain_error(err.status_code, message, "method_not_allowed")
 
 
 async def _client_gone(http: Request, err: Exception) -> Response:

@@ -91,6 +91,10 @@ class Plan:
 def _shown(value: object) -> str:
     if isinstance(value, Reach):
         return f"first {value.num_sinks:,} and last {value.window:,} tokens"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value}"
 
 

@@ -35,6 +35,7 @@ from headrace.bench.utilization import Utilization, utilization
 from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
 from headrace.cli.remote import RemoteChat
+from headrace.cli.tables import print_table
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,7 +144,7 @@ def _print_offline(report: OfflineReport, title: str) -> None:
     for name, spread in rows:
         digits = 3 if name.endswith("ms") else 0
         table.add_row(name, f"{spread.median:,.{digits}f}", f"{spread.low:,.{digits}f} … {spread.high:,.{digits}f}")
-    Console().print(table)
+    print_table(table)
 
 
 def _print_use(used: Utilization | None, first_token_s: float | None, peak_bytes: int) -> None:
@@ -156,7 +157,7 @@ def _print_use(used: Utilization | None, first_token_s: float | None, peak_bytes
             ("prefill multiplies", f"{used.prefill_top_per_s:.2f} TOP/s", used.prefill_compute_share, "of the peak"),
         ):
             table.add_row(name, rate, f"{share:.0%} {of}")
-        console.print(table)
+        print_table(table)
         limits = used.limits
         console.print(
             f"limits measured now: {limits.read_gb_per_s:.1f} GB/s read, int8 {limits.int8_top_per_s:.2f} TOP/s, "
@@ -186,7 +187,7 @@ def _print_http(report: LoadReport, plan: LoadPlan, use: EngineUse | None) -> No
         values = (found.mean, found.p50, found.p90, found.p99, found.max)
         table.add_row(name, *(f"{v:,.2f}" if found.count else "–" for v in values))
     console = Console()
-    console.print(table)
+    print_table(table)
     rate = report.prompt_tokens / max(report.duration_s, 1e-9)
     console.print(f"prompts: {report.prompt_tokens:,} tokens, {rate:,.0f} a second; seed {plan.seed}", soft_wrap=True)
     if use is not None:

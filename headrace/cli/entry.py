@@ -14,9 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import headrace
 from headrace.cli.accounts_grammar import add_budgets, add_keys, add_ledger, add_limits, add_prices, add_tenants
 from headrace.cli.audit_grammar import add_audit
 from headrace.cli.flags import add_setting_flags
+from headrace.cli.parser import Parser
 from headrace.core.errors import ConfigError, Conflict, HeadraceError, InvalidRequest, NotFound, UnknownModel
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -26,7 +28,11 @@ _MODEL_HELP = "known name or source: hf:ORG/REPO, pypi:PACKAGE==VERSION!PATH, ht
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_CONFIG
     try:
         command = importlib.import_module(f"headrace.cli.{args.command}")
         code: int = command.run(args)
@@ -38,15 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has enough
         sys.stderr.close()
         return EXIT_OK
+    except OSError as err:
+        if err.filename is None:
+            raise
+        print(f"headrace: {err.filename}: {err.strerror}", file=sys.stderr)
+        return EXIT_CONFIG
     return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the whole grammar."""
-    parser = argparse.ArgumentParser(
-        prog="headrace", description="Serve language models: from HTTP to the last multiply."
+    parser = Parser(
+        prog="headrace",
+        description="Serve language models: from HTTP to the last multiply.",
+        epilog="`headrace COMMAND --help` has the flags of a command.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"headrace {headrace.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve models over the OpenAI API")
     serve.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL_HELP)

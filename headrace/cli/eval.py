@@ -13,6 +13,7 @@ from rich.table import Table
 from headrace.app.scoring import open_scorer
 from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
+from headrace.cli.tables import print_table
 from headrace.core.settings import Settings
 from headrace.evals import Comparison, Interval, compare_scorers, default_text
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             table.add_row(name, f"{value.value:.5f}", f"{value.low:.5f} … {value.high:.5f}")
         else:
             table.add_row(name, f"{value:.5f}", "")
-    Console().print(table)
+    print_table(table)
     return 0
 
 

@@ -36,7 +36,8 @@ def _flag(leaf: SettingField) -> str:
 
 
 def _help(leaf: SettingField) -> str:
-    default = "" if leaf.default is None else f" (default: {leaf.default})"
+    value = str(leaf.default).lower() if isinstance(leaf.default, bool) else leaf.default
+    default = "" if value is None else f" (default: {value})"
     return (leaf.help + default).replace("%", "%%")
 
 
@@ -44,4 +45,6 @@ def _metavar(leaf: SettingField) -> str:
     choices = get_args(leaf.type)
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)
+    if leaf.type is bool:
+        return "true|false"
     return leaf.name.rpartition("_")[2].upper()

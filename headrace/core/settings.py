@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
 
@@ -461,7 +461,9 @@ def _convert(leaf: SettingField, value: object, source: str, *, strict: bool) ->
         return msgspec.convert(value, leaf.type, strict=strict)
     except msgspec.ValidationError as err:
         shown = "(hidden)" if leaf.name in _SECRET else repr(value)
-        raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {err}", param=leaf.key) from err
+        choices = [choice for choice in get_args(leaf.type) if isinstance(choice, str)]
+        wanted = f"it must be one of {', '.join(choices)}" if choices else str(err)
+        raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {wanted}", param=leaf.key) from err
 
 
 def _is_setting(name: str) -> bool:

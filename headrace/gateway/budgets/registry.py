@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from headrace.core.errors import InvalidRequest, NotFound
+from headrace.econ.money import show_usd
 from headrace.gateway.audit import Journal
 from headrace.gateway.budgets.account import Spend
 from headrace.gateway.budgets.periods import check_period, check_timezone
@@ -58,12 +59,12 @@ class BudgetRegistry:
         """Add a budget, or change the one for the same subject, model and period."""
         period, timezone = check_period(period), check_timezone(timezone)
         if not 0 <= limit_nano <= MAX_NANO:
-            raise InvalidRequest(f"limit is {limit_nano} nano-dollars; it must be 0 to {MAX_NANO}", param="limit_nano")
-        if soft_nano is not None and not 0 <= soft_nano <= limit_nano:
             raise InvalidRequest(
-                f"the soft mark is {soft_nano} nano-dollars; it must be between 0 and the limit of {limit_nano}",
-                param="soft_nano",
+                f"the limit is ${show_usd(limit_nano)}; it must be 0 to ${show_usd(MAX_NANO)}", param="limit_nano"
             )
+        if soft_nano is not None and not 0 <= soft_nano <= limit_nano:
+            limits = f"between $0 and the limit, ${show_usd(limit_nano)}"
+            raise InvalidRequest(f"the soft mark is ${show_usd(soft_nano)}; it must be {limits}", param="soft_nano")
         check_model(model)
         async with self._database.transaction() as tx:
             await check_subject(tx, subject)

@@ -79,20 +79,43 @@ def _panel(panel: Panel, place: dict[str, Data]) -> dict[str, Data]:
         "description": panel.help,
         "datasource": _SOURCE,
         "gridPos": place,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": _custom(panel)}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0, "custom": _custom(panel)},
+            "overrides": _overrides(panel),
+        },
         "options": _options(panel),
         "targets": [
             {
-                "refId": chr(ord("A") + index),
+                "refId": _ref(index),
                 "datasource": _SOURCE,
-                "expr": expr,
-                "legendFormat": legend,
+                "expr": query.expr,
+                "legendFormat": query.legend,
                 "format": "heatmap" if is_heatmap else "time_series",
                 "range": True,
             }
-            for index, (legend, expr) in enumerate(panel.queries)
+            for index, query in enumerate(panel.queries)
         ],
     }
+
+
+def _overrides(panel: Panel) -> list[Data]:
+    """Give queries with a unit of their own that unit, and an axis on the right."""
+    return [
+        {
+            "matcher": {"id": "byFrameRefID", "options": _ref(index)},
+            "properties": [
+                {"id": "unit", "value": query.unit},
+                {"id": "custom.axisPlacement", "value": "right"},
+            ],
+        }
+        for index, query in enumerate(panel.queries)
+        if query.unit
+    ]
+
+
+def _ref(index: int) -> str:
+    """Return the letter by which Grafana knows a query."""
+    return chr(ord("A") + index)
 
 
 def _custom(panel: Panel) -> dict[str, Data]:

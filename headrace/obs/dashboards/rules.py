@@ -135,7 +135,8 @@ def _burn_alert(burn: Burn, target: float) -> Alert:
         name=burn.name,
         expr=expr,
         severity=burn.severity,
-        summary="{{ $labels.model_name }} misses its objectives " + f"{burn.factor:g} times as often as it may",
+        summary="{{ $labels.model_name }} misses its objectives "
+        + (f"{burn.factor:g} times as often as it may" if burn.factor > 1 else "more often than it may"),
         description=f"More than {limit:.4%} of its requests of the last {burn.long} were late or failed. "
         "headrace_slo_misses_total says which objective; the dashboard's latency row says where the time went.",
         at=burn.long,

@@ -12,12 +12,20 @@ from typing import Literal
 import msgspec
 
 
+class Query(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One line of a panel. With a `unit` of its own it is drawn against the axis on the right."""
+
+    legend: str
+    expr: str
+    unit: str = ""
+
+
 class Panel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One panel; `queries` are (legend, expression)."""
+    """One panel; `unit` is that of all queries that have none of their own."""
 
     title: str
     unit: str
-    queries: tuple[tuple[str, str], ...]
+    queries: tuple[Query, ...]
     help: str = ""
     kind: Literal["timeseries", "stat", "heatmap"] = "timeseries"
     width: int = 8

@@ -138,6 +138,20 @@ def test_unknown_paths_and_methods_have_openai_errors(api: Any) -> None:
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     wrong = api.call("GET", "/v1/completions")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert wrong.json()["error"]["message"] == "/v1/completions does not take GET; use POST"
+
+
+def test_a_browser_is_shown_what_is_served_and_a_command_that_asks_it(make_api: Any) -> None:
+    page = make_api().call("GET", "/", headers={"accept": "text/html,*/*", "host": "here:8000"})
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "<td>echo</td><td>prompt and answer of up to 64 tokens</td>" in page.text
+    assert "curl http://here:8000/v1/chat/completions" in page.text
+    assert "<script" not in page.text
+    plain = make_api().call("GET", "/")
+    assert plain.text == "Headrace 1.2.3 serves echo at http://test/v1\n"
+    hostile = make_api().call("GET", "/", headers={"accept": "text/html", "host": "<b>x"})
+    assert "<b>x" not in hostile.text
+    assert make_api(gatekeeper=SharedKey("s3cret")).call("GET", "/").status_code == 401
 
 
 def test_a_key_guards_all_but_health(make_api: Any) -> None:

@@ -94,6 +94,7 @@ def test_a_queue_that_is_too_long_refuses_as_a_server_would(trace: str, capsys: 
         (["--kv-tokens", "3"], "holds no block of 32"),
         (["--step-times", "abacus"], "'abacus' are neither known"),
         (["--rate", "0"], "above 0"),
+        (["--kv-tokens", "6400", "--html", "/nowhere/page.html"], "/nowhere/page.html: No such file or directory"),
     ],
 )
 def test_wrong_flags_are_one_line_and_code_2(

@@ -75,6 +75,23 @@ def test_every_name_in_dashboards_and_rules_is_a_metric_or_recorded() -> None:
     assert used - known_names() - recorded == set()
 
 
+def test_every_line_of_a_panel_has_the_unit_of_what_it_shows() -> None:
+    """Counters are rates, never totals since a start; seconds, bytes and tokens a second say so."""
+    for panel in dashboard()["panels"]:
+        defaults = panel.get("fieldConfig", {"defaults": {}, "overrides": []})
+        own = {each["matcher"]["options"]: each["properties"][0]["value"] for each in defaults["overrides"]}
+        for target in panel.get("targets", ()):
+            expr, unit = target["expr"], own.get(target["refId"], defaults["defaults"]["unit"])
+            for counter in re.findall(r"[\w:]+_total\b", expr):
+                assert re.search(rf"(rate|increase)\({counter}", expr), expr
+            if re.search(r"_quantile.*_seconds_bucket|^(min|max)?\(?\w+_seconds\b", expr):
+                assert unit == "s", expr
+            if re.search(r"^\w+_bytes\b", expr):
+                assert unit == "bytes", expr
+            if re.search(r"rate\(\S*_tokens(_cached)?_total", expr) and "/" not in expr:
+                assert unit == "suffix: tok/s", expr
+
+
 def test_panels_lie_beside_one_another() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) > 25
