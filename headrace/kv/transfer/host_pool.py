@@ -29,7 +29,8 @@ class HostPool:
         self.block_bytes = block_bytes
         self._stride = -(-(HEADER_BYTES + block_bytes) // _ALIGN) * _ALIGN
         try:
-            memory = mmap.mmap(-1, num_slots * self._stride)
+            # Private: memory that might be shared gets small pages, and copies to it are a quarter slower.
+            memory = mmap.mmap(-1, num_slots * self._stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError) as error:
             raise OutOfMemory(
                 f"{num_slots:,} host slots of {block_bytes:,} bytes for KV blocks are more than the system gives; "
