@@ -60,6 +60,7 @@ class DeviceOptions:
     max_step_tokens  longest step; scratch memory is proportional to it
     max_rows         most rows in a step
     is_invariant     bits do not depend on the batch; slower
+    records_graphs   replay decode steps; False: op by op, to compare with
     is_warmed        go through every kind of step before the first one; None: on a GPU
     """
 
@@ -69,6 +70,7 @@ class DeviceOptions:
     max_rows: int = 64
     quantization: Quantization = "auto"
     is_invariant: bool = False
+    records_graphs: bool = True
     is_warmed: bool | None = None
 
 
@@ -100,7 +102,7 @@ class CudaExecutor:
         self._num_blocks, self._block_size = num_blocks, block_size
         self._options, self._host = options, host
         self._queues = open_queues(self._device)
-        self._graphs = Graphs(self._device, buckets(options.max_rows))
+        self._graphs = Graphs(self._device, buckets(options.max_rows), is_recording=options.records_graphs)
         with named_failures(
             f"the weights, a KV pool of {num_blocks:,} blocks of {block_size} tokens, and steps of up to "
             f"{options.max_step_tokens:,} tokens",

@@ -34,10 +34,10 @@ def buckets(max_rows: int) -> tuple[int, ...]:
 class Graphs:
     """Records what it is given the first time a bucket is run, and replays it from then on."""
 
-    def __init__(self, device: torch.device, sizes: tuple[int, ...]) -> None:
+    def __init__(self, device: torch.device, sizes: tuple[int, ...], *, is_recording: bool = True) -> None:
         self.sizes = sizes
         self._device = device
-        self._is_recording = device.type == "cuda"
+        self._is_recording = is_recording and device.type == "cuda"
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
         self._pool: tuple[int, int] | None = None
 
