@@ -61,7 +61,7 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
         kv_token_bytes = kv_block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
     elif backend == "cuda":
         weight_bytes = forms.weight_bytes(program, checkpoint, engine.quantization)
-        kv_token_bytes = forms.kv_block_bytes(layers, block_size=1)
+        kv_token_bytes = forms.kv_block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
     else:
         weight_bytes = sum(4 * math.prod(spec.shape) for spec in program.weights)
         kv_token_bytes = block_bytes(layers, block_size=1, kv_dtype=engine.kv_dtype)
@@ -154,7 +154,10 @@ def _open_cuda(
         options=DeviceOptions(
             max_step_tokens=plan.max_step_tokens.value,
             max_rows=plan.max_num_seqs.value,
+            max_context=plan.max_context.value,
             quantization=plan.quantization.value,
+            kv_dtype=plan.kv_dtype.value,
+            has_reach=plan.reach.value is not None,
             is_invariant=plan.batch_invariant.value,
         ),
         host=host,

@@ -111,7 +111,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         model=facts.name,
         backend=backend,
         quantization=_quantization(engine, backend.value),
-        kv_dtype=_kv_dtype(engine, backend.value),
+        kv_dtype=_set(engine.kv_dtype, "engine.kv_dtype"),
         threads=_threads(engine, hardware),
         max_context=context,
         reach=reach,
@@ -167,15 +167,6 @@ def _quantization(engine: EngineSettings, backend: str) -> Derived[Quantization]
     return _set(engine.quantization, "engine.quantization")
 
 
-def _kv_dtype(engine: EngineSettings, backend: str) -> Derived[KvDtype]:
-    if backend == "cuda" and engine.kv_dtype == "int8":
-        raise ConfigError(
-            "engine.kv_dtype is 'int8', and the cuda backend keeps K and V as bf16; leave it at 'auto'",
-            param="engine.kv_dtype",
-        )
-    return _set(engine.kv_dtype, "engine.kv_dtype")
-
-
 def _batch_invariant(engine: EngineSettings, backend: str) -> Derived[bool]:
     if backend == "cuda":
         return _set(engine.batch_invariant, "engine.batch_invariant")
@@ -200,12 +191,6 @@ def async_scheduling(engine: EngineSettings, backend: str) -> Derived[bool]:
 def _reach(engine: EngineSettings, facts: ModelFacts) -> Derived[Reach | None]:
     if engine.attention_window is None:
         return Derived(None, "tokens attend to all before them")
-    if facts.on_device:
-        raise ConfigError(
-            f"engine.attention_window is {engine.attention_window:,}; the cuda backend attends to the whole context: "
-            "leave it out, or use the native backend",
-            param="engine.attention_window",
-        )
     reach = Reach(window=engine.attention_window, num_sinks=engine.attention_sinks)
     if reach.num_seen > facts.max_positions:
         raise ConfigError(

@@ -7,14 +7,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from headrace.core.errors import ConfigError, EngineDead
-from headrace.core.request import Reach, SamplingParams, SeqId
+from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import BlockCopy, CopyKind, Row, Step
 from headrace.executor import ReferenceExecutor
+from headrace.executor.cuda import model
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
+from headrace.ops.cuda.linear import linear
 from headrace.testing.checkpoints import Family, write_checkpoint
 from tests.parity.drive import scored_step
 
@@ -225,6 +228,38 @@ def test_scores_of_many_positions_are_those_of_few(tmp_path: Path, device: str) 
     np.testing.assert_allclose([s.logprob for s in found], [s.logprob for s in expected], atol=1e-3)
 
 
+def test_behind_the_last_attention_only_tokens_that_somebody_asks_about_go_on(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1)
+    executor = cuda(path, device)
+    prompt = tuple(prompts(7, (12,))[0])
+    filling = Row(SeqId(0), 0, prompt, (1,), None)
+    rows = (
+        filling,
+        Row(SeqId(1), 0, prompt, (2,), GREEDY, score=((3, 5), (11, 9))),
+        Row(SeqId(2), 0, (7,), (3,), GREEDY),
+    )
+    expected = reference(path).launch(Step(0, rows)).result()
+    counts: list[int] = []
+
+    def counted(x: torch.Tensor, *args: object, **options: object) -> None:
+        counts.append(len(x))
+        linear(x, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "linear", counted)
+    result = executor.launch(Step(0, rows)).result()
+    assert counts[0] == 25
+    assert counts[1:-2] == [3] * len(counts[1:-2])  # the ends of two rows, one of them scored as well, and one more
+    assert counts[-2:] == [2, 2]  # logits to sample from, and to score
+    assert result.samples == expected.samples
+    assert [s.logprob for s in result.scored[1]] == pytest.approx([s.logprob for s in expected.scored[1]], abs=1e-4)
+    counts.clear()
+    assert executor.launch(Step(1, (filling,))).result().samples == (None,)
+    assert counts == [12]
+    executor.shutdown()
+
+
 def test_two_steps_may_be_pending(tmp_path: Path, device: str) -> None:
     executor = cuda(write_checkpoint(tmp_path / "llama", "llama"), device)
     first = executor.launch(Step(0, (Row(SeqId(1), 0, (5, 6), (0,), GREEDY),)))
@@ -243,8 +278,6 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, device: str) -> None:
     row = Row(SeqId(1), 0, (1,), (0,), GREEDY)
     with pytest.raises(ValueError, match="a step of 40 tokens"):
         executor.launch(Step(0, (msgspec.structs.replace(row, tokens=(1,) * 40, blocks=(0, 1, 2)),)))
-    with pytest.raises(ValueError, match="reach"):
-        executor.launch(Step(0, (msgspec.structs.replace(row, reach=Reach(window=8)),)))
     with pytest.raises(ValueError, match="in 1 blocks"):
         executor.launch(Step(0, (msgspec.structs.replace(row, start=16),)))
     executor.shutdown()

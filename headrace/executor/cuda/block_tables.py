@@ -3,7 +3,7 @@
 Owns: the device table [lines, width] and which sequence has which line. A step brings the changes as (place, block)
 pairs; a sequence that decodes brings one about every `block_size` tokens.
 Invariant: after a step's changes are applied, line l holds block b at place p // block_size for every position p that
-the sequence's layers may read; places of evicted blocks are stale and never read.
+the sequence's layers may read; places of evicted blocks, which lie behind those of the sinks, are stale and never read.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ class _Entry:
     line: int
     blocks: tuple[int, ...] = ()
     num_evicted: int = 0
+    num_front: int = 0  # blocks of the sinks, in front of those evicted
 
 
 class BlockTables:
     """Lines of `width` places for up to `num_lines` sequences."""
 
-    def __init__(self, device: torch.device, *, num_lines: int, width: int) -> None:
+    def __init__(self, device: torch.device, *, num_lines: int, width: int, block_size: int) -> None:
         self.device_table = torch.zeros((num_lines, width), dtype=torch.int32, device=device)
         self._width = width
+        self._block_size = block_size
         self._entries: dict[SeqId, _Entry] = {}
         self._free = list(range(num_lines - 1, -1, -1))
 
@@ -46,16 +48,18 @@ class BlockTables:
             lines[i] = entry.line
             if entry.blocks is row.blocks and entry.num_evicted == row.num_evicted:
                 continue
-            first = self._first_change(entry, row)
-            entry.blocks, entry.num_evicted = row.blocks, row.num_evicted
-            changed = np.array(row.blocks[first:], np.int32)
-            at = first + row.num_evicted
-            if at + len(changed) > self._width:
+            num_front = 0 if row.reach is None else -(-row.reach.num_sinks // self._block_size)
+            first = _first_change(entry, row, num_front)
+            entry.blocks, entry.num_evicted, entry.num_front = row.blocks, row.num_evicted, num_front
+            end = len(row.blocks) + row.num_evicted
+            if end > self._width:
                 raise ValueError(
-                    f"sequence {row.seq_id} has {at + len(changed)} blocks; this executor has room for {self._width}"
+                    f"sequence {row.seq_id} is {end} blocks long; this executor has room for {self._width}"
                 )
-            places.append(entry.line * self._width + at + np.arange(len(changed), dtype=np.int32))
-            blocks.append(changed)
+            own = np.arange(first, len(row.blocks), dtype=np.int32)
+            own[own >= num_front] += row.num_evicted
+            places.append(entry.line * self._width + own)
+            blocks.append(np.array(row.blocks[first:], np.int32))
         if not places:
             return lines, np.empty((2, 0), np.int32)
         return lines, np.stack((np.concatenate(places), np.concatenate(blocks)))
@@ -64,13 +68,6 @@ class BlockTables:
         """Write changes that have come to the device."""
         if changes.shape[1]:
             self.device_table.view(-1)[changes[0].long()] = changes[1]
-
-    def _first_change(self, entry: _Entry, row: Row) -> int:
-        """Return from which block on a row differs from what its line says."""
-        known = len(entry.blocks)
-        if entry.num_evicted == row.num_evicted and row.blocks[:known] == entry.blocks:
-            return known
-        return 0
 
     def _add(self, seq_id: SeqId, step: Step) -> _Entry:
         """Give a new sequence a line; sequences that are not in this step make room if need be."""
@@ -83,3 +80,12 @@ class BlockTables:
         entry = _Entry(self._free.pop())
         self._entries[seq_id] = entry
         return entry
+
+
+def _first_change(entry: _Entry, row: Row, num_front: int) -> int:
+    """Return from which block on a row's line has to be written: those that stay are where they were."""
+    gone = row.num_evicted - entry.num_evicted
+    if gone < 0 or num_front != entry.num_front:
+        return 0
+    known = entry.blocks[:num_front] + entry.blocks[num_front + gone :]
+    return len(known) if row.blocks[: len(known)] == known else 0

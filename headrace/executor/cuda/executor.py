@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import HostMemory, Pending
-from headrace.core.settings import Quantization
+from headrace.core.settings import KvDtype, Quantization
 from headrace.core.step import Row, Step, StepResult
 from headrace.executor.cuda.answers import Draw, Scores, landing, landing_draw, read_step
 from headrace.executor.cuda.block_tables import BlockTables
-from headrace.executor.cuda.device_batch import BatchShape, HostBatch, pack_step
+from headrace.executor.cuda.device_batch import BatchShape, HostBatch, WantedTokens, pack_step, wanted_tokens
 from headrace.executor.cuda.failures import named_failures
 from headrace.executor.cuda.feed import Feed
 from headrace.executor.cuda.graphs import Graphs, buckets
@@ -59,6 +59,10 @@ class DeviceOptions:
     dtype            of activations and KV: bfloat16, float16, or float32 for proofs
     max_step_tokens  longest step; scratch memory is proportional to it
     max_rows         most rows in a step
+    max_context      positions of one sequence; None: those that the model was trained for
+    kv_dtype         int8, or whatever dtype is
+    has_reach        rows see less than all before them as a rule: graphs are recorded for such; without it, steps
+                     that hold such a row run op by op
     is_invariant     bits do not depend on the batch; slower
     records_graphs   replay decode steps; False: op by op, to compare with
     is_warmed        go through every kind of step before the first one; None: on a GPU
@@ -68,7 +72,10 @@ class DeviceOptions:
     dtype: str = "bfloat16"
     max_step_tokens: int = 512
     max_rows: int = 64
+    max_context: int | None = None
     quantization: Quantization = "auto"
+    kv_dtype: KvDtype = "auto"
+    has_reach: bool = False
     is_invariant: bool = False
     records_graphs: bool = True
     is_warmed: bool | None = None
@@ -139,11 +146,18 @@ class CudaExecutor:
             dtype=dtype,
             device=self._device,
             is_invariant=options.is_invariant,
+            has_int8_kv=options.kv_dtype == "int8",
         )
-        width = min(num_blocks, -(-(program.max_positions + options.max_step_tokens) // block_size)) + 2
-        self._tables = BlockTables(self._device, num_lines=2 * options.max_rows + 2, width=width)
+        longest = max(options.max_context or 0, program.max_positions) + options.max_step_tokens
+        self._tables = BlockTables(
+            self._device, num_lines=2 * options.max_rows + 2, width=-(-longest // block_size) + 2, block_size=block_size
+        )
         self._shape = BatchShape(
-            block_size=block_size, num_blocks=num_blocks, vocab_size=program.vocab_size, sizes=self._model.tile_sizes()
+            block_size=block_size,
+            num_blocks=num_blocks,
+            vocab_size=program.vocab_size,
+            sizes=self._model.tile_sizes(),
+            widest_window=program.widest_window(),
         )
         self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
         self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
@@ -199,12 +213,16 @@ class CudaExecutor:
         if not step.rows and bucket is None:
             done = self._queues.mark(Queue.COMPUTE) if copied is None else copied
             return Deferred(lambda: _finished(step, done, started))
+        has_reach = self._has_reach(step)
+        if has_reach and not self._options.has_reach:
+            bucket = None
         lines, changes = self._tables.update(step)
-        batch = pack_step(step, lines, self._shape, bucket=bucket)
+        batch = pack_step(step, lines, self._shape, bucket=bucket, has_reach=has_reach)
         self._check_length(batch)
-        drawn, hidden = self._run(model, step, batch, changes, bucket)
+        wanted = wanted_tokens(step, batch, vocab_size=model.vocab_size)
+        drawn, hidden = self._run(model, step, batch, wanted, changes, bucket)
         landed = landing_draw(drawn)  # before logits are written again
-        scores = self._score(model, step, batch, hidden)
+        scores = self._score(model, step, wanted, hidden)
         ended = self._queues.mark(Queue.COMPUTE)
         vocab_size = model.vocab_size
 
@@ -228,9 +246,9 @@ class CudaExecutor:
         """
         model = self._alive()
         lines, changes = self._tables.update(step)
-        batch = pack_step(step, lines, self._shape)
+        batch = pack_step(step, lines, self._shape, has_reach=self._has_reach(step))
         self._check_length(batch)
-        device_batch, _ = self._sent(batch, changes, [])
+        device_batch, _ = self._sent(batch, None, changes, [])
         hidden = model.run(device_batch)
         parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(_SCORE_ROWS)]
         found: Floats = torch.cat(parts).numpy()
@@ -264,16 +282,25 @@ class CudaExecutor:
                 f"{self._options.max_step_tokens}"
             )
 
+    def _has_reach(self, step: Step) -> bool:
+        """Say whether the kernels have to ask what each token sees."""
+        return self._options.has_reach or any(self._shape.is_narrowed(row) for row in step.rows)
+
     def _sent(
-        self, batch: HostBatch, changes: NDArray[np.int32], extra: list[NDArray[np.generic]]
+        self,
+        batch: HostBatch,
+        kept: NDArray[np.int32] | None,
+        changes: NDArray[np.int32],
+        extra: list[NDArray[np.generic]],
     ) -> tuple[DeviceBatch, list[torch.Tensor]]:
         """Bring a batch to the device in one copy, table changes applied. `extra` arrays stand before the changes."""
-        long = [tiles.lines for tiles in batch.long]
-        own = [batch.tokens, batch.positions, batch.slots, batch.short.lines, *long]
-        sent = self._staging.send([*own, *extra, changes])
+        own = [batch.tokens, batch.positions, batch.slots, batch.short.lines, *[tiles.lines for tiles in batch.long]]
+        optional = [array for array in (batch.reach, kept) if array is not None]
+        sent = self._staging.send([*own, *optional, *extra, changes])
         tokens, positions, slots, short = sent[:4]
         self._tables.apply(sent[-1])
         sizes = [tiles.size for tiles in batch.long]
+        few = iter(sent[len(own) :])
         device_batch = DeviceBatch(
             tokens=tokens,
             positions=positions,
@@ -281,23 +308,31 @@ class CudaExecutor:
             tables=self._tables.device_table,
             short=short,
             long=dict(zip(sizes, sent[4 : 4 + len(sizes)], strict=True)),
+            reach=None if batch.reach is None else next(few),
+            kept=None if kept is None else next(few),
         )
-        return device_batch, sent[len(own) : -1]
+        return device_batch, [*few][:-1]
 
     def _run(
-        self, model: DeviceModel, step: Step, batch: HostBatch, changes: NDArray[np.int32], bucket: int | None
+        self,
+        model: DeviceModel,
+        step: Step,
+        batch: HostBatch,
+        wanted: WantedTokens,
+        changes: NDArray[np.int32],
+        bucket: int | None,
     ) -> tuple[Draw, torch.Tensor]:
         """Run the model and draw a token for each row that asks for one; return these and the head's input."""
         rows: list[Row | None]
+        kept: NDArray[np.int32] | None = None
         if bucket is None:
-            rows = [row for row in step.rows if row.sampling is not None]
-            ends = batch.row_ends[[i for i, row in enumerate(step.rows) if row.sampling is not None]] - 1
+            rows, ends = [row for row in step.rows if row.sampling is not None], wanted.ends
+            kept = wanted.tokens if len(wanted.tokens) < batch.num_tokens else None
         else:
-            rows = [*step.rows, *[None] * (bucket - len(step.rows))]
-            ends = np.arange(bucket, dtype=np.int32)
+            rows, ends = [*step.rows, *[None] * (bucket - len(step.rows))], np.arange(bucket, dtype=np.int32)
         lines = drawn_lines(rows, vocab_size=model.vocab_size)
-        extra = [ends.astype(np.int32), *arrays(lines), self._feed.places(step, batch)]
-        device_batch, sent = self._sent(batch, changes, extra)
+        extra = [ends, *arrays(lines), self._feed.places(step, batch)]
+        device_batch, sent = self._sent(batch, kept, changes, extra)
         self._feed.put(device_batch.tokens, sent[-1])
 
         def forward() -> tuple[torch.Tensor, torch.Tensor]:
@@ -315,29 +350,20 @@ class CudaExecutor:
         needed = out is None or bool(lines.by_numpy)
         return Draw(out=out, logits=logits if needed else None, lines=lines, rows=tuple(rows)), hidden
 
-    def _score(self, model: DeviceModel, step: Step, batch: HostBatch, hidden: torch.Tensor) -> list[Scores]:
+    def _score(self, model: DeviceModel, step: Step, wanted: WantedTokens, hidden: torch.Tensor) -> list[Scores]:
         """Score the known next tokens, a bounded number of positions at a time."""
-        wanted: list[tuple[int, int, int]] = []
-        for i, row in enumerate(step.rows):
-            first = int(batch.row_ends[i]) - len(row.tokens)
-            for offset, token in row.score:
-                if not 0 <= offset < len(row.tokens):
-                    raise ValueError(f"sequence {row.seq_id} scores offset {offset} of {len(row.tokens)} tokens")
-                if 0 <= token < model.vocab_size:
-                    wanted.append((first + offset, i, token))
-        if not wanted:
+        if not wanted.scores:
             return []
         num_top = max(row.num_score_top for row in step.rows if row.score)
-        every = scored_lines([token for _, _, token in wanted], num_top=num_top)
-        places = np.array([place for place, _, _ in wanted], np.int32)
-        at, *sent = self._staging.send([places, *arrays(every)])
+        every = scored_lines([token for _, token in wanted.scores], num_top=num_top)
+        at, *sent = self._staging.send([wanted.score_places, *arrays(every)])
         lines, _ = device_lines(every, sent)
         found: list[Scores] = []
-        for first in range(0, len(wanted), _SCORE_ROWS):
+        for first in range(0, len(wanted.scores), _SCORE_ROWS):
             part = slice(first, first + _SCORE_ROWS)
             logits = model.logits(hidden[at[part].long()])
             out = try_draw(logits, Lines(floats=lines.floats[part], ints=lines.ints[part]), None, num_top=num_top)
-            named = tuple((i, token) for _, i, token in wanted[part])
+            named = wanted.scores[part]
             if out is None:
                 found.append(Scores(out=None, logits=landing(logits), num_top=num_top, places=named))
             else:

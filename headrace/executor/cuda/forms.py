@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headrace.core.settings import Quantization
+from headrace.core.settings import KvDtype, Quantization
 from headrace.model.checkpoint import Checkpoint
-from headrace.model.program import CacheLayer, Program
+from headrace.model.program import Attention, CacheLayer, Program
 from headrace.quant.formats import Format
 from headrace.quant.policy import choose
 
 _INT4_CHUNK = 64
 _GROUP = 32
+_SCALE_BYTES = 2
 _WIDE_ROWS = 16384  # rows of a packed weight that are decoded at a time for long batches
 
 
@@ -66,9 +67,16 @@ def weight_bytes(program: Program, checkpoint: Checkpoint, quantization: Quantiz
     return total
 
 
-def kv_block_bytes(layers: Sequence[CacheLayer], *, block_size: int, itemsize: int = 2) -> int:
-    """Return the bytes of one block over all layers."""
-    return sum(2 * layer.kv_heads * layer.head_dim * block_size * itemsize for layer in layers)
+def kv_block_bytes(layers: Sequence[CacheLayer], *, block_size: int, kv_dtype: KvDtype = "auto") -> int:
+    """Return the bytes of one block over all layers: bf16, or int8 with its scales."""
+    itemsize = 1 if kv_dtype == "int8" else 2
+    return sum(layer_block_bytes(layer, block_size=block_size, itemsize=itemsize) for layer in layers)
+
+
+def layer_block_bytes(layer: CacheLayer, *, block_size: int, itemsize: int) -> int:
+    """Return the bytes of one layer's part of a block. Numbers of one byte come with a bf16 scale for each head."""
+    head_bytes = layer.head_dim * itemsize + (_SCALE_BYTES if itemsize == 1 else 0)
+    return 2 * layer.kv_heads * block_size * head_bytes
 
 
 def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, itemsize: int = 2) -> int:
@@ -83,4 +91,6 @@ def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, item
     logits = (max_rows + 64) * program.vocab_size * 20
     heads = max(layer.kv_heads * layer.head_dim for layer in program.cache_layers)
     parts = 512 * 32 * heads * 4
-    return slots + products + decoded + logits + parts + math.ceil(0.02 * slots)
+    queries = max(op.num_heads * op.head_dim for op in program.ops if isinstance(op, Attention))
+    turned = max_step_tokens * queries * itemsize
+    return slots + products + decoded + logits + parts + turned + math.ceil(0.02 * slots)

@@ -4,19 +4,21 @@ Owns every device buffer of a model. Called by `executor.cuda.executor`; the ker
 Invariant: nothing here reads a number back from the device, so a run can be recorded as a graph; slots are made once,
 for the longest step, and a run uses their first rows.
 The pool has one block more than the scheduler knows: padded tokens write there. A block's layers lie behind each other,
-so that a block is copied as one piece.
+so that a block is copied as one piece; in int8 a head's scales lie behind its numbers.
+Behind the last attention a token's numbers meet no other's: from there on only tokens that somebody asks about go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import torch
 
+from headrace.executor.cuda import forms
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
-from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, attention, tile_size
+from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.linear import Epilogue, linear
 from headrace.ops.cuda.norm import rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
@@ -30,7 +32,11 @@ _TILES_AT_ONCE = 512  # tiles whose parts are in scratch memory at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBatch:
-    """A packed step on the device; see `executor.cuda.device_batch`. Tiles are [3, n]: line, first token, count."""
+    """A packed step on the device; see `executor.cuda.device_batch`. Tiles are [3, n]: line, first token, count.
+
+    reach  [2, T] int32 window and sinks of each token; None: all see everything
+    kept   [R] int32 the tokens whose hidden state is wanted; None: all of them
+    """
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -38,10 +44,20 @@ class DeviceBatch:
     tables: torch.Tensor
     short: torch.Tensor
     long: Mapping[int, torch.Tensor]
+    reach: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+
+
+class _LayerCache(NamedTuple):
+    """Views of the pool: values [blocks, 2, Nkv, S, D]; int8 has scales [blocks, 2, Nkv, S] bf16."""
+
+    values: torch.Tensor
+    scales: torch.Tensor | None
 
 
 class DeviceModel:
-    """Runs a Program. `dtype` is that of activations and of the KV cache; the residual stream is fp32."""
+    """Runs a Program. `dtype` is that of activations and, unless that is int8, of the KV cache; the residual stream is
+    fp32."""
 
     def __init__(
         self,
@@ -56,6 +72,7 @@ class DeviceModel:
         dtype: torch.dtype,
         device: torch.device,
         is_invariant: bool,
+        has_int8_kv: bool = False,
     ) -> None:
         """Allocate slots for steps of `max_tokens`, logits of `max_lines`, and the pool."""
         head = program.ops[-1]
@@ -75,15 +92,29 @@ class DeviceModel:
             for name, width in program.slot_widths().items()
         }
         self._logits = torch.zeros((max_lines, self.vocab_size), dtype=torch.float32, device=device)
-        itemsize = torch.empty((), dtype=dtype).element_size()
-        sizes = [2 * layer.kv_heads * block_size * layer.head_dim for layer in program.cache_layers]
-        self.block_bytes = sum(sizes) * itemsize
+        layers = [op for op in self._ops if isinstance(op, Attention)]
+        self._turned = torch.zeros(
+            max_tokens * max(op.num_heads * op.head_dim for op in layers), dtype=dtype, device=device
+        )
+        self._last_attention = max(i for i, op in enumerate(self._ops) if isinstance(op, Attention))
+        self._read_later = _read_before_written((*self._ops[self._last_attention + 1 :], head))
+        itemsize = 1 if has_int8_kv else self._turned.element_size()
+        sizes = [
+            forms.layer_block_bytes(layer, block_size=block_size, itemsize=itemsize) for layer in program.cache_layers
+        ]
+        self.block_bytes = sum(sizes)
         self.pool = torch.zeros((num_blocks + 1, self.block_bytes), dtype=torch.uint8, device=device)
-        self._layers: list[torch.Tensor] = []
+        self._layers: list[_LayerCache] = []
         first = 0
         for layer, size in zip(program.cache_layers, sizes, strict=True):
-            shape = (num_blocks + 1, 2, layer.kv_heads, block_size, layer.head_dim)
-            self._layers.append(self.pool.view(dtype)[:, first : first + size].view(shape))
+            held = self.pool[:, first : first + size].view(num_blocks + 1, 2, layer.kv_heads, -1)
+            shape = (block_size, layer.head_dim)
+            if has_int8_kv:
+                count = block_size * layer.head_dim
+                values = held[..., :count].view(torch.int8).unflatten(-1, shape)
+                self._layers.append(_LayerCache(values, held[..., count:].view(torch.bfloat16)))
+            else:
+                self._layers.append(_LayerCache(held.view(dtype).unflatten(-1, shape), None))
             first += size
 
     @property
@@ -99,13 +130,22 @@ class DeviceModel:
         return tuple(sorted({tile_size(op.num_heads // op.num_kv_heads, op.head_dim) for op in layers}))
 
     def run(self, batch: DeviceBatch) -> torch.Tensor:
-        """Run every op but the head; return the head's input, [T, H]."""
+        """Run every op but the head; return the head's input, [T, H], or [R, H] of those that are kept."""
         tokens = len(batch.tokens)
         slots = {name: slot[:tokens] for name, slot in self._slots.items()}
         at = 0
         while at < len(self._ops):
+            if at == self._last_attention + 1 and batch.kept is not None:
+                if not len(batch.kept):
+                    break
+                self._keep(batch.kept.long(), slots)
             at += self._run(self._ops[at], self._ops[at + 1] if at + 1 < len(self._ops) else None, batch, slots)
         return slots[self._head.src]
+
+    def _keep(self, kept: torch.Tensor, slots: dict[str, torch.Tensor]) -> None:
+        """Bring the numbers of some tokens to the front of what is still read."""
+        for name, slot in self._slots.items():
+            slots[name] = slots[name][kept] if name in self._read_later else slot[: len(kept)]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of rows of the head's input, [R, V] fp32, valid until the next call."""
@@ -164,7 +204,11 @@ class DeviceModel:
             k_norm=None if op.k_norm is None else self._vectors[op.k_norm],
             eps=op.eps,
         )
-        qk_write(slots[op.src], slots[op.dst], self._layers[op.layer], batch.slots, batch.positions, rotation)
+        cache, scales = self._layers[op.layer]
+        qk_write(
+            slots[op.src], slots[op.dst], cache, batch.slots, batch.positions, rotation,
+            scales=scales, reach=self._reach(slots[op.dst], batch),
+        )  # fmt: skip
 
     def _attention(self, op: Attention, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
         scoring = Scoring(
@@ -173,9 +217,21 @@ class DeviceModel:
             softcap=op.softcap,
             sinks=None if op.sinks is None else self._vectors[op.sinks],
         )
+        cache, scales = self._layers[op.layer]
+        reach = self._reach(slots[op.src], batch)
         for tiles in self._tiles(op, batch):
-            cache = self._layers[op.layer]
-            attention(slots[op.src], slots[op.dst], cache, batch.tables, tiles, batch.positions, scoring)
+            attention(
+                slots[op.src], slots[op.dst], cache, batch.tables, tiles, batch.positions, scoring,
+                scales=scales, reach=reach,
+            )  # fmt: skip
+
+    def _reach(self, queries: torch.Tensor, batch: DeviceBatch) -> TokenReach | None:
+        """Return what the tokens of one layer see, with room for their queries turned back."""
+        if batch.reach is None:
+            return None
+        windows, num_sinks = batch.reach.unbind()
+        turned = self._turned[: queries.numel()].view(queries.shape)
+        return TokenReach(windows=windows, num_sinks=num_sinks, turned=turned)
 
     def _tiles(self, op: Attention, batch: DeviceBatch) -> list[Tiles]:
         """Return the launches of one layer: tiles of single tokens, a bounded number at a time, and long ones."""
@@ -198,3 +254,19 @@ class DeviceModel:
 def _cut(tiles: torch.Tensor, size: int, num_parts: int) -> Tiles:
     rows, first, count = tiles.unbind()
     return Tiles(rows=rows, first=first, count=count, size=size, num_parts=num_parts)
+
+
+def _read_before_written(ops: Sequence[Op]) -> frozenset[str]:
+    """Name the slots whose numbers these ops take over from what was run before them."""
+    read: set[str] = set()
+    written: set[str] = set()
+    for op in ops:
+        if not isinstance(op, Embed) and op.src not in written:
+            read.add(op.src)
+        if isinstance(op, Head):
+            continue
+        is_added = (isinstance(op, Norm) and op.add) or (isinstance(op, Linear) and op.epilogue == "add")
+        if is_added and op.dst not in written:
+            read.add(op.dst)
+        written.add(op.dst)
+    return frozenset(read)

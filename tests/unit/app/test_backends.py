@@ -17,9 +17,11 @@ from headrace.app.plan import Derived, ModelFacts, resolve
 from headrace.app.pulling import ensure_pulled
 from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError
-from headrace.core.request import Request, RequestId, SamplingParams, StopRules
+from headrace.core.request import Reach, Request, RequestId, SamplingParams, StopRules
 from headrace.core.settings import EngineSettings, KvDtype, Quantization, Settings
 from headrace.executor.native import problem as native_problem
+from headrace.model import open_checkpoint
+from headrace.model.build import build_program
 from headrace.ops.cuda.support import has_device
 from headrace.sim.log_files import read_log
 from headrace.sim.replay import replay
@@ -47,11 +49,17 @@ def test_cuda_without_a_gpu_says_what_is_missing() -> None:
         backends.choose("cuda")
 
 
-@pytest.mark.parametrize("dials", [{"kv_dtype": "int8"}, {"attention_window": 64}])
-def test_what_the_cuda_backend_does_not_serve_is_refused_while_planning(dials: dict[str, object]) -> None:
-    facts = ModelFacts(name="m", max_positions=512, weight_bytes=1, kv_token_bytes=64, on_device=True)
-    with pytest.raises(ConfigError, match="the cuda backend"):
-        resolve(EngineSettings(**dials), detect(), facts, Derived("cuda", "asked for"))  # type: ignore[arg-type]
+def test_int8_kv_and_windows_are_planned_for_on_a_gpu_as_on_a_cpu(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "tiny")
+    with open_checkpoint(path) as checkpoint:
+        program = build_program(checkpoint.config)
+        engine = EngineSettings(kv_dtype="int8", attention_window=64, max_context=10_000, kv_memory_mib=8)
+        known = [backends.facts("m", backend, program, checkpoint, engine) for backend in ("cuda", "native")]
+    # Layers, K and V, heads, channels with a scale.
+    assert known[0].kv_token_bytes == known[1].kv_token_bytes == 2 * 2 * 2 * (16 + 2)
+    plan = resolve(engine, detect(), known[0], Derived("cuda", "asked for"))
+    assert (plan.kv_dtype.value, plan.max_context.value) == ("int8", 10_000)
+    assert plan.reach.value == Reach(window=64, num_sinks=4)
 
 
 def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
