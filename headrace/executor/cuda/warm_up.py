@@ -1,20 +1,21 @@
 """The steps that a GPU goes through before the first request, so that nobody waits for what they compile and record.
 
 Pure: makes rows. Called by `executor.cuda.executor`.
-A kernel is compiled for each tile shape, and again for counts of 1 and multiples of 16, which are cheaper to address;
-the lengths here meet them all. Rows write to the block behind the pool, which nobody reads.
+A kernel is compiled for each tile shape, never again for another count of rows, tokens or alternatives: the steps here
+meet all shapes. Rows write to the block behind the pool, which nobody reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from headrace.core.request import SamplingParams, SeqId
+from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Row
 
 _GREEDY = SamplingParams(temperature=0.0)
 _RICH = SamplingParams(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.1, logprobs=2, seed=1)
-_LENGTHS = (1, 5, 16, 17, 32, 33, 48, 65, 80)
+_LENGTHS = (1, 5, 17, 33, 65)  # the least of each tile shape
+_NARROW = Reach(window=1, num_sinks=1)
 _NOBODY = -1  # no sequence of an engine has this id
 
 
@@ -29,6 +30,10 @@ def warm_rows(
     for length in lengths:
         blocks = (padded_block,) * -(-length // block_size)
         yield (Row(SeqId(_NOBODY), 0, (0,) * length, blocks, _GREEDY),), None
+    for count, length in ((1, 1), (1, min(8, max_tokens)), (min(max(buckets), max_tokens), 1)):
+        blocks = (padded_block,) * -(-length // block_size)
+        row = Row(SeqId(_NOBODY), 0, (0,) * length, blocks, _GREEDY, reach=_NARROW)
+        yield (row,) * count, None
     for bucket in sorted(buckets, reverse=True):
         yield (), bucket
     for params in (_GREEDY, _RICH):

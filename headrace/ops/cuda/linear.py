@@ -131,7 +131,7 @@ def _finish(
     tl.store(spots, acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _linear(
     x, values, scales, lows, bias, out, partial, num_tokens, n, k, part_length, value_width, num_groups,
     head_scale, softcap,
@@ -179,7 +179,7 @@ def _linear(
             tl.store(partial + line[:, None] + cols[None, :], gate, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _add_parts(
     partial, bias, out, num_tokens, n, head_scale, softcap,
     HAS_BIAS: tl.constexpr, EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_SOFTCAP: tl.constexpr,

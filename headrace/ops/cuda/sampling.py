@@ -57,7 +57,9 @@ class Adjustments:
     biases: torch.Tensor
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_entries"], do_not_specialize_on_alignment=["line_of", "ids", "seen", "counts", "biases"]
+)
 def _adjust(
     logits, line_of, ids, seen, counts, biases, floats, num_entries, vocab,
     NUM: tl.constexpr, REP: tl.constexpr, FREQ: tl.constexpr, PRES: tl.constexpr, BLOCK: tl.constexpr,
@@ -177,7 +179,7 @@ def _find(
     return low, tl.maximum(ties, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_width"])
 def _draw(
     logits, floats, ints, values, ids, out, vocab, out_width,
     FLOATS: tl.constexpr, INTS: tl.constexpr, DISTANCES: tl.constexpr, BLOCK: tl.constexpr,
@@ -290,7 +292,7 @@ def _draw(
         tl.store(result, token.to(tl.float64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_width"])
 def _look(logits, out, vocab, out_width, BLOCK: tl.constexpr):
     """Find each line's largest logit and whether it can be drawn from."""
     row = tl.program_id(0).to(tl.int64)
@@ -310,7 +312,7 @@ def _look(logits, out, vocab, out_width, BLOCK: tl.constexpr):
     tl.store(result + 2, peak.to(tl.float64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_width", "num_top"])
 def _list_best(logits, out, vocab, out_width, num_top, BLOCK: tl.constexpr):
     """Write the log normalizer to the place of the log probability, and the best `num_top` ids with theirs."""
     row = tl.program_id(0).to(tl.int64)
@@ -346,7 +348,7 @@ def _list_best(logits, out, vocab, out_width, num_top, BLOCK: tl.constexpr):
             tl.store(result + 4 + num_top + rank, best.to(tl.float64) - shift)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_width"])
 def _pick_logprob(logits, out, ints, vocab, out_width, INTS: tl.constexpr):
     """Turn the log normalizer into the log probability of the token drawn, or of the one that is scored."""
     row = tl.program_id(0).to(tl.int64)
