@@ -67,7 +67,8 @@ def llama(size: str) -> ModelConfig:
 
 
 class RandomCheckpoint:
-    """Random weights of a Program, made when they are asked for. Large ones repeat a random block of rows."""
+    """Random weights of a Program, made when they are asked for. Large ones repeat a random block of rows, and all of
+    one shape are alike: what is measured is the device, not numpy."""
 
     def __init__(self, program: Program) -> None:
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -76,6 +77,7 @@ class RandomCheckpoint:
             for part, rows in zip(spec.parts, split, strict=True):
                 self._shapes[part] = (rows, *spec.shape[1:])
         self._random = np.random.default_rng(0)
+        self._made: dict[tuple[int, ...], np.ndarray] = {}
 
     def _split(self, rows: int, name: str, program: Program, parts: int) -> list[int]:
         if parts == 3:  # q, k, v
@@ -89,9 +91,11 @@ class RandomCheckpoint:
         if len(shape) == 1:
             values = self._random.standard_normal(shape).astype(np.float32) * 0.1 + 1.0
             return Tensor(name, Format.F32, shape, values.view(np.uint8).reshape(1, -1))
-        some = self._random.standard_normal((min(shape[0], 1024), shape[1])).astype(np.float32) / shape[1] ** 0.5
-        bits = (some.view(np.uint32) >> 16).astype(np.uint16)
-        return Tensor(name, Format.BF16, shape, np.resize(bits, shape).view(np.uint8).reshape(shape[0], -1))
+        if shape not in self._made:
+            some = self._random.standard_normal((min(shape[0], 1024), shape[1])).astype(np.float32) / shape[1] ** 0.5
+            bits = (some.view(np.uint32) >> 16).astype(np.uint16)
+            self._made[shape] = np.resize(bits, shape).view(np.uint8).reshape(shape[0], -1)
+        return Tensor(name, Format.BF16, shape, self._made[shape])
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ class CudaExecutor:
             device=self._device,
             advance=lambda done: advance(done * _WEIGHTS_SHARE),
         )
+        if self._is_gpu:
+            torch.cuda.empty_cache()  # what packing took: the pool is one piece
         self.weight_bytes = sum(weight.num_bytes for weight in matrices.values())
         max_tokens = max(options.max_step_tokens, self._graphs.sizes[-1])
         self._model: DeviceModel | None = DeviceModel(
