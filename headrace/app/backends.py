@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headrace.app.hardware import Hardware
 from headrace.app.plan import MIB, Derived, ModelFacts, Plan
-from headrace.core.errors import ConfigError
+from headrace.core.errors import ConfigError, OutOfMemory
 from headrace.core.protocols import Executor, HostMemory
 from headrace.core.settings import Backend, EngineSettings, forced_isa
 from headrace.executor import ReferenceExecutor, block_bytes
@@ -79,12 +79,22 @@ def memory_of(backend: str, hardware: Hardware, program: Program, engine: Engine
     """Return the machine with the memory that weights and KV pool of a backend come from: a GPU's own, if it is one.
 
     What a step needs beside them, and a share for the allocator, is taken off.
+    Raises ConfigError for a setting that the GPU cannot serve, OutOfMemory if steps alone take more than there is.
     """
     if backend != "cuda":
         return hardware
+    device = cuda_support.device_facts()
+    if (unserved := cuda_support.unserved(device, engine.quantization)) is not None:
+        raise ConfigError(unserved, param="engine.quantization")
     scratch = forms.scratch_bytes(program, max_step_tokens=engine.max_step_tokens, max_rows=engine.max_num_seqs)
-    free = int(cuda_support.device_facts().free_bytes * _DEVICE_SHARE) - scratch - hardware.taken
-    return replace(hardware, memory_available=max(free, 0))
+    free = int(device.free_bytes * _DEVICE_SHARE) - hardware.taken
+    if scratch > free:
+        raise OutOfMemory(
+            f"steps of {engine.max_step_tokens:,} tokens in {engine.max_num_seqs:,} sequences take "
+            f"{scratch // MIB:,} MiB beside the weights; {device.name} has {max(free, 0) // MIB:,} MiB free; lower "
+            "engine.max_step_tokens or engine.max_num_seqs, or end what else runs there (see nvidia-smi)"
+        )
+    return replace(hardware, memory_available=free - scratch)
 
 
 def open_executor(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from subprocess import CalledProcessError
 
 import torch
 import triton
@@ -21,7 +22,7 @@ _failed: dict[str, str] = {}
 _lock = threading.Lock()
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-_COMPILER_WORDS = ("PassManager", "Translate", "LLVM", "ptxas", "PTXAS")
+_COMPILER_WORDS = ("PassManager", "Translate", "LLVM", "ptxas", "PTXAS", "C compiler")
 
 
 def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
@@ -30,7 +31,7 @@ def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
         return False
     try:
         launch()
-    except (TritonError, RuntimeError) as error:
+    except (TritonError, RuntimeError, CalledProcessError) as error:
         if not _is_compiler(error):
             raise
         give_up(name, f"{type(error).__name__}: {_root(error)}")
@@ -67,7 +68,7 @@ def _root(error: BaseException) -> BaseException:
 
 def _is_compiler(error: Exception) -> bool:
     """Tell what the compiler says from what the device says."""
-    return isinstance(error, TritonError) or any(word in str(error) for word in _COMPILER_WORDS)
+    return isinstance(error, TritonError | CalledProcessError) or any(word in str(error) for word in _COMPILER_WORDS)
 
 
 _is_replaced = False

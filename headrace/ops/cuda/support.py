@@ -2,17 +2,27 @@
 
 Owns nothing. Called by whoever chooses a backend, and by the plan for the memory that is free.
 Invariant: on a machine without an NVIDIA device torch is never imported by asking.
+In a container the device files are what counts: the variable NVIDIA_VISIBLE_DEVICES is set in images of CUDA whether or
+not there is a GPU, and /proc/driver/nvidia is the host's.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux; Windows' subsystem for it
+from headrace.core.settings import Quantization
+
+_ROOT = Path("/")
+_DEVICES = ("dev/nvidiactl", "dev/nvidia[0-9]*", "dev/dxg", "dev/nvhost-gpu")  # Linux; Windows' subsystem; Jetson
+_DRIVER = "proc/driver/nvidia/version"
 _LEAST_TORCH, _LEAST_TRITON = (2, 11), (3, 6)
 _LEAST_CAPABILITY = (8, 0)  # bf16 matrix units
+_FP8_CAPABILITY = (8, 9)
 _INSTALL = "pip install 'headrace[gpu]'"
 
 
@@ -26,8 +36,8 @@ class DeviceFacts(NamedTuple):
 
 
 def has_device() -> bool:
-    """Say whether the system shows an NVIDIA device. Cost: a look at two paths."""
-    return any(Path(path).exists() for path in _DEVICES)
+    """Say whether the system shows an NVIDIA device. Cost: a look at a few paths."""
+    return any(next(_ROOT.glob(pattern), None) is not None for pattern in _DEVICES)
 
 
 def problem() -> str | None:
@@ -36,7 +46,14 @@ def problem() -> str | None:
     if missing:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed: {_INSTALL}"
     if not has_device():
+        if (_ROOT / _DRIVER).exists():
+            return (
+                "the host has an NVIDIA driver, but this container was given no GPU (no /dev/nvidiactl): start it with "
+                "'--gpus all', in Kubernetes with a limit for nvidia.com/gpu, or use 'native'"
+            )
         return "this machine shows no NVIDIA GPU (no /dev/nvidiactl): install its driver, or use 'native'"
+    if (missing_tool := _missing_compiler()) is not None:
+        return missing_tool
     import torch
     import triton
 
@@ -64,6 +81,17 @@ def too_old(name: str, version: str, least: tuple[int, int]) -> str | None:
     return f"{name} is {version}; the cuda backend needs {least[0]}.{least[1]} or newer: pip install -U {name}"
 
 
+def _missing_compiler() -> str | None:
+    """Say that Triton cannot build what starts its kernels: C code that includes Python.h."""
+    if "CC" not in os.environ and shutil.which("gcc") is None and shutil.which("clang") is None:
+        return "Triton finds no C compiler, which it starts kernels with: apt-get install gcc, or set CC"
+    scheme = sysconfig.get_default_scheme()
+    headers = Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"])
+    if not (headers / "Python.h").exists():
+        return f"Triton needs the headers of Python, and {headers} has no Python.h: apt-get install python3-dev"
+    return None
+
+
 def unfit(facts: DeviceFacts) -> str | None:
     """Say why a GPU is too old; None if it is not."""
     if facts.capability >= _LEAST_CAPABILITY:
@@ -72,6 +100,17 @@ def unfit(facts: DeviceFacts) -> str | None:
     return (
         f"{facts.name} has compute capability {major}.{minor}; the cuda backend computes in bf16, which takes 8.0 "
         "(Ampere) or newer: use 'native'"
+    )
+
+
+def unserved(facts: DeviceFacts, quantization: Quantization) -> str | None:
+    """Say which setting a GPU is too old for; None if there is none."""
+    if quantization != "fp8" or facts.capability >= _FP8_CAPABILITY:
+        return None
+    major, minor = facts.capability
+    return (
+        f"engine.quantization is 'fp8', and {facts.name} has compute capability {major}.{minor}; fp8 takes 8.9 (Ada) "
+        "or newer: 'int8' takes the same memory"
     )
 
 

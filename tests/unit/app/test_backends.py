@@ -16,13 +16,14 @@ from headrace.app.loading import load_model, open_model
 from headrace.app.plan import Derived, ModelFacts, resolve
 from headrace.app.pulling import ensure_pulled
 from headrace.core.clock import MonotonicClock
-from headrace.core.errors import ConfigError
+from headrace.core.errors import ConfigError, OutOfMemory
 from headrace.core.request import Reach, Request, RequestId, SamplingParams, StopRules
 from headrace.core.settings import EngineSettings, KvDtype, Quantization, Settings
 from headrace.executor.native import problem as native_problem
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
-from headrace.ops.cuda.support import has_device
+from headrace.ops.cuda import support as cuda_support
+from headrace.ops.cuda.support import DeviceFacts, has_device
 from headrace.sim.log_files import read_log
 from headrace.sim.replay import replay
 from headrace.testing.checkpoints import write_checkpoint
@@ -60,6 +61,62 @@ def test_int8_kv_and_windows_are_planned_for_on_a_gpu_as_on_a_cpu(tmp_path: Path
     plan = resolve(engine, detect(), known[0], Derived("cuda", "asked for"))
     assert (plan.kv_dtype.value, plan.max_context.value) == ("int8", 10_000)
     assert plan.reach.value == Reach(window=64, num_sinks=4)
+
+
+class Gpu:
+    """Stands in for a GPU while a start is planned."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, free_mib: int, capability: tuple[int, int] = (9, 0)) -> None:
+        facts = DeviceFacts("a GPU", capability, free_mib << 20, free_mib << 20)
+        patch.setattr(cuda_support, "device_facts", lambda: facts)
+        patch.setattr(cuda_support, "has_device", lambda: True)
+        patch.setattr(cuda_support, "problem", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dials", "error", "says"),
+    [
+        ({"free_mib": 4}, {}, OutOfMemory, r"512 tokens .* a GPU has 3 MiB free; lower engine\.max_step_tokens"),
+        (
+            {"free_mib": 400},
+            {"kv_memory_mib": 500},
+            OutOfMemory,
+            r"lower engine\.kv_memory_mib or take a smaller model",
+        ),
+        ({"free_mib": 400}, {"quantization": "fp8"}, ConfigError, r"compute capability 8\.0; fp8 takes 8\.9"),
+    ],
+)
+def test_what_does_not_fit_a_gpu_is_refused_before_anything_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: dict[str, int],
+    dials: dict[str, object],
+    error: type[Exception],
+    says: str,
+) -> None:
+    Gpu(monkeypatch, capability=(8, 0), **gpu)
+    path = write_checkpoint(tmp_path / "tiny")
+    engine = EngineSettings(backend="cuda", **dials)  # type: ignore[arg-type]
+    chosen = Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(tmp_path))
+    with pytest.raises(error, match=says):
+        open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+    engine = EngineSettings(backend="auto")
+    fitting = Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(tmp_path))
+    if gpu["free_mib"] > 100:
+        opened = open_model(ensure_pulled(fitting, fitting.models[0]), fitting, detect())
+        opened.close()
+        assert opened.plan.backend.value == "cuda"
+
+
+def test_a_gpu_that_cannot_be_used_is_a_warning_where_auto_chooses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Gpu(monkeypatch, free_mib=1)
+    monkeypatch.setattr(cuda_support, "problem", lambda: "torch is 2.9; it needs 2.11")
+    assert backends.choose("auto").value != "cuda"
+    assert "there is a GPU, and steps run on the CPU: torch is 2.9" in caplog.text
+    with pytest.raises(ConfigError, match=r"'cuda' does not work here: torch is 2\.9"):
+        backends.choose("cuda")
 
 
 def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
