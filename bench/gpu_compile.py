@@ -29,7 +29,7 @@ from triton.backends.driver import DriverBase
 from triton.backends.nvidia.driver import ty_to_cpp
 
 from headrace.ops.cuda import launching
-from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, attention, tile_size
+from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.linear import Epilogue, linear
 from headrace.ops.cuda.norm import rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
@@ -129,13 +129,39 @@ def attention_cases(
     qkv = torch.zeros((1, (q_heads + 2 * kv_heads) * d), dtype=kind)
     norm = torch.zeros(d)
     rotation = Rotation(inv_freq=torch.zeros(d // 2), scale=1.0, q_norm=norm, k_norm=norm, eps=1e-6)
-    yield f"rope and KV write, D {d}", lambda: qk_write(qkv, q, cache, one, one, rotation)
-    for length, parts in ((1, 16), (size, 1)):
-        tiles = Tiles(rows=one, first=one, count=one, size=length, num_parts=parts)
-        for scoring in (Scoring(scale=0.1), Scoring(scale=0.1, window=512, softcap=30.0, sinks=torch.zeros(q_heads))):
-            if scoring.window is None or not is_quick:
-                name = f"attention, D {d}, {q_heads}/{kv_heads} heads, tiles of {length}, {parts} parts"
-                yield name, lambda s=scoring, t=tiles: attention(q, torch.empty_like(q), cache, tables, t, one, s)
+    pool = torch.zeros((2, 2, kv_heads, 32 * (d + 2)), dtype=torch.int8)
+    int8_cache, scales = pool[..., : 32 * d].unflatten(-1, (32, d)), pool[..., 32 * d :].view(torch.bfloat16)
+    reach = TokenReach(windows=one, num_sinks=one, turned=q)
+    kept = {"": {}, "int8 KV": {"scales": scales}, "window and sinks": {"reach": reach}}
+    kept["int8 KV, window and sinks"] = {"scales": scales, "reach": reach}
+    for how, given in kept.items() if q_heads == 4 * kv_heads else [("", {})]:
+        held = int8_cache if "scales" in given else cache
+        yield named(f"rope and KV write, D {d}", how), lambda h=held, g=given: qk_write(
+            qkv, q, h, one, one, rotation, **g  # type: ignore[arg-type]
+        )  # fmt: skip
+        for length, parts in ((1, 16), (size, 1)):
+            tiles = Tiles(rows=one, first=one, count=one, size=length, num_parts=parts)
+            name = f"attention, D {d}, {q_heads}/{kv_heads} heads, tiles of {length}, {parts} parts"
+            yield named(name, how), lambda t=tiles, h=held, g=given: attention(
+                q, torch.empty_like(q), h, tables, t, one, Scoring(scale=0.1), **g  # type: ignore[arg-type]
+            )  # fmt: skip
+            if parts > 1 and not how:
+                yield (
+                    named(name, "two launches"),
+                    lambda t=tiles: attention(
+                        q, torch.empty_like(q), cache, tables, t, one, Scoring(scale=0.1), is_merged=False
+                    ),
+                )
+            if not how and not is_quick:
+                bent = Scoring(scale=0.1, window=512, softcap=30.0, sinks=torch.zeros(q_heads))
+                yield (
+                    named(name, "a layer's window, cap and sinks"),
+                    lambda t=tiles, s=bent: attention(q, torch.empty_like(q), cache, tables, t, one, s),
+                )
+
+
+def named(name: str, how: str) -> str:
+    return f"{name}, {how}" if how else name
 
 
 def linear_cases(

@@ -38,6 +38,10 @@ class HostMemory(Protocol):
         """Return the writable bytes of a slot."""
         ...
 
+    def whole(self) -> memoryview:
+        """Return all of the memory in one piece, whatever lies between slots included."""
+        ...
+
 
 class Transport(Protocol):
     """Carries frames, sealed KV blocks, by key to another place and back: a disk, a server, another worker.

@@ -89,10 +89,12 @@ def test_half_precision_and_any_grouping_of_heads(device: str, kind: torch.dtype
 
 
 @pytest.mark.parametrize(
-    ("window", "softcap", "has_sinks"),
-    [(None, None, True), (40, None, False), (7, 5.0, True), (500, None, True), (None, 2.0, False)],
-)
-@pytest.mark.parametrize(("size", "parts"), [(1, 1), (1, 4), (16, 1)])
+    ("window", "softcap", "has_sinks", "size", "parts"),
+    [
+        (7, 5.0, True, 1, 1), (7, 5.0, True, 1, 4), (7, 5.0, True, 16, 1),  # all at once, in every shape
+        (None, None, True, 1, 4), (40, None, False, 16, 1), (500, None, True, 1, 4), (None, 2.0, False, 16, 1),
+    ],
+)  # fmt: skip
 def test_windows_caps_and_sinks(
     device: str, window: int | None, softcap: float | None, has_sinks: bool, size: int, parts: int
 ) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from headrace.core.step import BlockCopy, CopyKind
+from headrace.executor.cuda.host_pin import HostPin
 from headrace.executor.cuda.queues import Mark, Queue
 from headrace.executor.cuda.staging import Staging
 from headrace.executor.cuda.tier_copies import TierCopies
+from headrace.kv.transfer.host_pool import HostPool
 
 
 class LateMark:
@@ -124,3 +126,39 @@ def test_what_a_graph_reads_stays_where_it_is() -> None:
     again = staging.send([np.zeros(4, np.int32), np.zeros(4, np.int32)])
     assert few[0].data_ptr() == many[0].data_ptr() == again[0].data_ptr()
     assert few[1].data_ptr() == again[1].data_ptr()
+
+
+class Driver:
+    """Stands in for CUDA's runtime."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.held: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        if self.code == 0:
+            self.held[address] = num_bytes
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.held[address]
+        return 0
+
+
+def test_host_memory_is_locked_whole_and_let_go_once() -> None:
+    pool = HostPool(3, 1000)
+    driver = Driver(0)
+    pin = HostPin(pool.whole(), driver)
+    ((address, num_bytes),) = driver.held.items()
+    slots = [np.frombuffer(pool.slot(i), np.uint8).ctypes.data for i in range(3)]
+    assert all(address <= slot and slot + 1000 <= address + num_bytes for slot in slots)
+    pin.release()
+    pin.release()
+    assert driver.held == {}
+
+
+def test_memory_that_cannot_be_locked_is_a_warning_and_serves(caplog: pytest.LogCaptureFixture) -> None:
+    pin = HostPin(memoryview(bytearray(3 << 20)), Driver(712))
+    pin.release()
+    assert "3 MiB of host memory" in caplog.text
+    assert "lower engine.kv_ram_bytes" in caplog.text

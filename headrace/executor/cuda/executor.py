@@ -31,6 +31,7 @@ from headrace.executor.cuda.device_batch import BatchShape, HostBatch, WantedTok
 from headrace.executor.cuda.failures import named_failures
 from headrace.executor.cuda.feed import Feed
 from headrace.executor.cuda.graphs import Graphs, buckets
+from headrace.executor.cuda.host_pin import HostPin
 from headrace.executor.cuda.load_weights import load_weights
 from headrace.executor.cuda.model import DeviceBatch, DeviceModel
 from headrace.executor.cuda.queues import Mark, Queue, open_queues
@@ -163,6 +164,7 @@ class CudaExecutor:
         )
         self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
         self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
+        self._pin = HostPin(self._host.whole()) if self._is_gpu and self._host is not None else None
         self._feed = Feed(program.vocab_size)
 
     @torch.inference_mode()
@@ -267,6 +269,8 @@ class CudaExecutor:
             _log.warning("the GPU was lost before its memory was freed: %s", str(error).splitlines()[0])
         self._graphs.forget()
         self._model = None
+        if self._pin is not None:
+            self._pin.release()
         del self._tables, self._staging, self._tiers, self._feed
         if self._is_gpu:
             with contextlib.suppress(RuntimeError):

@@ -46,6 +46,10 @@ class HostPool:
         start = index * self._stride + HEADER_BYTES
         return self._memory[start : start + self.block_bytes]
 
+    def whole(self) -> memoryview:
+        """Return all slots and headers in one piece."""
+        return self._memory
+
     def frame(self, index: int) -> memoryview:
         """Return a slot's header and block."""
         start = index * self._stride

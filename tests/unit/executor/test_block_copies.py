@@ -29,6 +29,9 @@ class Slots:
     def __init__(self, slot_bytes: int) -> None:
         self._slots = [memoryview(bytearray(slot_bytes)) for _ in range(4)]
 
+    def whole(self) -> memoryview:
+        raise AssertionError("the CPU backends lock no memory")
+
     def slot(self, index: int) -> memoryview:
         return self._slots[index]
 
