@@ -35,6 +35,9 @@ def kernels(report: Report) -> None:
     for d in (64,) if is_tiny else (128, 64, 80, 96, 256):
         for rows, context in ((2, 70),) if is_tiny else ((1, 16384), (64, 2048)):
             attempt(report, f"decode attention, D {d}, {rows} rows of {context}", decode_row, d, rows, context)
+            if d in (64, 128):
+                name = f"decode attention, int8 KV, D {d}, {rows} rows of {context}"
+                attempt(report, name, decode_row, d, rows, context, True)
         tokens = 40 if is_tiny else 4096
         attempt(report, f"prefill attention, D {d}, {tokens} tokens", prefill_row, d, tokens)
     shapes = [(64, 128)] if is_tiny else [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)]
@@ -104,25 +107,47 @@ def exact_attention(q: torch.Tensor, cache: torch.Tensor, table: torch.Tensor, f
     return (torch.softmax(s, -1) @ held[1][:, None]).permute(2, 0, 1, 3).reshape(len(q), -1)
 
 
-def decode_row(report: Report, d: int, rows: int, context: int) -> dict[str, object]:
+def rounded(cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a cache in int8 and its scales, as a pool has them: a head's scales behind its numbers."""
+    *lead, block_size, d = cache.shape
+    pool = torch.empty((*lead, block_size * (d + 2)), dtype=torch.int8, device=cache.device)
+    values, scales = pool[..., : block_size * d].unflatten(-1, (block_size, d)), pool[..., block_size * d :]
+    scales = scales.view(torch.bfloat16)
+    scales.copy_(cache.abs().amax(-1) / 126)
+    values.copy_((cache / scales[..., None]).round().clamp(-127, 127))
+    return values, scales
+
+
+def decode_row(report: Report, d: int, rows: int, context: int, is_int8: bool = False) -> dict[str, object]:
     q_heads, kv_heads = (4, 2) if report.is_tiny else (32, 8)
     cache, tables = paged(d, rows, context, kv_heads)
+    scales = None
+    exact = cache
+    if is_int8:
+        cache, scales = rounded(cache)
+        exact = cache.to(KIND) * scales[..., None]
+    num_bytes = cache.numel() * (1 if is_int8 else 2) + (0 if scales is None else 2 * scales.numel())
     q = random(rows, q_heads * d).to(KIND)
     out = torch.full_like(q, torch.nan)
     at = torch.arange(rows, dtype=torch.int32, device=DEVICE)
     parts = min(1 << (max(264 // (rows * kv_heads), 1).bit_length() - 1), 32)
     tiles = Tiles(rows=at, first=at, count=torch.ones_like(at), size=1, num_parts=parts)
     positions = torch.full((rows,), context - 1, dtype=torch.int32, device=DEVICE)
-    attention(q, out, cache, tables, tiles, positions, Scoring(scale=d**-0.5))
+    attention(q, out, cache, tables, tiles, positions, Scoring(scale=d**-0.5), scales=scales)
     checks = [
-        error(out[r : r + 1], exact_attention(q[r : r + 1], cache, tables[r], context - 1, d)) for r in (0, rows - 1)
+        error(out[r : r + 1], exact_attention(q[r : r + 1], exact, tables[r], context - 1, d)) for r in (0, rows - 1)
     ]
-    copies = [cache.clone() for _ in range(min(ring(cache.nbytes), 8))]
+    del exact
+    copies = [cache, *[cache.clone() for _ in range(min(ring(num_bytes), 8) - 1)]]
     took = seconds(
-        report, [lambda c=c: attention(q, out, c, tables, tiles, positions, Scoring(scale=d**-0.5)) for c in copies]
+        report,
+        [
+            lambda c=c: attention(q, out, c, tables, tiles, positions, Scoring(scale=d**-0.5), scales=scales)
+            for c in copies
+        ],
     )
     wrong = float("nan") if bool(out.isnan().any()) else max(checks)
-    return {"error": wrong, "us": took * 1e6, **report.share(took, cache.nbytes)}
+    return {"error": wrong, "us": took * 1e6, **report.share(took, num_bytes)}
 
 
 def prefill_row(report: Report, d: int, tokens: int) -> dict[str, object]:

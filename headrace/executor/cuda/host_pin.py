@@ -40,8 +40,8 @@ class HostPin:
         self.is_locked = code == 0
         if not self.is_locked:
             _log.warning(
-                "%s MiB of host memory for KV blocks cannot be locked (CUDA error %s): copies from and to it are slower; "
-                "raise the limit on locked memory (ulimit -l), or lower engine.kv_ram_bytes",
+                "%s MiB of host memory for KV blocks cannot be locked (CUDA error %s): copies from and to it are "
+                "slower; raise the limit on locked memory (ulimit -l), or lower engine.kv_ram_bytes",
                 f"{held.size >> 20:,}", code,
             )  # fmt: skip
 
