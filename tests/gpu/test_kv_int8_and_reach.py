@@ -148,6 +148,13 @@ def test_parts_are_added_to_the_same_bits_by_the_last_to_arrive_and_by_a_launch_
     assert np.array_equal(once, scene.attended(size=1, parts=4, is_merged=False))
 
 
+def test_int8_is_read_by_queries_in_half_precision(device: str) -> None:
+    scene = Scene(device, [(70, 1, NONE), (0, 9, NONE)], d=32, is_int8=True)
+    for size, parts in ((1, 2), (8, 1)):
+        found = scene.attended(size=size, parts=parts, kind=torch.bfloat16)
+        np.testing.assert_allclose(found, scene.expected(), rtol=4e-2, atol=4e-2)
+
+
 def test_a_head_that_is_not_finite_spoils_its_own_row_alone(device: str) -> None:
     scene = Scene(device, [(20, 1, NONE), (20, 1, NONE)], d=16, is_int8=True)
     scene.qkv[7, HEADS * 16 + 3] = np.inf

@@ -32,6 +32,14 @@ def dot(a, b):
 
 
 @triton.jit
+def _widened(held, kind: tl.constexpr):
+    """Turn what a cache holds into the kind of the queries; the interpreter takes int8 for bits of bf16."""
+    if _INTERPRETED:
+        return held.to(tl.float32).to(kind)
+    return held.to(kind)
+
+
+@triton.jit
 def _sight(windows, num_sinks, first, window, HAS_WINDOW: tl.constexpr, HAS_REACH: tl.constexpr):
     """Return (w, s) of a row: from position w + s on, tokens see the last w positions and the first s."""
     w = _UNBOUND
@@ -87,7 +95,7 @@ def _fold(
         block = tl.load(table + n // BLOCK_SIZE, mask=is_held, other=0).to(tl.int64)
     place = block * stride_block + (n % BLOCK_SIZE) * D
     k = _heads(keys, place, d, is_held, D, BLOCK_D, MASK > 0)
-    scores = dot(queries, tl.trans(k.to(queries.dtype)))
+    scores = dot(queries, tl.trans(_widened(k, queries.dtype)))
     spot = scales + block * stride_scale_block + n % BLOCK_SIZE
     if HAS_SCALES:
         scores *= tl.load(spot, mask=is_held, other=0.0).to(tl.float32)[None, :]
@@ -110,7 +118,7 @@ def _fold(
     total = total * shrink + tl.sum(p, axis=1)
     if HAS_SCALES:
         p *= tl.load(spot + stride_scale_kv, mask=is_held, other=0.0).to(tl.float32)[None, :]
-    v = _heads(keys + stride_kv, place, d, is_held, D, BLOCK_D, MASK > 0).to(queries.dtype)
+    v = _widened(_heads(keys + stride_kv, place, d, is_held, D, BLOCK_D, MASK > 0), queries.dtype)
     acc = acc * shrink[:, None] + dot(p.to(queries.dtype), v)
     return acc, new_top, total
 
