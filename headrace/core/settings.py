@@ -513,6 +513,11 @@ class HubAccess:
     token: str | None = field(default=None, repr=False)
 
 
+def names_c_compiler() -> bool:
+    """Say whether the system names a C compiler (CC), as those who build with it do."""
+    return "CC" in os.environ
+
+
 def forced_isa(environ: Mapping[str, str] | None = None) -> str | None:
     """Read HEADRACE_ISA: the one instruction set that native code must use, for tests and for finding faults."""
     return (os.environ if environ is None else environ).get(_ENV_ISA) or None

@@ -9,13 +9,12 @@ not there is a GPU, and /proc/driver/nvidia is the host's.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.core.settings import Quantization
+from headrace.core.settings import Quantization, names_c_compiler
 
 _ROOT = Path("/")
 _DEVICES = ("dev/nvidiactl", "dev/nvidia[0-9]*", "dev/dxg", "dev/nvhost-gpu")  # Linux; Windows' subsystem; Jetson
@@ -83,7 +82,7 @@ def too_old(name: str, version: str, least: tuple[int, int]) -> str | None:
 
 def _missing_compiler() -> str | None:
     """Say that Triton cannot build what starts its kernels: C code that includes Python.h."""
-    if "CC" not in os.environ and shutil.which("gcc") is None and shutil.which("clang") is None:
+    if not names_c_compiler() and shutil.which("gcc") is None and shutil.which("clang") is None:
         return "Triton finds no C compiler, which it starts kernels with: apt-get install gcc, or set CC"
     scheme = sysconfig.get_default_scheme()
     headers = Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"])
