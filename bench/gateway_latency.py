@@ -1,86 +1,52 @@
-"""What keys, limits and budgets add to a request: the same server with and without them, against an instant upstream.
+"""What the gateway adds to a request: the real server before an instant upstream, beside the upstream alone.
 
-    python bench/gateway_latency.py --out bench-results/gateway-latency.json [--database postgresql://…]
+    python bench/gateway_latency.py --out bench-results/gateway-latency.json [--database postgresql://…] [--wait 0.02]
 
-The server is a process of its own on one core, the API over an upstream that echoes. The load is open: arrivals are a
-Poisson process that does not wait for answers, and latency counts from the moment a request was due.
-With: a key, three limits (requests, tokens, parallel) and two hard budgets, all on the same accounts, the worst case.
+Four ways to the same answer, measured in turn, in every round anew:
+    direct           the load asks the upstream itself
+    proxy            `headrace serve` with that upstream, metrics, no database
+    accounts         the same with a database: a key, three limits (requests, tokens, parallel) and two hard budgets,
+                     all met by every request, the ledger and its digests
+    accounts+audit   the same with the audit log, a row for every call (the default of a server with a database)
+Each server is a process on one core, all on the same; load, upstream and Postgres have the others. The load is open:
+arrivals are a Poisson process that does not wait for answers, the same moments for all ways of a round, and latency
+counts from the moment a request was due. What is added is the difference of two ways within a round; told are the
+median over the rounds and the least and most.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
 import random
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 BODY = json.dumps({"model": "echo", "prompt": "hello", "max_tokens": 5}).encode()
 CONNECTIONS = 64
-
-
-async def serve(database: str | None, gap_s: float = 0.0) -> None:
-    """Serve until the input closes; print the port and, with a database, the key. `gap_s`: between tokens."""
-    import uvicorn
-
-    from headrace.api import ApiState, Models, ServedModel, SharedKey, build_app
-    from headrace.app.listening import bind
-    from headrace.core.clock import MonotonicClock
-    from headrace.core.gateway_settings import GatewaySettings
-    from headrace.core.settings import ServerSettings
-    from headrace.gateway import Gateway
-    from headrace.testing import ByteTokenizer, EchoUpstream
-
-    class Slow(EchoUpstream):
-        async def generate(self, request: Any) -> AsyncIterator[Any]:
-            async for delta in super().generate(request):
-                await asyncio.sleep(gap_s)
-                yield delta
-
-    tokenizer: Any = ByteTokenizer()
-    clock = MonotonicClock()
-    upstream = Slow(tokenizer) if gap_s else EchoUpstream(tokenizer)
-    model = ServedModel(
-        name="echo", root="file:echo", upstream=upstream, tokenizer=tokenizer, template=None,
-        max_context=4096, created=0,
-    )  # fmt: skip
-    gateway, key = None, ""
-    if database is not None:
-        key = await prepare(database)
-        gateway = Gateway(database, GatewaySettings(prices={"echo": "1/2"}), clock)
-        await gateway.open()
-    state: Any = {"health": None, "render": lambda: (b"", "text/plain"), "wall_s": time.time, "version": "0"}
-    app = build_app(
-        ApiState(
-            models=Models([model]) if gateway is None else Models([model], front=gateway.front),
-            gatekeeper=SharedKey(None) if gateway is None else gateway.gatekeeper,
-            clock=clock, max_body_bytes=10**6, **state,
-        )
-    )  # fmt: skip
-    sock = bind(ServerSettings(port=0))
-    config = uvicorn.Config(app, http="httptools", ws="none", loop="none", lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
-    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
-    while not server.started:
-        await asyncio.sleep(0.001)
-    print(json.dumps({"port": sock.getsockname()[1], "key": key}), flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    server.should_exit = True
-    await serving
-    usage = os.times()
-    if gateway is not None:
-        await gateway.close()
-        print(json.dumps({"cpu_s": usage.user + usage.system, "batches": gateway.stats().batches}), flush=True)
-    else:
-        print(json.dumps({"cpu_s": usage.user + usage.system}), flush=True)
+UPSTREAM = Path(__file__).with_name("instant_upstream.py")
+PERCENTILES = {"p50_ms": 0.50, "p90_ms": 0.90, "p99_ms": 0.99}
+CONFIG = """
+[server]
+port = 0
+[upstreams.instant]
+url = "http://127.0.0.1:{port}/v1"
+models = {{ echo = "echo" }}
+[gateway.prices]
+echo = "1/2"
+[audit]
+record = "{record}"
+"""
 
 
 async def prepare(url: str) -> str:
@@ -105,6 +71,43 @@ async def prepare(url: str) -> str:
     await budgets.set(f"key:{issued.key.id}", 10**15, period="day")
     await database.close()
     return issued.text
+
+
+@contextlib.contextmanager
+def upstream(*options: str) -> Iterator[int]:
+    """Run the instant upstream; yield its port."""
+    process = subprocess.Popen(
+        [sys.executable, str(UPSTREAM), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def gateway(port: int, folder: Path, database: str | None, record: str, core: str) -> Iterator[tuple[int, int]]:
+    """Run `headrace serve` on one core before the upstream at `port`; yield its port and process id."""
+    config = folder / "headrace.toml"
+    config.write_text(CONFIG.format(port=port, record=record))
+    command = ["taskset", "-c", core, sys.executable, "-m", "headrace", "serve", "--config", str(config)]
+    command += ["--database", database] if database else []
+    log = (folder / "server.log").open("w")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        found = re.search(r"http://[\d.]+:(\d+)", process.stdout.readline())
+        assert found is not None, (folder / "server.log").read_text()
+        yield int(found.group(1)), process.pid
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+        log.close()
 
 
 class Client:
@@ -133,9 +136,9 @@ class Client:
             writer.close()
 
 
-async def arrivals(rate: float, seconds: float) -> AsyncIterator[float]:
+async def arrivals(rate: float, seconds: float, seed: int) -> AsyncIterator[float]:
     """Yield the moments at which requests are due."""
-    draw = random.Random(1)
+    draw = random.Random(seed)
     due = time.perf_counter()
     end = due + seconds
     while (due := due + draw.expovariate(rate)) < end:
@@ -145,7 +148,7 @@ async def arrivals(rate: float, seconds: float) -> AsyncIterator[float]:
         yield due
 
 
-async def open_load(client: Client, rate: float, seconds: float) -> list[float]:
+async def open_load(client: Client, rate: float, seconds: float, seed: int) -> list[float]:
     """Return latencies in seconds of a Poisson load."""
     latencies: list[float] = []
 
@@ -153,7 +156,7 @@ async def open_load(client: Client, rate: float, seconds: float) -> list[float]:
         await client.call()
         latencies.append(time.perf_counter() - due)
 
-    tasks = [asyncio.ensure_future(one(due)) async for due in arrivals(rate, seconds)]
+    tasks = [asyncio.ensure_future(one(due)) async for due in arrivals(rate, seconds, seed)]
     await asyncio.gather(*tasks)
     return latencies
 
@@ -174,85 +177,108 @@ async def closed_load(client: Client, seconds: float) -> float:
 
 
 def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1e3
+    return round(sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1e3, 3)
 
 
-async def measure(database: str | None, cores: str, rate: float, seconds: float) -> dict[str, float]:
-    """Start a server, load it, stop it."""
-    command = ["taskset", "-c", cores, sys.executable, __file__, "--serve", *([database] if database else [])]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    told = json.loads(process.stdout.readline())
-    client = Client(told["port"], told["key"])
-    await open_load(client, rate, 1.0)
-    latencies = await open_load(client, rate, seconds)
-    throughput = await closed_load(client, seconds / 4)
-    client.close()
-    process.stdin.close()
-    last = json.loads(process.stdout.readline())
-    process.wait()
-    process.stdout.close()
-    return {
-        "requests": len(latencies),
-        "p50_ms": round(percentile(latencies, 0.50), 3),
-        "p90_ms": round(percentile(latencies, 0.90), 3),
-        "p99_ms": round(percentile(latencies, 0.99), 3),
-        "closed_rps": round(throughput),
-        **last,
-    }
+Round = dict[str, dict[str, float]]
 
 
-async def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure without and with, in turn, and give the best of each by its p99."""
-    rounds: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.rounds):
-            rounds["without"].append(await measure(None, args.core, args.rate, args.seconds))
-            database = args.database or f"sqlite:///{Path(folder) / f'{number}.db'}"
-            rounds["with"].append(await measure(database, args.core, args.rate, args.seconds))
-    best = {name: min(found, key=lambda one: one["p99_ms"]) for name, found in rounds.items()}
-    added = {
-        f"added_{name}": round(best["with"][name] - best["without"][name], 3) for name in ("p50_ms", "p90_ms", "p99_ms")
-    }
+async def measure(clients: dict[str, Client], args: argparse.Namespace) -> list[Round]:
+    """Load every way in turn, `args.rounds` times, each time beginning with another."""
+    for client in clients.values():
+        await open_load(client, args.rate, 0.5, 0)
+        await closed_load(client, 0.3)
+    names = list(clients)
+    rounds: list[Round] = []
+    for number in range(1, args.rounds + 1):
+        found: Round = {}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            latencies = await open_load(clients[name], args.rate, args.seconds, number)
+            found[name] = {title: percentile(latencies, share) for title, share in PERCENTILES.items()}
+            found[name]["closed_rps"] = round(await closed_load(clients[name], args.seconds / 4))
+        rounds.append(found)
+    return rounds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 3), "least": min(values), "most": max(values)}
+
+
+def added(rounds: list[Round], way: str, to: str) -> dict[str, dict[str, float]]:
+    return {title: spread([round(one[way][title] - one[to][title], 3) for one in rounds]) for title in PERCENTILES}
+
+
+def summary(rounds: list[Round]) -> dict[str, object]:
+    """Sum up the rounds by way."""
+    ways: dict[str, object] = {}
+    for way in rounds[0]:
+        told: dict[str, object] = {title: spread([one[way][title] for one in rounds]) for title in rounds[0][way]}
+        if way != "direct":
+            told["added_to_direct"] = added(rounds, way, "direct")
+        if way.startswith("accounts"):
+            told["added_to_proxy"] = added(rounds, way, "proxy")
+        ways[way] = told
+    return ways
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(upstream("--wait", str(args.wait)))
+        clients = {"direct": Client(port, "")}
+        for name, record in (("proxy", "none"), ("accounts", "none"), ("accounts+audit", "all")):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            database, key = None, ""
+            if name != "proxy":
+                database = args.database or f"sqlite:///{folder / 'accounts.db'}"
+                key = asyncio.run(prepare(database))
+            front, _ = stack.enter_context(gateway(port, folder, database, record, args.core))
+            clients[name] = Client(front, key)
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            rounds = runner.run(measure(clients, args))
+            for client in clients.values():
+                client.close()
     return {
         "database": "postgres" if args.database else "sqlite",
         "rate_rps": args.rate,
         "seconds": args.seconds,
+        "upstream_wait_s": args.wait,
         "cores_of_the_server": 1,
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        **added,
-        "without": best["without"],
-        "with": best["with"],
+        "ways": summary(rounds),
         "rounds": rounds,
     }
 
 
+def show(result: dict[str, object]) -> None:
+    """Print the ways as a table: medians, and least to most."""
+    ways: dict[str, dict[str, dict[str, dict[str, float]]]] = result["ways"]  # type: ignore[assignment]
+    for way, told in ways.items():
+        print(f"{way:15s} p50 {told['p50_ms']['median']} ms  p99 {told['p99_ms']['median']} ms", end="  ")
+        print(f"closed loop {told['closed_rps']['median']} requests/s")
+        for to in ("direct", "proxy"):
+            for title, one in told.get(f"added_to_{to}", {}).items():
+                print(f"    added to {to} {title:6s} {one['median']:7.3f}  ({one['least']} to {one['most']})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serve", nargs="?", const="", help=argparse.SUPPRESS)
-    parser.add_argument("--gap", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=300.0, help="requests a second (default: 300)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of the open load (default: 6)")
-    parser.add_argument("--rounds", type=int, default=2, help="of each, in turn (default: 2)")
-    parser.add_argument("--core", default="0", help="where the server runs (default: 0)")
-    parser.add_argument("--database", help="default: a new SQLite file")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of open load for each way and round (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--core", default="0", help="where the servers run (default: 0)")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that the upstream takes (default: 0)")
+    parser.add_argument("--database", help="an empty one; default: new SQLite files")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
-    if args.serve is not None:
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(args.serve or None, args.gap))
-        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(os.sched_getaffinity(0)) - {int(args.core)} or os.sched_getaffinity(0))
-    result = asyncio.run(compare(args))
-    text = json.dumps(result, indent=2)
-    print(json.dumps({k: v for k, v in result.items() if k != "rounds"}, indent=2))
+    result = run(args)
+    show(result)
     if args.out is not None:
-        args.out.write_text(text + "\n")
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

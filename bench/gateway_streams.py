@@ -2,9 +2,9 @@
 
     python bench/gateway_streams.py [--streams 1000] [--out bench-results/gateway-streams.json] [--database postgresql://…]
 
-The server of `gateway_latency.py` over an upstream that writes a token every quarter of a second. With: a key, three
-limits and two hard budgets, so that each stream holds a reservation. Every stream is read to its end, and its text has
-to be its prompt. Memory is the server's resident set.
+`headrace serve` before a remote upstream that writes a token every quarter of a second. With: a key, three limits and
+two hard budgets, so that each stream holds a reservation, and the audit log. Every stream is read to its end, and its
+text has to be whole. Memory is the server's resident set.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import argparse
 import asyncio
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+from gateway_latency import gateway, prepare, upstream
 
 GAP_S = 0.25
-PROMPT = "".join(chr(97 + i % 26) for i in range(60))
-SERVER = Path(__file__).with_name("gateway_latency.py")
+TOKENS = 60
 
 
 def resident_mib(pid: int) -> float:
@@ -34,7 +32,7 @@ def resident_mib(pid: int) -> float:
 
 async def read_stream(port: int, key: str) -> bool:
     """Read one stream; say whether it said what it should."""
-    body = json.dumps({"model": "echo", "prompt": PROMPT, "max_tokens": len(PROMPT) + 8, "stream": True}).encode()
+    body = json.dumps({"model": "echo", "prompt": "hello", "max_tokens": TOKENS + 8, "stream": True}).encode()
     head = ["POST /v1/completions HTTP/1.1", "host: x", "connection: close", f"content-length: {len(body)}"]
     head += [f"authorization: Bearer {key}"] if key else []
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -44,7 +42,7 @@ async def read_stream(port: int, key: str) -> bool:
         if line.startswith(b"data: {"):
             text += json.loads(line[6:])["choices"][0]["text"]
     writer.close()
-    return text == PROMPT
+    return text == "t" * TOKENS
 
 
 async def hold(port: int, key: str, num_streams: int, pid: int) -> dict[str, float]:
@@ -71,17 +69,10 @@ async def hold(port: int, key: str, num_streams: int, pid: int) -> dict[str, flo
 
 
 def measure(database: str | None, num_streams: int) -> dict[str, float]:
-    command = [sys.executable, str(SERVER), "--serve", *([database] if database else []), "--gap", str(GAP_S)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    told: dict[str, Any] = json.loads(process.stdout.readline())
-    found = asyncio.run(hold(told["port"], told["key"], num_streams, process.pid))
-    process.stdin.close()
-    process.stdout.read()
-    process.wait()
-    process.stdout.close()
-    return found
+    with upstream("--gap", str(GAP_S), "--tokens", str(TOKENS)) as port, tempfile.TemporaryDirectory() as folder:
+        key = "" if database is None else asyncio.run(prepare(database))
+        with gateway(port, Path(folder), database, "none" if database is None else "all", "0") as (front, pid):
+            return asyncio.run(hold(front, key, num_streams, pid))
 
 
 def main() -> None:
@@ -94,7 +85,7 @@ def main() -> None:
         database = args.database or f"sqlite:///{Path(folder) / 'accounts.db'}"
         result = {
             "streams": args.streams,
-            "tokens": len(PROMPT),
+            "tokens": TOKENS,
             "gap_s": GAP_S,
             "machine": platform.processor() or platform.machine(),
             "python": platform.python_version(),

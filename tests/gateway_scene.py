@@ -27,8 +27,9 @@ _numbers = itertools.count()
 class Scene:
     """One database, its administration, and gateways over it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lend_share: int = 32) -> None:
         self.database = database
+        self.lend_share = lend_share
         self.clock = VirtualClock()
         self.registry = Registry(database)
         self.limits = LimitRegistry(database)
@@ -37,7 +38,15 @@ class Scene:
         self.gateway = self.new_gateway()
 
     def new_gateway(self) -> Authority:
-        return Authority(self.database, self.clock, lease_s=30.0, settle_s=0.001)
+        return Authority(self.database, self.clock, lease_s=30.0, settle_s=0.001, lend_share=self.lend_share)
+
+    def kill(self, gateway: Authority) -> None:
+        """Let a gateway do nothing any more, as if its process had gone."""
+        for timer in (gateway._timer, gateway._idle):
+            if timer is not None:
+                timer.cancel()
+        if gateway._worker is not None:
+            gateway._worker.cancel()
 
     async def load(self) -> None:
         await Watch(self.database, self.clock, [self.rulebook]).look()
@@ -71,6 +80,7 @@ class Scene:
             while idle_turns < 5:  # what is answered may give something back in a later turn
                 await asyncio.sleep(0)
                 is_busy = gateway._worker is not None and not gateway._worker.done()
+                is_busy = is_busy or gateway._allowances.is_due
                 idle_turns = 0 if is_busy or gateway.stats().late else idle_turns + 1
 
     async def accounts(self) -> list[tuple[int, int]]:
@@ -106,7 +116,7 @@ def settlement(grant: Grant, num_input: int, num_output: int, now_ns: int) -> Se
     )
 
 
-def play(url: str, scene: Callable[[Scene], Awaitable[None]]) -> None:
+def play(url: str, scene: Callable[[Scene], Awaitable[None]], lend_share: int = 32) -> None:
     """Run a scene on a database with its schema."""
 
     async def whole() -> None:
@@ -114,7 +124,7 @@ def play(url: str, scene: Callable[[Scene], Awaitable[None]]) -> None:
         await database.open()
         try:
             await migrate(database)
-            world = Scene(database)
+            world = Scene(database, lend_share)
             await scene(world)
             await world.written()
         finally:

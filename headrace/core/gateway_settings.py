@@ -13,6 +13,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Limits and budgets, where there is a database.
 
     lease_s         seconds after which what a gateway that is gone had reserved is released
+    lend_share      a gateway may hold one such part of what limits and budgets have left, for a caller that asks again
+                    and again, and grant from it without asking the database; 0: it asks for every request
     least_output    tokens: a budget that pays for fewer refuses a request instead of cutting its answer short
     default_output  tokens of a remote model's answer at most, where the caller does not say and a budget pays
     unpriced        requests under a hard budget for a model without a price: refuse, or allow them uncounted
@@ -25,6 +27,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    lend_share: Annotated[int, msgspec.Meta(ge=0)] = 32
     least_output: Count = 16
     default_output: Count = 4096
     unpriced: Literal["refuse", "allow"] = "refuse"

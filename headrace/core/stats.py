@@ -182,6 +182,8 @@ class Observer(Protocol):
 class AdmissionStats(msgspec.Struct, frozen=True, kw_only=True):
     """What the accounts of a gateway have decided so far; `live`, `late` and `budget_used` are of this moment.
 
+    allowances    that this gateway holds, of this moment
+    drawn         requests that were granted out of them
     charged_nano  nano-dollars that callers were charged, by model
     budget_used   share of each budget that is spent, by its id
     """
@@ -194,6 +196,8 @@ class AdmissionStats(msgspec.Struct, frozen=True, kw_only=True):
     shadowed: int
     failures: int
     refused: dict[str, int]
+    allowances: int = 0
+    drawn: int = 0
     charged_nano: dict[str, int] = {}
     budget_used: dict[str, float] = {}
 

@@ -56,7 +56,7 @@ class Gateway:
         self._directory = Directory()
         self._rulebook = Rulebook()
         self._watch = Watch(self._database, clock, [self._directory, self._rulebook])
-        self._authority = Authority(self._database, clock, lease_s=settings.lease_s)
+        self._authority = Authority(self._database, clock, lease_s=settings.lease_s, lend_share=settings.lend_share)
         book = None if settings.price_book is None else read_book(Path(settings.price_book).expanduser())
         rate = None if settings.usd_per_hour is None else machine_rate(settings.usd_per_hour)
         self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)

@@ -16,7 +16,11 @@ def families(stats: AdmissionStats) -> Iterator[Metric]:
     """Yield the families of one gateway."""
     yield GaugeMetricFamily("headrace_admitted_requests", "Requests under way that limits count", value=stats.live)
     yield GaugeMetricFamily("headrace_unwritten_commands", "Reservations and settlements not written yet", stats.late)
+    yield GaugeMetricFamily(
+        "headrace_allowances", "Parts of limits and budgets that this gateway holds for callers", stats.allowances
+    )
     for name, text, value in (
+        ("headrace_drawn_admissions", "Requests granted out of them, without a wait for the database", stats.drawn),
         ("headrace_account_batches", "Transactions over accounts", stats.batches),
         ("headrace_account_commands", "Reservations, settlements and renewals in them", stats.commands),
         ("headrace_account_failures", "Transactions that the database failed", stats.failures),

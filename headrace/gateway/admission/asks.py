@@ -68,12 +68,16 @@ class TokenHold(msgspec.Struct, frozen=True, array_like=True):
     period_ns: int
 
 
-class Holds(msgspec.Struct, frozen=True):
-    """What one reservation holds: accounts by kind. Each of `spends` holds the whole of what was granted."""
+class Holds(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one reservation holds: accounts by kind. Each of `spends` holds the whole of what was granted.
+
+    slots  what it holds of each of `parallel`: 1, but for allowances
+    """
 
     spends: tuple[str, ...] = ()
     tokens: tuple[TokenHold, ...] = ()
     parallel: tuple[str, ...] = ()
+    slots: int = 1
 
 
 class Pace(msgspec.Struct, frozen=True):

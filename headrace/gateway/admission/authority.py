@@ -1,10 +1,12 @@
 """Who may begin, decided by the database: commands of all requests, gathered into batches, one transaction each.
 
 Owns the queue of commands and this gateway's live grants. One batch is under way at a time, so commands gather while
-the one before is written; a request that has been granted is written down before it begins. A settlement by itself
-starts no batch for SETTLE_S: it goes along with the next reservation.
+the one before is written; a request that they grant is written down before it begins. A settlement by itself
+starts no batch for SETTLE_S: it goes along with the next reservation. Callers that ask again and again are granted at
+once, out of what was lent for them before (`admission.allowances`); that is written down with the next batch.
 
-    stage ─ reserve ─► queue ─► batch ─► one transaction ─► Granted or refusal
+    stage ─ reserve ─► allowance ─► Granted, written within SETTLE_S
+               └─────► queue ─► batch ─► one transaction ─► Granted or refusal
           ─ settle ──► queue          (not waited for)
 
 Leases: a live grant is renewed every third of a lease, with how far it is. A gateway that is gone renews nothing; any
@@ -23,13 +25,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from headrace.core.errors import HeadraceError, StoreUnavailable
+from headrace.core.errors import BudgetExceeded, HeadraceError, RateLimited, StoreUnavailable
 from headrace.core.protocols import Clock
 from headrace.core.stats import AdmissionStats
+from headrace.gateway.admission.allowances import IDLE_S, SHARE, Allowances, Turns
 from headrace.gateway.admission.asks import Ask, Granted
 from headrace.gateway.admission.batch import Answer, Batch, Command, Renew, Reserve, Settle, expire
 from headrace.gateway.admission.book import Book, Reservation
 from headrace.gateway.admission.fullness import Fullness
+from headrace.gateway.admission.lending import Turned
 from headrace.gateway.admission.swap import Swap
 from headrace.gateway.admission.upkeep import database_ahead_ns, find_expired, forget_old
 from headrace.gateway.budgets.price import TokenCounts
@@ -57,6 +61,7 @@ class Grant:
     num_output: int = 0
     has_input: bool = False
     is_shadow: bool = False
+    is_written: bool = True
 
     def progress(self) -> TokenCounts:
         """Return what is known to be done."""
@@ -93,9 +98,10 @@ class Authority:
         *,
         lease_s: float,
         settle_s: float = SETTLE_S,
+        lend_share: int = SHARE,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Make an authority. A settlement waits `settle_s` at most for company."""
+        """Make an authority. A settlement waits `settle_s` at most for company; `lend_share`: see `Allowances`."""
         self._database = database
         self._swap = Swap(database) if database.dialect == "postgres" else None
         self._settle_s = settle_s
@@ -110,6 +116,9 @@ class Authority:
         self._worker: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._live: dict[str, Grant] = {}
+        self._allowances = Allowances(lease_s, self._vouch, lend_share)
+        self._idle: asyncio.TimerHandle | None = None
+        self._batch = asyncio.Lock()
         self._shadow = Book()
         self._counts = _Counts()
         self._fullness = Fullness()
@@ -119,7 +128,9 @@ class Authority:
         counts = self._counts
         return AdmissionStats(
             live=len(self._live),
-            late=len(self._queue),
+            late=len(self._queue) + self._allowances.num_unwritten,
+            allowances=len(self._allowances),
+            drawn=self._allowances.num_drawn,
             batches=counts.batches,
             commands=counts.commands,
             expired=counts.expired,
@@ -146,12 +157,18 @@ class Authority:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         self._is_closing = True
-        if self._queue:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._allowances.give_back() or self._queue:
             self._start()
         if self._worker is not None:
             await asyncio.wait((self._worker,), timeout=2 * RETRY_S + 5.0)
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._queue:
             _log.error("%d settlements could not be written; their reservations expire by themselves", len(self._queue))
 
@@ -159,6 +176,23 @@ class Authority:
         """Let a request begin. Raises RateLimited, TaskExhausted, BudgetExceeded or StoreUnavailable."""
         if len(self._queue) >= MAX_LATE:
             raise StoreUnavailable(f"{len(self._queue):,} settlements wait for the database; no more are taken on")
+        drawn = self._allowances.try_draw(ask, self._clock.now(), self.now_ns())
+        if drawn is not None:
+            grant = self._begin(ask, drawn[0])
+            grant.is_written, grant.lease_until_s = False, drawn[1]
+            if self._allowances.is_urgent:
+                self._start()
+            elif self._timer is None:
+                self._start_soon()
+            return grant
+        try:
+            return await self._ask_database(ask)
+        except (BudgetExceeded, RateLimited):
+            if not self._allowances.give_back((ask,)):
+                raise
+        return await self._ask_database(ask)  # once more, with all that this gateway had kept for itself
+
+    async def _ask_database(self, ask: Ask) -> Grant:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._put(_Queued(Reserve(ask), answer))
         try:
@@ -174,6 +208,11 @@ class Authority:
             self._counts.refused[granted.code] = self._counts.refused.get(granted.code, 0) + 1
             raise granted
         assert isinstance(granted, Granted)
+        if self._allowances.note(ask, self._clock.now()):
+            if self._timer is None:
+                self._start_soon()
+            if self._idle is None:
+                self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._look_idle)
         return self._begin(ask, granted)
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
@@ -215,6 +254,20 @@ class Authority:
         self._live[ask.id] = grant
         return grant
 
+    def _vouch(self, ask_id: str, until_s: float) -> None:
+        """Hear that a request out of an allowance may run until then."""
+        grant = self._live.get(ask_id)
+        if grant is not None:
+            grant.is_written, grant.lease_until_s = True, until_s
+
+    def _look_idle(self) -> None:
+        """Give allowances back that nobody uses."""
+        self._idle = None
+        if self._allowances.give_back_idle():
+            self._start()
+        if len(self._allowances):
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._look_idle)
+
     def _reserve_alone(self, ask: Ask) -> Grant:
         """Keep limits by this process alone while there is no database."""
         self._counts.shadowed += 1
@@ -253,32 +306,50 @@ class Authority:
     async def _work(self) -> None:
         tag_logs(None)  # begun by one request, works for all
         is_due = True
-        while self._queue and (is_due or self._num_asking or self._is_closing):
+        while (self._queue or self._allowances.is_due) and (is_due or self._num_asking or self._is_closing):
             is_due = len(self._queue) > MAX_BATCH
-            taken = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
-            self._num_asking -= sum(queued.answer is not None for queued in taken)
-            try:
-                answers = await self._carry_out([queued.command for queued in taken])
-            except StoreUnavailable as err:
-                self._counts.failures += 1
-                self._refuse_for_now(taken, err)
-                if self._queue:
-                    await asyncio.sleep(RETRY_S)
+            async with self._batch:
+                is_up = await self._work_once()
+            if not is_up:
                 is_due = True
-                continue
-            except Exception as err:  # ours: no request may wait for ever because of it
-                _log.exception("a batch of %d commands failed", len(taken))
-                _answer_all(taken, err)
-                continue
-            self._counts.batches += 1
-            self._counts.commands += len(taken)
-            if self._shadow.tracks or self._shadow.spends:
-                self._shadow = Book()
-            for queued, answer in zip(taken, answers, strict=True):
-                if queued.answer is not None and not queued.answer.done():
-                    queued.answer.set_result(answer)
-        if self._queue and self._timer is None:
+                if self._queue or self._allowances.is_due:
+                    await asyncio.sleep(RETRY_S)
+        if (self._queue or self._allowances.is_due) and self._timer is None:
             self._start_soon()
+
+    async def _work_once(self) -> bool:
+        """Carry out one batch; say whether the database answered."""
+        taken = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+        self._num_asking -= sum(queued.answer is not None for queued in taken)
+        turns, asked_s = self._allowances.take_turns(), self._clock.now()
+        try:
+            answers = await self._carry_out([*(turn for _, turn in turns), *(queued.command for queued in taken)])
+        except StoreUnavailable as err:
+            self._counts.failures += 1
+            for kind, _ in turns:
+                self._allowances.restore(kind)
+            self._refuse_for_now(taken, err)
+            return False
+        except Exception as err:  # ours: no request may wait for ever because of it
+            _log.exception("a batch of %d commands failed", len(taken))
+            for kind, turn in turns:
+                self._allowances.drop(kind, turn, asked_s)
+            _answer_all(taken, err)
+            return True
+        self._counts.batches += 1
+        self._counts.commands += len(taken) + sum(len(turn.draws) for _, turn in turns)
+        if self._shadow.tracks or self._shadow.spends:
+            self._shadow = Book()
+        self._apply(turns, answers, asked_s)
+        for queued, answer in zip(taken, answers[len(turns) :], strict=True):
+            if queued.answer is not None and not queued.answer.done():
+                queued.answer.set_result(answer)
+        return True
+
+    def _apply(self, turns: Turns, answers: list[Answer], asked_s: float) -> None:
+        for (kind, turn), turned in zip(turns, answers, strict=False):
+            assert turned is None or isinstance(turned, Turned)
+            self._allowances.apply(kind, turn, turned, asked_s, self.now_ns())
 
     async def _carry_out(self, commands: list[Command]) -> list[Answer]:
         lease_ns = int(self._lease_s * _NS)
@@ -319,8 +390,17 @@ class Authority:
                 _log.exception("upkeep of leases failed; it goes on")
 
     async def renew(self) -> None:
-        """Keep the leases of live grants, with how far each is."""
-        grants = [grant for grant in self._live.values() if not grant.is_shadow]
+        """Keep the leases of allowances and of live grants, with how far each is."""
+        async with self._batch:
+            turns, asked_s = self._allowances.take_turns(renew=True), self._clock.now()
+            if turns:
+                try:
+                    self._apply(turns, await self._carry_out([turn for _, turn in turns]), asked_s)
+                except StoreUnavailable:
+                    for kind, _ in turns:
+                        self._allowances.restore(kind)
+                    raise
+        grants = [grant for grant in self._live.values() if grant.is_written and not grant.is_shadow]
         asked_s = self._clock.now()
         for start in range(0, len(grants), MAX_BATCH):
             part = grants[start : start + MAX_BATCH]

@@ -16,6 +16,7 @@ from headrace.core.errors import HeadraceError
 from headrace.gateway.admission import rows
 from headrace.gateway.admission.asks import Ask, Granted
 from headrace.gateway.admission.book import Book, Reservation
+from headrace.gateway.admission.lending import Turn, Turned, take_turn
 from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.store import Row, Transaction
 
@@ -61,8 +62,9 @@ class Renew:
     known: Reservation
 
 
-Command = Reserve | Settle | Renew
-Answer = Granted | HeadraceError | bool | None
+_TURNS: dict[type, int] = {Turn: 0, Reserve: 2}
+Command = Reserve | Settle | Renew | Turn
+Answer = Granted | HeadraceError | Turned | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,27 @@ class Batch:
         return answers
 
     def decide(self, book: Book) -> list[Answer]:
-        """Carry out the commands on open accounts. What ends makes room before anything begins."""
+        """Carry out the commands on open accounts. What ends makes room before anything begins.
+
+        Allowances come first: what was drawn from them may have ended already.
+        """
         answers: list[Answer] = [None] * len(self.commands)
-        order = sorted(range(len(self.commands)), key=lambda i: isinstance(self.commands[i], Reserve))
+        order = sorted(range(len(self.commands)), key=lambda i: _TURNS.get(type(self.commands[i]), 1))
         for i in order:
             answers[i] = self._decide(book, self.commands[i])
         return answers
+
+    def rows(self) -> set[str]:
+        """Name the reservations that the commands change and that should have a row."""
+        drawn = {ask.id for command in self.commands if isinstance(command, Turn) for ask, _ in command.draws}
+        found: set[str] = set()
+        for command in self.commands:
+            match command:
+                case Settle(known, _) | Renew(known):
+                    found.add(known.id)
+                case Turn(row=Reservation() as row):
+                    found.add(row.id)
+        return found - drawn
 
     def accounts(self) -> tuple[set[str], set[str]]:
         """Name the spends and the paces that the commands touch."""
@@ -102,6 +119,9 @@ class Batch:
                     spends.update(known.holds.spends)
                     paces.update(hold.account for hold in known.holds.tokens)
                     paces.update(known.holds.parallel)
+                case Turn(ask=ask) if command.touches_accounts:
+                    spends.update(hold.account for hold in ask.budgets)
+                    paces.update(hold.account for hold in ask.limits)
         return spends, paces
 
     def _decide(self, book: Book, command: Command) -> Answer:
@@ -116,19 +136,27 @@ class Batch:
                 return None
             case Renew(known):
                 return book.renew(known, self.lease_ns, self.now_ns)
+            case Turn():
+                return take_turn(book, command, self.now_ns, self.lease_ns)
 
     async def _open(self, tx: Transaction) -> Book:
         book = Book()
-        known = {command.known.id for command in self.commands if not isinstance(command, Reserve)}
         spends, paces = self.accounts()
-        for row in await _rows(tx, self.dialect, f"SELECT {_RESERVATION} FROM reservations", known):
+        for row in await _rows(tx, self.dialect, f"SELECT {_RESERVATION} FROM reservations", self.rows()):
             found = rows.read_reservation(row)
             book.reservations[found.id] = found
-        late = [c.known.id for c in self.commands if isinstance(c, Settle) and c.known.id not in book.reservations]
+        begun = {ask.id for c in self.commands if isinstance(c, Turn) and _is_open(book, c.row) for ask, _ in c.draws}
+        ended = [c.known.id for c in self.commands if isinstance(c, Settle)]
+        late = [one for one in ended if one not in book.reservations and one not in begun]
         for row in await _rows(tx, self.dialect, "SELECT id FROM settlements", late):
             book.settled.add(str(row["id"]))
         await _open_accounts(tx, self.dialect, book, spends, paces)
         return book
+
+
+def _is_open(book: Book, row: Reservation | None) -> bool:
+    found = None if row is None else book.reservations.get(row.id)
+    return found is not None and found.is_open
 
 
 async def expire(tx: Transaction, dialect: Dialect, now_ns: int) -> int:

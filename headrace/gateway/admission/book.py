@@ -29,6 +29,7 @@ from headrace.gateway.limits.rules import LimitRule, What
 
 _NS = 10**9
 _PARALLEL_RETRY_S = 1.0
+ALLOWANCE = "allowance/"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,12 +71,26 @@ class Book:
     settled: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    fresh: set[str] = field(default_factory=set)  # reservations that have no row yet
 
     def reserve(self, ask: Ask, now_ns: int, lease_ns: int) -> Granted:
         """Set aside what a request may need; or raise RateLimited, TaskExhausted, BudgetExceeded and change nothing."""
         self._check_limits(ask, now_ns)
         granted_nano, num_output = self._afford(ask, now_ns)
         holds = self._take(ask, granted_nano, now_ns)
+        self.begin(ask, granted_nano, holds, now_ns, lease_ns)
+        return Granted(
+            holds=holds,
+            granted_nano=granted_nano,
+            num_output=num_output,
+            requests=self.tightest(ask, What.REQUESTS, now_ns),
+            tokens=self.tightest(ask, What.TOKENS, now_ns),
+            warnings=tuple(hold.rule.describe() for hold in ask.budgets if self._is_past_soft(hold)),
+            spent_nano=tuple(self.spends[hold.account].spent_nano for hold in ask.budgets),
+        )
+
+    def begin(self, ask: Ask, granted_nano: int, holds: Holds, now_ns: int, lease_ns: int) -> None:
+        """Write down a request that may begin; its accounts are charged elsewhere."""
         self.reservations[ask.id] = Reservation(
             id=ask.id,
             lease_until_ns=now_ns + lease_ns,
@@ -88,15 +103,14 @@ class Book:
             holds=holds,
         )
         self.changed.add(ask.id)
-        return Granted(
-            holds=holds,
-            granted_nano=granted_nano,
-            num_output=num_output,
-            requests=self._tightest(ask, What.REQUESTS, now_ns),
-            tokens=self._tightest(ask, What.TOKENS, now_ns),
-            warnings=tuple(hold.rule.describe() for hold in ask.budgets if self._is_past_soft(hold)),
-            spent_nano=tuple(self.spends[hold.account].spent_nano for hold in ask.budgets),
-        )
+        self.fresh.add(ask.id)
+
+    def end(self, reservation_id: str) -> None:
+        """Take a reservation off the book: its row goes, if it has one."""
+        del self.reservations[reservation_id]
+        self.changed.discard(reservation_id)
+        if reservation_id not in self.fresh:
+            self.gone.add(reservation_id)
 
     def settle(self, known: Reservation, settlement: Settlement, now_ns: int) -> None:
         """End a request. `known` is what its holder remembers: the book may say that it has expired, that it was never
@@ -106,14 +120,13 @@ class Book:
             return
         charged_nano = 0
         if found is not None and found.is_open:
-            self._release(found, settlement.counts, now_ns)
+            self.release(found, settlement.counts, now_ns)
         elif found is not None:
             charged_nano = found.progress_nano
         for account in known.holds.spends:
             self._charge(account, (settlement.cost_nano or 0) - charged_nano, now_ns)
         if found is not None:
-            self.gone.add(known.id)
-            del self.reservations[known.id]
+            self.end(known.id)
         self.settled.add(known.id)
         self.settlements[known.id] = settlement
 
@@ -128,9 +141,16 @@ class Book:
         return True
 
     def expire(self, found: Reservation, now_ns: int) -> None:
-        """Close a reservation whose holder is gone: charge what was known to be done, release the rest."""
+        """Close a reservation whose holder is gone: charge what was known to be done, release the rest.
+
+        An allowance is released whole: what was drawn from it and written down has a reservation of its own.
+        """
+        if is_allowance(found.id):
+            self.release(found, TokenCounts(), now_ns)
+            self.end(found.id)
+            return
         counts = TokenCounts(input_uncached=found.num_input, output_text=found.num_output)
-        self._release(found, counts, now_ns)
+        self.release(found, counts, now_ns)
         for account in found.holds.spends:
             self._charge(account, found.progress_nano, now_ns)
         found.is_open = False
@@ -175,11 +195,11 @@ class Book:
         raise RateLimited(
             f"over the limit of {hold.rule.describe()}; try again in {wait_ns / _NS:.1f} s",
             retry_after_s=wait_ns / _NS,
-            headers=pace_headers(self._tightest(ask, What.REQUESTS, now_ns), self._tightest(ask, What.TOKENS, now_ns)),
+            headers=pace_headers(self.tightest(ask, What.REQUESTS, now_ns), self.tightest(ask, What.TOKENS, now_ns)),
         )
 
     def _wait_ns(self, hold: LimitHold, ask: Ask, now_ns: int) -> int:
-        rule, track = hold.rule, self._track(hold.account)
+        rule, track = hold.rule, self.track(hold.account)
         if rule.what in (What.PARALLEL, What.STEPS):
             return 0 if track.held < rule.amount else int(_PARALLEL_RETRY_S * _NS)
         return bucket.wait_ns(track.full_ns, now_ns, _num(rule, ask), rule.amount, rule.period_ns)
@@ -191,7 +211,7 @@ class Book:
         full_nano = ask.price.most_nano(ask.num_input, ask.num_output)
         tightest: tuple[int, BudgetHold] | None = None
         for hold in ask.budgets:
-            left_nano = self._spend(hold.account, now_ns).left(hold.rule.limit_nano)
+            left_nano = self.spend(hold.account, now_ns).left(hold.rule.limit_nano)
             if hold.rule.is_hard and (tightest is None or left_nano < tightest[0]):
                 tightest = left_nano, hold
         if tightest is None or full_nano <= tightest[0]:
@@ -213,7 +233,7 @@ class Book:
         tokens: list[TokenHold] = []
         parallel: list[str] = []
         for hold in ask.limits:
-            rule, track = hold.rule, self._track(hold.account)
+            rule, track = hold.rule, self.track(hold.account)
             if rule.what in (What.PARALLEL, What.STEPS):
                 track.held += 1
                 if rule.what is What.PARALLEL:
@@ -225,29 +245,31 @@ class Book:
                     tokens.append(TokenHold(hold.account, num, rule.amount, rule.period_ns))
             self.changed.add(hold.account)
         for budget in ask.budgets:
-            self._spend(budget.account, now_ns).reserved_nano += granted_nano
+            self.spend(budget.account, now_ns).reserved_nano += granted_nano
             self.changed.add(budget.account)
         return Holds(tuple(hold.account for hold in ask.budgets), tuple(tokens), tuple(parallel))
 
-    def _release(self, found: Reservation, counts: TokenCounts, now_ns: int) -> None:
+    def release(self, found: Reservation, counts: TokenCounts, now_ns: int) -> None:
+        """Give back what a reservation holds, less the tokens that came of it."""
         for account in found.holds.spends:
-            self._spend(account, now_ns).reserved_nano -= found.granted_nano
+            self.spend(account, now_ns).reserved_nano -= found.granted_nano
             self.changed.add(account)
         for hold in found.holds.tokens:
-            track = self._track(hold.account)
+            track = self.track(hold.account)
             num = counts.num_input + counts.num_output - hold.num
             track.full_ns = bucket.take(track.full_ns, now_ns, num, hold.amount, hold.period_ns)
             self.changed.add(hold.account)
         for account in found.holds.parallel:
-            track = self._track(account)
-            track.held = max(0, track.held - 1)
+            track = self.track(account)
+            track.held = max(0, track.held - found.holds.slots)
             self.changed.add(account)
 
-    def _tightest(self, ask: Ask, what: What, now_ns: int) -> Pace | None:
+    def tightest(self, ask: Ask, what: What, now_ns: int) -> Pace | None:
+        """Say where the tightest limit of one kind stands."""
         paces = []
         for hold in ask.limits:
             if hold.rule.what is what:
-                full_ns = self._track(hold.account).full_ns
+                full_ns = self.track(hold.account).full_ns
                 left = bucket.remaining(full_ns, now_ns, hold.rule.amount, hold.rule.period_ns)
                 paces.append(Pace(hold.rule.amount, left, max(0, full_ns - now_ns)))
         return min(paces, key=lambda pace: pace.remaining / pace.limit, default=None)
@@ -258,7 +280,7 @@ class Book:
             return False
         return spend.spent_nano + spend.reserved_nano >= (hold.rule.limit_nano if soft_nano is None else soft_nano)
 
-    def _spend(self, account: str, now_ns: int) -> Spend:
+    def spend(self, account: str, now_ns: int) -> Spend:
         """Return an account, rolled to now."""
         spend = self.spends.get(account)
         if spend is None:
@@ -267,14 +289,20 @@ class Book:
         return spend
 
     def _charge(self, account: str, nano: int, now_ns: int) -> None:
-        self._spend(account, now_ns).spend(nano, now_ns // _NS)
+        self.spend(account, now_ns).spend(nano, now_ns // _NS)
         self.changed.add(account)
 
-    def _track(self, account: str) -> Track:
+    def track(self, account: str) -> Track:
+        """Return an account of a limit."""
         track = self.tracks.get(account)
         if track is None:
             track = self.tracks[account] = Track(id=account)
         return track
+
+
+def is_allowance(reservation_id: str) -> bool:
+    """Say whether a reservation is not one request's but an allowance (`admission.lending`)."""
+    return reservation_id.startswith(ALLOWANCE)
 
 
 def _num(rule: LimitRule, ask: Ask) -> int:

@@ -16,6 +16,7 @@ import itertools
 from headrace.gateway.admission import rows
 from headrace.gateway.admission.batch import Answer, Batch, Renew, Settle
 from headrace.gateway.admission.book import Book
+from headrace.gateway.admission.lending import Turn
 from headrace.gateway.store import Cell, Database, Value
 
 MAX_TRIES = 3
@@ -38,7 +39,9 @@ class Swap:
 
     async def try_carry_out(self, batch: Batch) -> list[Answer] | None:
         """Return the answers, or None where the batch has to be carried out under locks. Raises StoreUnavailable."""
-        settles = [command for command in batch.commands if isinstance(command, Settle)]
+        standing = [command.known for command in batch.commands if isinstance(command, Settle)]
+        standing += [command.row for command in batch.commands if isinstance(command, Turn) and command.row is not None]
+        held = batch.rows()
         if any(isinstance(command, Renew) for command in batch.commands):
             return None
         for _ in range(MAX_TRIES):
@@ -46,14 +49,13 @@ class Swap:
             book = Book(
                 spends={a: rows.read_spend(a, *self._spends.get(a, (0, 0, None))) for a in spends},
                 tracks={a: rows.read_track(a, *self._paces.get(a, (0, 0))) for a in paces},
-                reservations={settle.known.id: settle.known for settle in settles},
+                reservations={one.id: one for one in standing if one.id in held},
             )
             answers = batch.decide(book)
             changes = rows.changes(book, batch.now_ns)
-            held = sorted({settle.known.id for settle in settles})
             found = await self._database.fetch(
                 _SWAP,
-                held,
+                sorted(held),
                 *_columns([(a, *self._spends.get(a, (0, 0, None))) for a in spends], 4),
                 *_columns([(a, *self._paces.get(a, (0, 0))) for a in paces], 3),
                 *_columns(changes.reservations, len(rows.RESERVATION)),

@@ -1,0 +1,197 @@
+"""Allowances in the accounts: what is lent to one gateway, drawn from it request by request, and given back.
+
+Owns no state; changes a `Book`. An allowance is a reservation of several requests at once: money of every budget,
+tokens, requests and places of every limit that they meet. Drawing moves a part of it into a reservation of one request,
+and touches no account. Whoever finds an allowance whose lease has run out releases it like any reservation.
+
+    left of each account ─ lend ─► allowance ─ draw ─► reservation ─ settle ─► spent
+            ▲                          └─ give back, expire ─┐
+            └────────────────────────────────────────────────┘
+
+Invariant: what an allowance holds is set aside in the accounts, so that spent + reserved ≤ limit speaks of it too.
+A row never changes: each turn ends the one before and begins another, which shows whoever comes late that it is late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from headrace.gateway.admission.asks import Ask, Holds, Pace, TokenHold
+from headrace.gateway.admission.book import Book, Reservation
+from headrace.gateway.budgets.price import TokenCounts
+from headrace.gateway.limits import bucket
+from headrace.gateway.limits.rules import What
+
+
+class Lot(NamedTuple):
+    """What an allowance holds: requests, and for all of them together money and tokens."""
+
+    requests: int = 0
+    nano: int = 0
+    tokens: int = 0
+
+    def plus(self, other: Lot, sign: int = 1) -> Lot:
+        """Add, or with -1 take away."""
+        return Lot(*(mine + sign * more for mine, more in zip(self, other, strict=True)))
+
+    def covers(self, other: Lot) -> bool:
+        """Say whether it has at least as much of everything."""
+        return all(mine >= more for mine, more in zip(self, other, strict=True))
+
+
+NOTHING = Lot()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One change of an allowance.
+
+    ask     any request of its kind: names the accounts
+    row     the allowance as it stands; None: there is none yet
+    lot     what it holds
+    draws   requests that have begun out of it, with what each took
+    wish    what is to be lent in addition, at most
+    new_id  of the row that follows
+    """
+
+    ask: Ask
+    row: Reservation | None
+    lot: Lot
+    draws: Sequence[tuple[Ask, Lot]]
+    wish: Lot
+    is_return: bool
+    new_id: str
+    share: int
+
+    @property
+    def touches_accounts(self) -> bool:
+        """Say whether anything but reservations changes."""
+        return self.is_return or self.wish.requests > 0
+
+
+class Turned(NamedTuple):
+    """An allowance after a turn, what was lent, and where its accounts stand. `row` None: it holds nothing any more."""
+
+    row: Reservation | None
+    lent: Lot = NOTHING
+    requests: Pace | None = None
+    tokens: Pace | None = None
+    spent_nano: tuple[int, ...] = ()
+
+
+def need(ask: Ask) -> Lot:
+    """Return what one request takes."""
+    nano = 0 if ask.price is None else ask.price.most_nano(ask.num_input, ask.num_output)
+    return Lot(1, nano, ask.num_input + ask.num_output)
+
+
+def is_lendable(ask: Ask) -> bool:
+    """Say whether requests like this one may be granted out of an allowance: rules of a task are not lent."""
+    num = ask.num_input + ask.num_output
+    return all(
+        hold.rule.what is not What.STEPS and (hold.rule.what is not What.TOKENS or num <= hold.rule.amount)
+        for hold in ask.limits
+    ) and all(hold.rule.period != "task" for hold in ask.budgets)
+
+
+def take_turn(book: Book, turn: Turn, now_ns: int, lease_ns: int) -> Turned | None:
+    """Carry out a turn; None if the allowance is gone, then nothing has happened."""
+    row = turn.row
+    if row is not None:
+        found = book.reservations.get(row.id)
+        if found is None or not found.is_open:
+            return None
+        book.end(row.id)
+    lot = turn.lot
+    for ask, taken in turn.draws:
+        lot = lot.plus(taken, -1)
+        book.begin(ask, taken.nano, holds_of(ask, Lot(0, 0, taken.tokens)), now_ns, lease_ns)
+    if turn.is_return:
+        book.release(_row(turn, lot, now_ns, lease_ns), TokenCounts(), now_ns)
+        return Turned(None)
+    lent = _lend(book, turn, now_ns)
+    lot = lot.plus(lent)
+    if lot == NOTHING:
+        return Turned(None)
+    ask, after = turn.ask, _row(turn, lot, now_ns, lease_ns)
+    book.reservations[after.id] = after
+    book.changed.add(after.id)
+    book.fresh.add(after.id)
+    return Turned(
+        row=after,
+        lent=lent,
+        requests=book.tightest(ask, What.REQUESTS, now_ns),
+        tokens=book.tightest(ask, What.TOKENS, now_ns),
+        spent_nano=tuple(book.spend(hold.account, now_ns).spent_nano for hold in ask.budgets) if lent.requests else (),
+    )
+
+
+def holds_of(ask: Ask, lot: Lot) -> Holds:
+    """Return the accounts of a request and what is held of each; requests of a lot are held in its buckets, too."""
+    tokens = [
+        TokenHold(hold.account, num, hold.rule.amount, hold.rule.period_ns)
+        for hold in ask.limits
+        for what, num in ((What.TOKENS, lot.tokens), (What.REQUESTS, lot.requests))
+        if hold.rule.what is what and (what is What.TOKENS or num)
+    ]
+    return Holds(
+        spends=tuple(hold.account for hold in ask.budgets),
+        tokens=tuple(tokens),
+        parallel=tuple(hold.account for hold in ask.limits if hold.rule.what is What.PARALLEL),
+        slots=max(1, lot.requests),
+    )
+
+
+def _row(turn: Turn, lot: Lot, now_ns: int, lease_ns: int) -> Reservation:
+    ask = turn.ask
+    holds = holds_of(ask, lot)
+    return Reservation(
+        id=turn.new_id,
+        lease_until_ns=now_ns + lease_ns,
+        created_ns=now_ns,
+        tenant=ask.tenant,
+        key_id=ask.key_id,
+        model=ask.model,
+        task="",
+        granted_nano=lot.nano,
+        holds=holds if lot.requests else msgspec.structs.replace(holds, parallel=()),
+    )
+
+
+def _lend(book: Book, turn: Turn, now_ns: int) -> Lot:
+    """Set aside what is wished, or as many requests' worth of it as is a share of what every account has left."""
+    wish = turn.wish
+    if not wish.requests:
+        return NOTHING
+    nano, tokens = -(-wish.nano // wish.requests), -(-wish.tokens // wish.requests)
+    num = wish.requests
+    for budget in turn.ask.budgets:
+        rule = budget.rule
+        most = rule.limit_nano if rule.soft_nano is None else min(rule.limit_nano, rule.soft_nano)
+        num = min(num, book.spend(budget.account, now_ns).left(most) // turn.share // max(1, nano))
+    for hold in turn.ask.limits:
+        limit, track = hold.rule, book.track(hold.account)
+        if limit.what is What.PARALLEL:
+            num = min(num, (limit.amount - track.held) // turn.share)
+        else:
+            left = bucket.remaining(track.full_ns, now_ns, limit.amount, limit.period_ns)
+            num = min(num, left // turn.share // (1 if limit.what is What.REQUESTS else max(1, tokens)))
+    if num < 1:
+        return NOTHING
+    lent = Lot(num, num * nano, num * tokens)
+    for budget in turn.ask.budgets:
+        book.spend(budget.account, now_ns).reserved_nano += lent.nano
+        book.changed.add(budget.account)
+    for hold in turn.ask.limits:
+        limit, track = hold.rule, book.track(hold.account)
+        if limit.what is What.PARALLEL:
+            track.held += num
+        else:
+            amount = num if limit.what is What.REQUESTS else lent.tokens
+            track.full_ns = bucket.take(track.full_ns, now_ns, amount, limit.amount, limit.period_ns)
+        book.changed.add(hold.account)
+    return lent
