@@ -101,21 +101,24 @@ class EventStream:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[object, object, T]) -> T:
-    """Run `work`; cancel it and raise ClientGone if the client disconnects first."""
-    worker = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(receive))
+    """Do `work` in this task; cut it off and raise ClientGone if the client disconnects first."""
+    worker = asyncio.current_task()
+    assert worker is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        worker.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if worker.done():
-            return worker.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if not is_gone or worker.uncancel():  # cancelled by somebody else, too
+            raise
+        raise ClientGone from None
     finally:
         watcher.cancel()
-        if not worker.done():
-            worker.cancel()
-        await asyncio.gather(worker, watcher, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -46,6 +46,7 @@ def http_server(app: object, server: ServerSettings) -> HttpServer:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who calls is told by the key, not by an address
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(server.drain_s) + CLOSE_GRACE_S,
         ssl_certfile=server.tls_cert,
