@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 
 import msgspec
 from starlette.datastructures import Headers
@@ -20,6 +19,7 @@ from headrace.api.state import ApiState
 from headrace.api.trail import Trail
 from headrace.core.caller import Caller
 from headrace.core.errors import HeadraceError, InvalidRequest
+from headrace.core.random_ids import random_id
 from headrace.core.tracing import Span, stage
 from headrace.obs import LogTag, tag_logs, untag_logs
 
@@ -56,7 +56,7 @@ class Access:
         self._strip_claims(scope)
         _accept_anthropic_key(scope)
         headers = Headers(scope=scope)
-        request_id = _safe(headers.get("x-request-id")) or secrets.token_hex(16)
+        request_id = _safe(headers.get("x-request-id")) or random_id()
         correlation_id = _safe(headers.get("x-correlation-id"))
         span = self._begin_span(scope, headers, request_id)
         scope.setdefault("state", {})["request_id"] = request_id

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -66,6 +67,7 @@ T = TypeVar("T")
 Find = Callable[[str, Progress], LocalModel]  # brings a model here by its name and says how far it is
 
 EXIT_DRAINED, EXIT_INTERRUPTED = 0, 130
+_SWITCH_S = 0.0005  # how long another thread keeps the interpreter from the network; 5 ms otherwise
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +79,7 @@ def serve(settings: Settings, find: Find) -> int:
     check_exposure(settings.server, has_database=settings.database is not None, has_keys=has_keys)
     if not has_keys and settings.server.api_key is None:
         _log.info("no keys are configured: only this machine is served, and everyone on it may call")
+    sys.setswitchinterval(_SWITCH_S)
     with bind(settings.server, slow_reader_s=stream_limits(settings).slow_reader_s) as sock:
         server = _Server(settings, sock, find)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

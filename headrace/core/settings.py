@@ -14,6 +14,7 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -286,6 +287,7 @@ class SettingField:
     help: str
 
 
+@lru_cache(maxsize=1)
 def setting_fields() -> tuple[SettingField, ...]:
     """List every leaf of `Settings`, in the order of declaration; tables with names of their own are none."""
     leaves: list[SettingField] = []
@@ -488,6 +490,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in parts}
 
 
+@lru_cache
 def field_help(struct: type[msgspec.Struct]) -> dict[str, str]:
     """Read `name  text` lines of a class docstring; deeper lines continue the one above."""
     helps: dict[str, str] = {}

@@ -9,7 +9,6 @@ that does not is stopped, and so is every stream under a hard budget whose lease
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import BudgetExceeded, HeadraceError, StoreUnavailable
 from headrace.core.genai import charged
 from headrace.core.protocols import Clock
+from headrace.core.random_ids import random_id
 from headrace.core.request import Request, RequestId
 from headrace.core.tracing import stage
 from headrace.econ.money import show_usd
@@ -137,7 +137,7 @@ class Admission:
         if budgets and request.given is not None and request.given.max_tokens is None:
             num_output = min(num_output, self._rules.default_output)
         return Ask(
-            id=f"{now_ns:016x}-{secrets.token_hex(8)}",
+            id=f"{now_ns:016x}-{random_id(8)}",
             request_id=request.request_id,
             tenant=request.tenant,
             key_id=request.key_id,

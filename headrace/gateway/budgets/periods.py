@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from headrace.core.errors import InvalidRequest
@@ -54,8 +55,13 @@ def rolling_s(period: str) -> int | None:
 
 def period_key(period: str, timezone: str, now_s: float) -> str:
     """Return the part of an account's name that changes when a new period begins."""
-    start = period_start(period, timezone, now_s)
-    return period if start is None else f"{period}@{start:%Y-%m-%dT%H:%MZ}"
+    return period if period not in CALENDAR else _key_of_minute(period, timezone, int(now_s // 60))
+
+
+@lru_cache(maxsize=256)
+def _key_of_minute(period: str, timezone: str, minute: int) -> str:
+    """Spell a calendar period, once a minute: no clock is off by a part of one, so none begins within it."""
+    return f"{period}@{period_start(period, timezone, minute * 60):%Y-%m-%dT%H:%MZ}"
 
 
 def period_start(period: str, timezone: str, now_s: float) -> datetime | None:
