@@ -42,6 +42,7 @@ port = 0
 [upstreams.instant]
 url = "http://127.0.0.1:{port}/v1"
 models = {{ echo = "echo" }}
+max_parallel = 4096
 [gateway.prices]
 echo = "1/2"
 [audit]
