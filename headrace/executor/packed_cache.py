@@ -2,21 +2,24 @@
 
 Owns the file's layout and its life: written to a temporary name, renamed when complete, read whole. Huge pages are
 worth the copy: with small ones products of some rows run slower, waiting for addresses, see design note 026.
-Invariant: a file is used only if its magic, version, length and key are what this build would write for this model;
-else it is made again. Nothing is ever read from a file that was not finished.
+Invariant: a file is used only if its magic, version, length and key are what this build would write for this model, and
+its tensors what was written; else it is made again. Nothing is ever read from a file that was not finished.
 
     | magic 8 B | header length u64 | header: msgpack of Header | padding to 4096 | tensors, each at a multiple of 64 |
 
-The key names what the bytes depend on: the layout version, the policy, and a fingerprint of the checkpoint (every
-tensor's name, format and shape, and samples of its bytes), so a moved file still fits and a changed one does not.
+The checksum finds what a disk lost, not what somebody forged. The key names what the bytes depend on: what packing does
+(`packing_probe`), the policy, and a fingerprint of the checkpoint (digest of every byte, and the program's view of it),
+so a moved file still fits and a changed one does not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import mmap
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,14 +32,14 @@ from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
 
 _MAGIC = b"HRPACK\r\n"
-_VERSION = 1  # counts changes of this file and of csrc/layout.h
+_VERSION = 2  # counts changes of the file around the tensors; of the tensors the key tells
 _PAGE = 4096
-_SAMPLE = 512  # bytes looked at in one place
-_SAMPLES = 8  # places per tensor
 _PIECE = 32 << 20
 _READERS = 4
 
 Bytes = NDArray[np.uint8]
+
+_log = logging.getLogger(__name__)
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -53,20 +56,14 @@ class Header(msgspec.Struct, frozen=True):
     key: str
     num_bytes: int
     places: dict[str, Place]
+    checksum: str = ""
 
 
 def fingerprint(program: Program, checkpoint: Checkpoint, policy: str) -> str:
-    """Return the key of a model packed under a policy. Cost: a few kilobytes of every tensor are read."""
-    digest = hashlib.sha256(f"{_VERSION}|{policy}".encode())
+    """Return the key of a model's weights under a policy. Cost: `Checkpoint.digest`."""
+    digest = hashlib.sha256(f"{_VERSION}|{policy}|{checkpoint.digest()}".encode())
     for spec in program.weights:
-        digest.update(f"|{spec.name}{spec.shape}{spec.offset}".encode())
-        for part in spec.parts:
-            tensor = checkpoint.tensor(part)
-            digest.update(f"|{part}{tensor.format.label}{tensor.shape}".encode())
-            rows = tensor.data
-            for row in np.unique(np.linspace(0, len(rows) - 1, _SAMPLES).astype(int)):
-                digest.update(rows[row, :_SAMPLE].tobytes())
-                digest.update(rows[row, -_SAMPLE:].tobytes())
+        digest.update(f"|{spec.name}{spec.shape}{spec.offset}{spec.parts}".encode())
     return digest.hexdigest()
 
 
@@ -116,9 +113,16 @@ class PackedFile:
 
     def label(self) -> None:
         """Put the file's magic and header in front of the tensors."""
-        encoded = msgspec.msgpack.encode(self.header)
+        encoded = msgspec.msgpack.encode(msgspec.structs.replace(self.header, checksum=self.checksum()))
         start = _MAGIC + len(encoded).to_bytes(8, "little") + encoded
         self._bytes[: len(start)] = np.frombuffer(start, np.uint8)
+
+    def checksum(self) -> str:
+        """Return a digest of the CRC-32 of every piece of the tensors. Cost: reads them, several pieces at a time."""
+        first = min((place.offset for place in self.header.places.values()), default=self.num_bytes)
+        pieces = [self._memory[at : at + _PIECE] for at in range(first, self.num_bytes, _PIECE)]
+        with ThreadPoolExecutor(_READERS) as readers:
+            return hashlib.sha256(repr(list(readers.map(zlib.crc32, pieces))).encode()).hexdigest()
 
     def tensor(self, name: str) -> Bytes:
         """Return a view of one tensor's bytes."""
@@ -140,10 +144,13 @@ def try_open(path: Path, key: str) -> PackedFile | None:
                 return None
             packed = PackedFile(header)
             packed.read(file.fileno())
-            packed.seal()
-            return packed
     except (OSError, msgspec.DecodeError):
         return None
+    if packed.checksum() != header.checksum:
+        _log.warning("%s is not what was written: the weights are packed again; check the disk", path)
+        return None
+    packed.seal()
+    return packed
 
 
 def create(path: Path | None, header: Header, write: Callable[[PackedFile], None]) -> PackedFile:

@@ -19,6 +19,7 @@ from headrace.core.settings import Quantization
 from headrace.executor import packed_cache
 from headrace.executor.native_parts import glu_weights
 from headrace.executor.packed_cache import PackedFile
+from headrace.executor.packing_probe import layout_digest
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program, WeightSpec
 from headrace.ops.native.library import CPackedWeight, Pool
@@ -73,8 +74,11 @@ def load_weights(
     vectors = {spec.name: _vector(spec, checkpoint, biases) for spec in program.weights if len(spec.shape) == 1}
     sizes = {name: shape.packed_bytes for name, shape in shapes.items()}
     sizes |= {name: vector.nbytes for name, vector in vectors.items()}
-    key = packed_cache.fingerprint(program, checkpoint, f"{quantization} {list(shapes.values())}")
-    path = None if cache_dir is None else cache_dir / f"{key[:32]}.hrp"
+    path, key = None, ""
+    if cache_dir is not None:
+        layout = layout_digest(pool, shapes.values())
+        key = packed_cache.fingerprint(program, checkpoint, f"{quantization} {list(shapes.values())} {layout}")
+        path = cache_dir / f"{key[:32]}.hrp"
     packed = None if path is None else packed_cache.try_open(path, key)
     was_cached = packed is not None
 

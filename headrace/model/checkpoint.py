@@ -35,6 +35,13 @@ class Checkpoint(Protocol):
         """Return a view of one tensor; ModelFileBroken names tensor and offset if the bytes are not there."""
         ...
 
+    def digest(self) -> str:
+        """Return a digest of every byte that config and weights come from.
+
+        Cost: reads them all once; nothing at later starts where the files are as they were (`model.content`).
+        """
+        ...
+
     def close(self) -> None:
         """Unmap the files. Idempotent."""
         ...

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.errors import ModelFileBroken, UnsupportedModel
+from headrace.model.content import Content
 from headrace.model.mapping import map_file, release
 from headrace.quant.formats import Format
 
@@ -116,7 +117,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map = map_file(path)
+        self._map, self._state = map_file(path)
         try:
             cursor = _Cursor(self._map, path)
             num_tensors, num_pairs = _read_counts(cursor)
@@ -133,6 +134,12 @@ class GgufFile:
             raise ValueError(f"{self.path.name} is closed")
         data = self._bytes[entry.offset : entry.offset + entry.num_bytes]
         return data.reshape(-1, entry.format.row_bytes(entry.shape[-1]))
+
+    def content(self) -> Content:
+        """Return the whole file as bytes."""
+        if self._bytes is None:
+            raise ValueError(f"{self.path.name} is closed")
+        return Content(self.path, self._state, self._bytes)
 
     def close(self) -> None:
         """Let go of the mapping; it ends when the last tensor view does. Idempotent."""

@@ -68,6 +68,8 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path, *, cache_directory: Path | None = None) -> None:
         self._file = GgufFile(path)
+        self._notes = None if cache_directory is None else cache_directory / "digests"
+        self._digest: str | None = None
         try:
             self._arch = read_architecture(self._file.metadata)
             self._refuse_split()
@@ -95,6 +97,12 @@ class GgufCheckpoint:
             return tensor
         heads = self.config.num_heads if interleaved[1] == "q" else self.config.num_kv_heads
         return _half_split(tensor, heads, self.config.head_dim, self._file.path)
+
+    def digest(self) -> str:
+        """Return a digest of the file. Cost: the first call may read all of it."""
+        if self._digest is None:
+            self._digest = self._file.content().digest(self._notes)
+        return self._digest
 
     def close(self) -> None:
         """Let go of the file; the mapping ends with the last tensor view. Idempotent."""

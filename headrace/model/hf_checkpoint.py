@@ -6,6 +6,7 @@ another prefix, and its vision half is left out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ _SKIPPED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "m
 class HfCheckpoint:
     """One HF directory as a checkpoint. Every tensor is a view of a mapped file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, cache_directory: Path | None = None) -> None:
         raw = _read_json(directory / "config.json")
         if raw is None:
             raise ConfigError(f"{directory} holds no config.json")
@@ -49,6 +50,9 @@ class HfCheckpoint:
             self._weights.close()
             raise
         self._directory = directory
+        self._raw_configs = msgspec.json.encode([raw, generation], order="sorted")
+        self._notes = None if cache_directory is None else cache_directory / "digests"
+        self._digest: str | None = None
         self.text_files = TextFiles(directory=directory)
 
     def names(self) -> Iterator[str]:
@@ -62,6 +66,14 @@ class HfCheckpoint:
             raise ModelFileBroken(f"{self._directory}: tensor '{name}' is missing; download the model again")
         tensor = self._weights.tensor(stored)
         return tensor if stored == name else Tensor(name, tensor.format, tensor.shape, tensor.data)
+
+    def digest(self) -> str:
+        """Return a digest of config and weight files. Cost: the first call may read all of them."""
+        if self._digest is None:
+            parts = [hashlib.sha256(self._raw_configs).hexdigest()]
+            parts += [f"{file.path.name} {file.digest(self._notes)}" for file in self._weights.contents()]
+            self._digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return self._digest
 
     def close(self) -> None:
         """Let go of the files; mappings end with the last tensor view. Idempotent."""

@@ -7,16 +7,19 @@ Callers: the GGUF and safetensors readers.
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 from headrace.core.errors import ConfigError, ModelFileBroken
+from headrace.model.content import FileState
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """Map a file for reading. ConfigError when it is not there, ModelFileBroken when it is empty."""
+def map_file(path: Path) -> tuple[mmap.mmap, FileState]:
+    """Map a file for reading; return its state too. ConfigError when it is not there, ModelFileBroken when empty."""
     try:
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            state = FileState.of(os.fstat(file.fileno()))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), state
     except ValueError as error:
         raise ModelFileBroken(f"{path} is empty; download it again") from error
     except OSError as error:

@@ -17,12 +17,12 @@ from headrace.model.hf_checkpoint import HfCheckpoint
 def open_checkpoint(path: Path, *, cache_directory: Path | None = None) -> Checkpoint:
     """Open a GGUF file, or a directory with either HF files or one GGUF file.
 
-    `cache_directory` is where a tokenizer made from GGUF metadata may be kept between starts.
+    `cache_directory` is where a tokenizer made from GGUF metadata and digests of the files may be kept between starts.
     Raises ConfigError when there is no model at `path`, ModelFileBroken or UnsupportedModel when it cannot be used.
     """
     if path.is_dir():
         if (path / "config.json").is_file():
-            return HfCheckpoint(path)
+            return HfCheckpoint(path, cache_directory=cache_directory)
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return GgufCheckpoint(files[0], cache_directory=cache_directory)

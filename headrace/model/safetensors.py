@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.errors import ConfigError, ModelFileBroken, UnsupportedModel
+from headrace.model.content import Content
 from headrace.model.mapping import map_file, release
 from headrace.quant.formats import Format
 from headrace.quant.tensor import Tensor
@@ -55,7 +56,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map = map_file(path)
+        self._map, self._state = map_file(path)
         try:
             self._start = self._header_end()
             self._entries = self._read_entries()
@@ -83,6 +84,12 @@ class SafetensorsFile:
         start, end = (self._start + offset for offset in entry.data_offsets)
         data = self._bytes[start:end].reshape(-1, format.row_bytes(entry.shape[-1]))
         return Tensor(name, format, entry.shape, data)
+
+    def content(self) -> Content:
+        """Return the whole file as bytes."""
+        if self._bytes is None:
+            raise ValueError(f"{self.path.name} is closed")
+        return Content(self.path, self._state, self._bytes)
 
     def close(self) -> None:
         """Let go of the mapping; it ends when the last tensor view does. Idempotent."""
@@ -154,6 +161,10 @@ class SafetensorsSet:
         if name not in self._file_of:
             raise ModelFileBroken(f"{self._directory}: tensor '{name}' is in none of the files; download them again")
         return self._files[self._file_of[name]].tensor(name)
+
+    def contents(self) -> list[Content]:
+        """Return every file as bytes, in the order of their names."""
+        return [file.content() for _, file in sorted(self._files.items())]
 
     def close(self) -> None:
         """Let go of every file. Idempotent."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.executor import packed_cache
+from headrace.executor.native import problem as native_problem
 from headrace.executor.packed_cache import PackedFile
+from headrace.executor.weights_pack import load_weights
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
+from headrace.ops.native.library import Pool
 from headrace.testing.checkpoints import write_checkpoint
 
 SIZES = {"a": 100, "b": 64, "c": 5000}
@@ -91,6 +97,21 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
     assert packed_cache.try_open(path, "k") is None
 
 
+@pytest.mark.parametrize("place", [4096, 4096 + 100, -3000])
+def test_a_damaged_body_is_not_used_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int) -> None:
+    path = tmp_path / "x.hrp"
+    made(path)
+    raw = bytearray(path.read_bytes())
+    start = packed_cache.try_open(path, "k").header.places["a"].offset  # type: ignore[union-attr]
+    at = start + place - 4096 if place > 0 else len(raw) + place
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    assert packed_cache.try_open(path, "k") is None
+    assert [record.message for record in caplog.records] == [
+        f"{path} is not what was written: the weights are packed again; check the disk"
+    ]
+
+
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(packed: PackedFile) -> None:
         packed.tensor("a")[:] = 1
@@ -118,3 +139,44 @@ def test_the_key_follows_model_policy_and_content(tmp_path: Path) -> None:
     assert key(first) == key(moved)
     assert len({key(first), key(other), key(first, "int8")}) == 3
     assert np.all([len(key(path)) == 64 for path in (first, other)])
+
+
+@pytest.mark.skipif(native_problem() is not None, reason="the native library is not built here")
+def test_weights_changed_in_one_byte_and_damaged_files_are_packed_again(tmp_path: Path) -> None:
+    """The byte is in the middle of the largest tensor, the file's length and time are the old ones."""
+
+    def packed(cache: Path | None) -> tuple[bool, bytes]:
+        with open_checkpoint(model, cache_directory=cache) as checkpoint, Pool(1) as pool:  # type: ignore[attr-defined]
+            program = build_program(checkpoint.config)
+            weights = load_weights(program, checkpoint, pool, quantization="auto", cache_dir=cache)
+            return weights.was_cached, b"".join(weights.packed.tensor(name).tobytes() for name in weights.structs())
+
+    model, cache = write_checkpoint(tmp_path / "model", "llama"), tmp_path / "cache"
+    (file,) = model.glob("*.safetensors")
+    settled = time.time_ns() - 3_600_000_000_000
+    os.utime(file, ns=(settled, settled))
+    _, before = packed(cache)
+    assert packed(cache) == (True, before)
+    raw = bytearray(file.read_bytes())
+    raw[_middle_of_largest(raw)] ^= 0x40
+    with file.open("r+b") as opened:
+        opened.write(raw)
+    os.utime(file, ns=(settled, settled))
+    was_cached, after = packed(cache)
+    assert not was_cached
+    assert after == packed(None)[1] != before
+    assert packed(cache) == (True, after)
+    for kept in cache.glob("*.hrp"):
+        body = bytearray(kept.read_bytes())
+        body[-5000:-1000] = bytes(4000)
+        kept.write_bytes(body)
+    assert packed(cache) == (False, after)
+    assert packed(cache) == (True, after)
+
+
+def _middle_of_largest(raw: bytes) -> int:
+    """Return the place of the high byte of a number in the middle of a file's largest tensor."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    places = [entry["data_offsets"] for name, entry in json.loads(raw[8:end]).items() if name != "__metadata__"]
+    first, last = max(places, key=lambda place: place[1] - place[0])
+    return int(end + (first + last) // 8 * 4 + 3)
