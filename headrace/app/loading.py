@@ -145,7 +145,6 @@ def load_model(
         max_waiting=plan.max_waiting.value,
         prefix_cache=plan.prefix_cache.value,
         prefix_policy=plan.prefix_policy.value,
-        attention_parity=opened.program.attention_parity(),
         policy=opened.policy,
         reach=plan.reach.value,
         widest_window=opened.program.widest_window(),

@@ -104,7 +104,6 @@ def _shape(
         max_waiting=engine.max_waiting,
         prefix_cache=engine.prefix_cache,
         prefix_policy=policy,
-        attention_parity=times.attention_parity(),
         policy=settings.scheduling,
         reach=None if window is None else Reach(window=window, num_sinks=sinks),
         plans_ahead=async_scheduling(engine, backend).value,

@@ -1,12 +1,13 @@
-"""Which cached block is worth least: chance of reuse times the cost of computing it again.
+"""Which cached block is worth least: the one that is least likely to be used again.
 
 Owns: for each cached block its depth, uses and time of last use, the leaves of the prefix trees in queues by kind, and
 a memory of the prefixes evicted last, as many as the pool has blocks: a prefix that comes back after its eviction is
 a reuse too, and keeps its count of uses. Without it a prefix whose turn comes later than a pool's worth of other blocks
 would look new each time.
-All blocks have the same bytes, so value per byte is value. The chance is learned per kind (`kv.reuse`): how often the
-block has been used again (0, 1, more), whether anything ever continued it, and whether it is early in its prompt; a
-block early in a prompt is shared by more of them. The cost grows with the position, since attention reads all before.
+All blocks have the same bytes, so value per byte is value, and all count as equally dear to compute: with what
+attention adds late in a prompt, long prompts that do not come back would outlast short ones that do. The chance is
+learned per kind (`kv.reuse`): how often the block has been used again (0, 1, more), whether anything ever continued it,
+and whether it is early in its prompt; a block early in a prompt is shared by more of them.
 Invariant: exactly the blocks that are cached and that no cached block continues are queued, so leaves go first, and
 within a kind the least recently used goes first.
 Called by the pool (`take`, `release`, `victim`) and the radix cache (`enter`, `leave`), on the engine thread.
@@ -32,20 +33,16 @@ _Entry = tuple[int, int, int]  # last use, minus the depth, block
 
 
 class CostOrder:
-    """Eviction order by value. Each call costs O(log n) per block; `victim` looks at one block per kind.
-
-    attention_parity  position at which attending costs as much as the rest of a token; None: cost does not grow
-    """
+    """Eviction order by value. Each call costs O(log n) per block; `victim` looks at one block per kind."""
 
     __slots__ = (
-        *("_continued", "_cost_per_block", "_depth", "_ghosts", "_history", "_now", "_num_children", "_num_queued"),
+        *("_continued", "_depth", "_ghosts", "_history", "_now", "_num_children", "_num_queued"),
         *("_parent", "_prefix_id", "_queued_at", "_queues", "_shallow", "_used_at", "_uses"),
     )
 
-    def __init__(self, num_blocks: int, block_size: int, attention_parity: int | None = None) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
         self._history = ReuseHistory(_KINDS, num_blocks)
         self._shallow = max(SHALLOW_TOKENS // block_size, 1)
-        self._cost_per_block = block_size / attention_parity if attention_parity else 0.0
         self._now = 0  # blocks cached and prefixes taken so far
         self._depth = [0] * num_blocks
         self._parent: list[int | None] = [None] * num_blocks
@@ -110,14 +107,14 @@ class CostOrder:
 
     def victim(self) -> int:
         """Return the queued block that is worth least, which is evicted now; the caller then calls `leave`."""
-        now, chance, cost_per_block = self._now, self._history.chance, self._cost_per_block
+        now, chance = self._now, self._history.chance
         best, best_kind, least = None, 0, float("inf")
         for kind, queue in enumerate(self._queues):
             while queue and self._queued_at[queue[0][2]] != queue[0][0]:
                 heappop(queue)
             if queue:
-                used_at, minus_depth, block = queue[0]
-                value = chance(kind, now - used_at) * (1.0 - cost_per_block * minus_depth)
+                used_at, _, block = queue[0]
+                value = chance(kind, now - used_at)
                 if value < least:
                     best, best_kind, least = block, kind, value
         if best is None:

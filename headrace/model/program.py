@@ -176,18 +176,6 @@ class Program:
                 return spec
         raise KeyError(name)
 
-    def attention_parity(self) -> int | None:
-        """Return the position at which attending costs as many multiplications as a token's linear layers do.
-
-        None if no layer attends to everything before.
-        """
-        shapes = {spec.name: spec.shape for spec in self.weights}
-        linear = sum(shapes[op.weight][0] * shapes[op.weight][1] for op in self.ops if isinstance(op, Linear))
-        per_position = sum(
-            2 * op.num_heads * op.head_dim for op in self.ops if isinstance(op, Attention) and op.window is None
-        )
-        return max(linear // per_position, 1) if per_position else None
-
     def slot_widths(self) -> dict[str, int]:
         """Return each slot's channels per token, derived from the ops that write it."""
         shapes = {spec.name: spec.shape for spec in self.weights}

@@ -19,7 +19,6 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting      sequences in the queue before new requests are refused
     prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
     prefix_policy    which of them are evicted first: least recently used, or least cost times chance of reuse
-    attention_parity position at which attending costs as much as the rest of a token; None: cost does not grow
     policy           who goes first; when none is given, nobody is refused for a long wait
     reach            what tokens attend to; None: all before them
     widest_window    of the model's layers, if every one has a window
@@ -32,7 +31,6 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int
     prefix_cache: bool = True
     prefix_policy: PrefixPolicy = "lru"
-    attention_parity: int | None = None
     policy: SchedulingSettings = SchedulingSettings(max_wait_s=None)
     reach: Reach | None = None
     widest_window: int | None = None
@@ -58,7 +56,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def eviction_order(self, num_blocks: int, block_size: int) -> CostOrder | None:
         """Return the order of eviction for a pool; None for least recently used."""
-        return CostOrder(num_blocks, block_size, self.attention_parity) if self.prefix_policy == "cost" else None
+        return CostOrder(num_blocks, block_size) if self.prefix_policy == "cost" else None
 
 
 class SchedulerTotals(msgspec.Struct):

@@ -59,10 +59,6 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             self.shared + self.per_row * rows + self.per_read * reads + self.per_token * tokens + self.per_pair * pairs
         )
 
-    def attention_parity(self) -> int | None:
-        """Return the position at which attending costs as much as the rest of a prompt's token; None: it is free."""
-        return max(round(self.per_token / self.per_pair), 1) if self.per_pair else None
-
 
 def _num_seen(row: Row) -> int:
     return row.start if row.reach is None else min(row.start, row.reach.num_seen)

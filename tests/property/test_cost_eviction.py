@@ -15,7 +15,7 @@ class CostRadixMachine(RadixMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS)
-        self.order = CostOrder(NUM_BLOCKS, BLOCK, attention_parity=4)
+        self.order = CostOrder(NUM_BLOCKS, BLOCK)
         self.cache = RadixCache(self.pool, BLOCK, self.order)
         self.pins = Pins(self.pool)
 

@@ -89,7 +89,7 @@ def live(story: tuple[World, list[Shape], list[tuple[str, int]], int]) -> None:
 def test_a_log_runs_again_to_the_same_decisions(story: tuple, runs_dry: bool, by_cost: bool) -> None:
     world = story[0]
     if by_cost:
-        limits = msgspec.structs.replace(world.scheduler.limits, prefix_policy="cost", attention_parity=5)
+        limits = msgspec.structs.replace(world.scheduler.limits, prefix_policy="cost")
         world.scheduler.limits = limits
     records = record(world)
     live(story)

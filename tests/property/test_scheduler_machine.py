@@ -34,7 +34,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_context=CONTEXT,
             max_waiting=99,
             prefix_policy=policy,
-            attention_parity=4,
             policy=SchedulingSettings(output_ratio=ratio, fair_burst_tokens=8, tenant_weights={"a": 2.0}),
         )
         self.world = World(num_blocks, block_size, limits, pipeline)

@@ -10,7 +10,7 @@ from headrace.sched import SchedulerLimits
 LIMITS: dict[str, Any] = {"max_num_seqs": 1, "max_step_tokens": 1, "max_context": 1, "max_waiting": 1}
 
 
-@pytest.mark.parametrize("name", [*LIMITS, "attention_parity", "chunk_tokens"])
+@pytest.mark.parametrize("name", [*LIMITS, "chunk_tokens"])
 def test_a_limit_below_one_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0"):
         SchedulerLimits(**{**LIMITS, name: 0}).check()

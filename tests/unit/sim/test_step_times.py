@@ -31,11 +31,6 @@ def test_a_token_that_sees_a_window_costs_what_it_sees() -> None:
     assert TIMES.predict(far) == pytest.approx(2e-3 + 1e-4 + 25e-7)
 
 
-def test_attending_costs_as_much_as_the_rest_at_the_parity() -> None:
-    assert TIMES.attention_parity() == 30_000
-    assert msgspec.structs.replace(TIMES, per_pair=0.0).attention_parity() is None
-
-
 def test_a_fit_finds_the_coefficients_that_made_the_steps() -> None:
     shapes = [[(context, 1)] * rows for rows in (1, 4, 16) for context in (0, 100, 4000)]
     shapes += [[(context, chunk)] for chunk in (16, 256) for context in (0, 100, 4000)]

@@ -43,14 +43,3 @@ def test_only_qwen3_norms_its_heads(tmp_path: Path) -> None:
     for family in ("llama", "qwen2", "qwen3"):
         normed = [op.q_norm for op in program_of(family, tmp_path / family).ops if isinstance(op, QkWrite)]
         assert all((name is not None) == (family == "qwen3") for name in normed)
-
-
-def test_attention_costs_as_much_as_linear_layers_where_their_multiplications_are_equal(tmp_path: Path) -> None:
-    program = program_of("llama", tmp_path / "llama")
-    weights = [program.weight(op.weight).shape for op in program.ops if isinstance(op, Linear)]
-    attention = [op for op in program.ops if isinstance(op, Attention)]
-    parity = program.attention_parity()
-    assert parity is not None
-    assert parity * len(attention) * 2 * 64 <= sum(rows * columns for rows, columns in weights)
-    assert (parity + 1) * len(attention) * 2 * 64 > sum(rows * columns for rows, columns in weights)
-    assert program_of("mistral", tmp_path / "mistral").attention_parity() is None
