@@ -11,6 +11,7 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from headrace.api.served import RemoteModel, ServedModel
 from headrace.api.state import ApiState
 from headrace.core.caller import Caller
 
@@ -38,7 +39,8 @@ async def welcome(http: Request) -> Response:
     state: ApiState = http.app.state.api
     caller: Caller = http.state.caller
     models = [model for model in state.models if caller.models is None or model.name in caller.models]
-    base = f"{http.url.scheme}://{http.url.netloc}/v1"
+    host = f"{http.url.scheme}://{http.url.netloc}"
+    base = f"{host}/v1"
     if "text/html" not in http.headers.get("accept", ""):
         names = ", ".join(model.name for model in models)
         return PlainTextResponse(f"Headrace {state.version} serves {names} at {base}\n")
@@ -46,12 +48,12 @@ async def welcome(http: Request) -> Response:
         f"<tr><td>{escape(model.name)}</td><td>{escape(_context(model.max_context))}</td></tr>" for model in models
     )
     places = "".join(f'<tr><td><a href="{path}">{path}</a></td><td>{escape(what)}</td></tr>' for path, what in _PLACES)
-    asked = _command(base, models[0].name) if models else ""
+    asked = _command(base, models[0]) if models else ""
     return HTMLResponse(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>Headrace</title><style>{_STYLE}</style></head><body>'
-        f"<h1>Headrace {escape(state.version)}</h1><p>This server speaks OpenAI's and Anthropic's wires. Give any "
-        f"client of theirs the base URL <b>{escape(base)}</b>.</p><h2>Models</h2><table>{rows}</table>"
+        f"<h1>Headrace {escape(state.version)}</h1><p>OpenAI's clients take the base URL <b>{escape(base)}</b>, "
+        f"Anthropic's <b>{escape(host)}</b>.</p><h2>Models</h2><table>{rows}</table>"
         f"<h2>Ask</h2><pre>{escape(asked)}</pre><h2>Look</h2><table>{places}</table></body></html>\n",
         headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"},
     )
@@ -61,9 +63,13 @@ def _context(max_context: int | None) -> str:
     return "" if max_context is None else f"prompt and answer of up to {max_context:,} tokens"
 
 
-def _command(base: str, model: str) -> str:
+def _command(base: str, model: ServedModel | RemoteModel) -> str:
+    """Return a command that the model can answer: one without a chat template continues texts."""
+    if isinstance(model, RemoteModel) or model.template is not None:
+        path, rest = "chat/completions", '"messages": [{"role": "user", "content": "Name the capital of France."}]'
+    else:
+        path, rest = "completions", '"prompt": "The capital of France is"'
     return (
-        f"curl {base}/chat/completions -H 'Content-Type: application/json' -d '{{\n"
-        f'  "model": "{model}", "max_tokens": 64,\n'
-        '  "messages": [{"role": "user", "content": "Name the capital of France."}]}\''
+        f"curl {base}/{path} \\\n  -H 'Content-Type: application/json' -d '{{\n"
+        f'  "model": "{model.name}", "max_tokens": 64,\n  {rest}}}\''
     )

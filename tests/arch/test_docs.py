@@ -151,6 +151,46 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_links_into_pages_name_a_heading_of_theirs() -> None:
+    wrong = []
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+            text = (page.parent / target if target else page).read_text()
+            headings = re.findall(r"^#+ (.*)$", re.sub(r"[`*]", "", text), re.MULTILINE)
+            if anchor not in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]:
+                wrong.append(f"{page.relative_to(REPOSITORY)}: {target}#{anchor}")
+    assert not wrong, "\n".join(wrong)
+
+
+def commands_of(block: Block) -> Iterator[list[str]]:
+    """Yield the words of each `headrace …` in a shell block, without comments and redirections."""
+    for line in block.code.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\||;", line):
+            words = shlex.split(re.sub(r"\d?>.*", "", part), comments=True)
+            while words and "=" in words[0]:
+                del words[0]
+            if words[:1] == ["headrace"]:
+                yield words[1:]
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(b, id=b.where) for b in BLOCKS if b.language == "sh" and b.kind.startswith("shown, ")]
+)
+def test_a_command_that_is_only_shown_is_one_that_the_program_takes(block: Block) -> None:
+    from headrace.cli.entry import build_parser
+
+    for words in commands_of(block):
+        build_parser().parse_args(words)
+
+
+@pytest.mark.parametrize("block", [pytest.param(b, id=b.where) for b in BLOCKS if b.language == "toml"])
+def test_a_configuration_that_is_shown_can_be_loaded(block: Block, tmp_path: Path) -> None:
+    from headrace.core.settings import load
+
+    (tmp_path / "headrace.toml").write_text(block.code)
+    load(tmp_path / "headrace.toml", environ={})
+
+
 def test_functions_named_in_the_architecture_exist(repository: Path) -> None:
     """`package.module.Name.member` in the life of a request is looked up in the source."""
     packages = "|".join(p.parent.name for p in (repository / "headrace").glob("*/__init__.py"))
