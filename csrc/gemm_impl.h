@@ -301,13 +301,19 @@ struct MicroI8 {
 // ---- groups -----------------------------------------------------------------------------------------------------------------
 // `meta` points at the activation scales of the group that is computed, in every record.
 
-// Where a group's integer sums start.
+// Where the integer sums of a group of bytes start.
 template <class Vec, bool Asym, int T, int R>
 HR_INLINE void start_group(const Operands& o, const Rows<R>& meta, Grid<typename Vec::I, T, R>& acc) {
   unroll<R>([&] HR_EACH(r) {
-    const auto start = Vec::template start_u8<Asym>(Asym ? 0 : load_as<int32_t>(meta.at(r) + o.groups * 4));
+    const auto start = Vec::template start_u8<Asym>(load_as<int32_t>(meta.at(r) + o.groups * 4));
     unroll<T>([&] HR_EACH(t) { acc(t, r) = start; });
   });
+}
+
+// Likewise of nibbles: every ISA multiplies them as they are stored, so only symmetric ones have a zero to take off.
+template <class Vec, bool Asym>
+HR_INLINE typename Vec::I start_nibbles(const uint8_t* offset) {
+  return Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset));
 }
 
 // Add a group's integer sums of tile t, scaled, to the float sums. The one order of float operations of grouped formats.
@@ -413,7 +419,12 @@ HR_NO_UNROLL
     constexpr Int<0> left;
     constexpr Int<1> right;
     unroll<2>([&] HR_EACH(high) {
-      if constexpr (high == 0 || kGroups == 2) start_group<Vec, Asym, 2>(o, meta, acc);
+      if constexpr (high == 0 || kGroups == 2) {
+        unroll<R>([&] HR_EACH(r) {
+          const auto start = start_nibbles<Vec, Asym>(meta.at(r) + o.groups * 4);
+          unroll<2>([&] HR_EACH(t) { acc(t, r) = start; });
+        });
+      }
       each_quad<G == 32>(o, [&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
         each_row<Vec, 4>([&] HR_EACH(i) {
           walk.fetch.row();
@@ -445,8 +456,8 @@ HR_NO_UNROLL
     constexpr Int<1> high;
     unroll<R>([&] HR_EACH(r) {
       const uint8_t* offset = meta.at(r) + o.groups * 4;
-      acc(low, r) = Asym ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset));
-      acc(high, r) = Asym || kGroups == 1 ? Vec::zero_int() : Vec::set_int(load_as<int32_t>(offset + 4));
+      acc(low, r) = start_nibbles<Vec, Asym>(offset);
+      acc(high, r) = kGroups == 1 ? Vec::zero_int() : start_nibbles<Vec, Asym>(offset + 4);
     });
     each_quad<false>(o, [&](int64_t weights_at, int64_t acts_at) __attribute__((always_inline)) {
       each_row<Vec, 4>([&] HR_EACH(i) {
