@@ -72,7 +72,10 @@ def measure_model(opened: OpenedModel, progress: Callable[[int, int], None]) -> 
         executor = backends.open_executor(plan, program, opened.checkpoint, cache_directory=opened.cache)
     finally:
         opened.close()
-    source = f"measured: {plan.model}, {plan.backend.value} backend, {plan.threads.value} threads"
+    weights = "as stored" if plan.quantization.value == "auto" else plan.quantization.value
+    values = "" if plan.kv_dtype.value == "auto" else f", KV {plan.kv_dtype.value}"
+    kept = f"weights {weights}{values}"
+    source = f"measured: {plan.model}, {plan.backend.value} backend, {kept}, {plan.threads.value} threads"
     num_tokens = executor.num_blocks * executor.block_size
     todo = list(shapes(num_tokens, plan.max_context.value, plan.max_num_seqs.value, plan.max_step_tokens.value))
     try:

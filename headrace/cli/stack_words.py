@@ -119,8 +119,9 @@ class Words:
                 *("all, in use", "all, with idle", "bill"),
             ),
             rows=tuple(rows),
-            note="Input is what was computed; cached input takes an engine no time, its room in memory is part of the "
-            "idle machine. In use: what requests were charged of the engine's time. With idle: the whole bill.",
+            note="Input is what was computed; cached input pays rent for its room in memory since its last use. In "
+            "use: what requests were charged of the engine's time; remote: what was reported, else the price. With "
+            "idle: the whole bill.",
         )
 
     def provisions(self) -> Table:

@@ -172,7 +172,7 @@ def smaller_weights(evidence: Evidence) -> Iterator[Improvement | NotJudged]:
         share = 1 - after_s / before_s
         yield Improvement(
             title=f"step times of '{other.source}' for {line.configuration.model}",
-            do="set the configuration that the second file was measured with",
+            do="serve it in the configuration that the second file of --fits was measured with",
             evidence=f"fitted step times say {after_s:,.3g} s instead of {before_s:,.3g} s for these requests, "
             f"{share:.0%} less, in about {steps:,.0f} steps",
             formula=f"{usd(line.used_nano)} for requests · {share:.3f} / {evidence.days:.3g} days",

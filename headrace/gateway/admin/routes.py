@@ -26,6 +26,7 @@ from headrace.gateway.store import Database
 
 MAX_BODY_BYTES = 256 << 10
 MAX_ID_CHARS = 256
+_CHOICE = re.compile(r"Invalid enum value '(?P<value>.*)' - at `\$\.(?P<field>\w+)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`", re.DOTALL)
 _log = logging.getLogger(__name__)
 AdminRoutes = list[Route]
@@ -95,9 +96,29 @@ def _query(http: Request, query_type: type[Body]) -> Body:
 
 
 def _explain(message: str, body_type: type[Body]) -> MalformedBody | UnknownParameter:
+    choice = _CHOICE.match(message)
+    if choice is not None:
+        name = choice["field"]
+        known = ", ".join(_choices(body_type, name))
+        return MalformedBody(f"{name} is '{choice['value'][:80]}'; it must be one of {known}", param=name)
     unknown = _UNKNOWN.match(message)
     if unknown is None:
         return MalformedBody(message)
     near = difflib.get_close_matches(unknown["name"], body_type.__struct_fields__, n=1, cutoff=0.0)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return UnknownParameter(f"unknown field '{unknown['name'][:80]}'{hint}", param=unknown["name"][:80])
+
+
+def _choices(body_type: type[Body], name: str) -> list[str]:
+    """Return the values that a field may have."""
+    described = msgspec.inspect.type_info(body_type)
+    assert isinstance(described, msgspec.inspect.StructType)
+    (kind,) = (field.type for field in described.fields if field.encode_name == name)
+    kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+    values: list[str] = []
+    for each in kinds:
+        if isinstance(each, msgspec.inspect.EnumType):
+            values += [str(member.value) for member in each.cls]
+        elif isinstance(each, msgspec.inspect.LiteralType):
+            values += [str(value) for value in each.values if value != ""]
+    return values

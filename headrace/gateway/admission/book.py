@@ -14,6 +14,7 @@ an upstream wrote more than it was allowed to.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -219,15 +220,28 @@ class Book:
         left_nano, hold = tightest
         num_output = ask.price.affordable_output(ask.num_input, left_nano)
         if num_output is None or num_output < min(ask.num_output, ask.least_output):
+            least_nano = ask.price.most_nano(ask.num_input, min(ask.num_output, ask.least_output))
+            pays_at_s = self._pays_at_s(hold, least_nano, now_ns)
             raise BudgetExceeded(
                 f"the budget of {hold.rule.describe()} is ${show_usd(hold.rule.limit_nano)} and has "
                 f"${show_usd(max(0, left_nano))} left; this request needs up to ${show_usd(full_nano)}; "
-                f"{_remedy(hold, now_ns)}",
+                f"{_remedy(hold, pays_at_s)}",
                 scope=hold.rule.subject,
-                retry_after_s=_until_next(hold, now_ns),
+                retry_after_s=None if pays_at_s is None else pays_at_s - now_ns / _NS,
             )
         num_output = min(num_output, ask.num_output)
         return ask.price.most_nano(ask.num_input, num_output), num_output
+
+    def _pays_at_s(self, hold: BudgetHold, nano: int, now_ns: int) -> float | None:
+        """Return when a budget will have so much left, if nothing more is spent; None where time does not help."""
+        rule = hold.rule
+        if nano > rule.limit_nano:
+            return None
+        end = period_end(rule.period, rule.timezone, now_ns / _NS)
+        if end is not None:
+            return end.timestamp()
+        spend = self.spend(hold.account, now_ns)
+        return spend.frees_at_s(nano + spend.spent_nano - rule.limit_nano)
 
     def _take(self, ask: Ask, granted_nano: int, now_ns: int) -> Holds:
         tokens: list[TokenHold] = []
@@ -334,16 +348,10 @@ def _span(ns: int) -> str:
     return (f"{hours}h" if hours else "") + f"{minutes}m{secs}s"
 
 
-def _until_next(hold: BudgetHold, now_ns: int) -> float | None:
-    end = period_end(hold.rule.period, hold.rule.timezone, now_ns / _NS)
-    return None if end is None else end.timestamp() - now_ns / _NS
-
-
-def _remedy(hold: BudgetHold, now_ns: int) -> str:
-    end = period_end(hold.rule.period, hold.rule.timezone, now_ns / _NS)
+def _remedy(hold: BudgetHold, pays_at_s: float | None) -> str:
     if hold.rule.period == "task":
         return "begin a new task, or lower max_tokens"
-    when = "" if end is None else f"wait until {end:%Y-%m-%d %H:%M} UTC, "
+    when = "" if pays_at_s is None else f"wait until {datetime.fromtimestamp(pays_at_s, UTC):%Y-%m-%d %H:%M} UTC, "
     return f"{when}lower max_tokens, or have the budget raised"
 
 

@@ -124,7 +124,7 @@ class Admission:
         limits, budgets = self._rulebook.holds(
             request.tenant, request.key_id, request.model, request.task, now_ns / 10**9
         )
-        if price is None and budgets:
+        if price is None:
             self._warn_unpriced(request.model)
             hard = next((hold.rule for hold in budgets if hold.rule.is_hard), None)
             if hard is not None and not self._rules.is_unpriced_allowed:
@@ -154,7 +154,11 @@ class Admission:
     def _warn_unpriced(self, model: str) -> None:
         if model not in self._warned:
             self._warned.add(model)
-            _log.warning("the price of '%s' is not known: its requests are not charged to any budget", model)
+            _log.warning(
+                "the price of '%s' is not known: what it costs is null in the ledger and charged to no budget; "
+                "set gateway.prices for it",
+                model,
+            )
 
     def _stop(self, request: Request, grant: Grant, meter: _Meter) -> list[Delta]:
         """End the open choices of a stream that must not go on."""

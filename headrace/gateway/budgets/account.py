@@ -43,6 +43,16 @@ class Spend:
             index = now_s // self._slice_s
             self.slices[index] = self.slices.get(index, 0) + nano
 
+    def frees_at_s(self, nano: int) -> int | None:
+        """Return when so much of what was spent will have left the window; None: it never will, or need not."""
+        if self.window_s is None or nano <= 0:
+            return None
+        for index in sorted(self.slices):
+            nano -= self.slices[index]
+            if nano <= 0:
+                return (index + 1) * self._slice_s + self.window_s
+        return None
+
     def left(self, limit_nano: int) -> int:
         """Return what neither is spent nor set aside; negative when a limit was lowered."""
         return limit_nano - self.spent_nano - self.reserved_nano

@@ -53,6 +53,15 @@ def rolling_s(period: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def show_period(period: str) -> str:
+    """Write a period as people do: `rolling:86400` as `rolling:1d`."""
+    length_s = rolling_s(period)
+    if length_s is None:
+        return period
+    unit = next((unit for unit in ("w", "d", "h") if length_s % _UNITS[unit] == 0), "")
+    return f"rolling:{length_s // _UNITS.get(unit, 1)}{unit}"
+
+
 def period_key(period: str, timezone: str, now_s: float) -> str:
     """Return the part of an account's name that changes when a new period begins."""
     return period if period not in CALENDAR else _key_of_minute(period, timezone, int(now_s // 60))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.gateway.budgets.periods import period_key, rolling_s
+from headrace.gateway.budgets.periods import period_key, rolling_s, show_period
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class BudgetRule:
     def describe(self) -> str:
         """Say whose budget it is, for the caller that meets it."""
         model = f" on '{self.model}'" if self.model else ""
-        period = "per task" if self.period == "task" else f"per {self.period}"
+        period = "per task" if self.period == "task" else f"per {show_period(self.period)}"
         return f"{self.subject}{model} {'in total' if self.period == 'total' else period}"
 
 

@@ -125,5 +125,6 @@ def _failures() -> Iterator[None]:
         raise Deadlock(str(err)) from err
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
         raise StoreUnavailable(
-            f"the Postgres database does not answer: {type(err).__name__}: {err}; the gateway tries again by itself"
+            f"the Postgres database does not answer ({': '.join(filter(None, (type(err).__name__, str(err))))}); "
+            "the gateway tries again by itself"
         ) from err

@@ -116,6 +116,27 @@ def test_a_soft_budget_warns_and_a_hard_one_warns_before_it_refuses(url: str) ->
     play(url, scene)
 
 
+@pytest.mark.parametrize(("spent", "pays_in_s"), [(8, 3600), (3, None)])
+def test_a_rolling_budget_says_when_it_will_pay_again(tmp_path: Path, spent: int, pays_in_s: int | None) -> None:
+    async def scene(s: Scene) -> None:
+        await s.budgets.set("all", 10, period="rolling:1h")
+        await s.load()
+        grant = await s.gateway.reserve(s.ask(spent))
+        s.settle(grant, spent)
+        held = await s.gateway.reserve(s.ask(10 - spent))
+        with pytest.raises(BudgetExceeded, match="all per rolling:1h") as caught:
+            await s.gateway.reserve(s.ask(5))
+        s.settle(held)
+        if pays_in_s is None:  # what is set aside may be given back at any time
+            assert caught.value.retry_after_s is None
+        else:
+            assert caught.value.retry_after_s is not None
+            assert pays_in_s < caught.value.retry_after_s <= pays_in_s + 60
+            assert "wait until 20" in caught.value.message
+
+    play(f"sqlite:///{tmp_path / 'a.db'}", scene)
+
+
 def test_limits_by_requests_tokens_and_calls_at_a_time(url: str) -> None:
     async def scene(s: Scene) -> None:
         await s.limits.set("all", What.REQUESTS, 3, per="minute", model="r")

@@ -233,6 +233,24 @@ def test_a_model_without_a_price_meets_a_hard_budget_as_configured(
     sqlite_play(tmp_path)(scene)
 
 
+def test_a_model_without_a_price_is_warned_of_once_where_no_budget_holds(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(s: Scene) -> None:
+        await s.load()
+        script = Scripted(token(1, finish=FinishReason.STOP, usage=Usage(prompt_tokens=5, completion_tokens=1)))
+        gateway = front(s, script)
+        for _ in range(2):
+            await take(gateway, request(model="other"))
+        await take(gateway, request(model="m"))
+        assert [record.message for record in caplog.records if "is not known" in record.message] == [
+            "the price of 'other' is not known: what it costs is null in the ledger and charged to no budget; "
+            "set gateway.prices for it"
+        ]
+
+    sqlite_play(tmp_path)(scene)
+
+
 def test_a_key_may_ask_its_own_models_only(tmp_path: Any) -> None:
     async def scene(s: Scene) -> None:
         await s.registry.create_tenant("acme")

@@ -17,6 +17,7 @@ from headrace.gateway.budgets.periods import (
     period_end,
     period_key,
     period_start,
+    show_period,
 )
 
 
@@ -64,6 +65,29 @@ def test_a_rolling_period_is_kept_in_seconds() -> None:
     assert [check_period(f"rolling:{text}") for text in ("90", "2h", "30d", "4w")] == [
         "rolling:90", "rolling:7200", "rolling:2592000", "rolling:2419200",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("period", ["rolling:90", "rolling:2h", "rolling:30d", "rolling:4w", "day", "task"])
+def test_a_period_is_shown_as_it_was_given(period: str) -> None:
+    assert show_period(check_period(period)) == period
+
+
+@given(st.integers(60, 10**6), st.lists(st.tuples(st.integers(0, 10**5), st.integers(1, 9)), min_size=1, max_size=20))
+def test_a_rolling_sum_says_when_enough_of_it_has_left_the_window(window_s: int, spends: list[tuple[int, int]]) -> None:
+    spend, now_s = Spend.named(f"b/0/all/rolling:{window_s}"), 1_800_000_000
+    for wait_s, nano in spends:
+        now_s += wait_s
+        spend.roll(now_s)
+        spend.spend(nano, now_s)
+    had = spend.spent_nano
+    at_s = spend.frees_at_s(1 + had // 2)
+    assert at_s is not None
+    spend.roll(at_s - 1)
+    assert spend.spent_nano > had - 1 - had // 2
+    spend.roll(at_s)
+    assert spend.spent_nano <= had - 1 - had // 2
+    assert (spend.frees_at_s(0), spend.frees_at_s(had + 1)) == (None, None)
+    assert Spend.named("b/0/all/day@x").frees_at_s(1) is None
 
 
 @pytest.mark.parametrize("period", ["", "year", "rolling", "rolling:", "rolling:1", "rolling:9999d", "Day"])
