@@ -262,6 +262,7 @@ class StoreUnavailable(HeadraceError):
     """The gateway's database cannot be reached, is locked or is full."""
 
     code, http_status, retryable = "store_unavailable", 503, True
+    retry_after_s = 2.0
 
 
 class DeadlineExpired(HeadraceError):

@@ -324,6 +324,7 @@ def test_a_full_log_refuses_calls_at_the_door_but_not_health(make_house: MakeHou
     house.run(fill())
     reply = house.ask()
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
+    assert reply.headers["retry-after"] == "2"
     assert house.call("GET", "/health/live").status_code == 200
     house.found()
     assert house.ask().status_code == 200
