@@ -391,9 +391,18 @@ def _upstreams(tables: object, source: str) -> dict[str, UpstreamSettings]:
         try:
             found[name] = msgspec.convert(table, UpstreamSettings, strict=False)
         except msgspec.ValidationError as err:
-            raise ConfigError(f"[{where}] in {source} is not valid: {err}", param=where) from err
+            raise _unfit(err, where, table, source) from err
         _check_key_places(found[name], where)
     return found
+
+
+def _unfit(err: msgspec.ValidationError, where: str, table: Mapping[str, object], source: str) -> ConfigError:
+    key = str(err).partition("`$.")[2].partition("`")[0]
+    for leaf in msgspec.structs.fields(UpstreamSettings):
+        if leaf.name == key and (choices := _choices(leaf.type)):
+            place = f"{where}.{key}"
+            return ConfigError(f"{place} = {table[key]!r} in {source} is not valid: {choices}", param=place)
+    return ConfigError(f"[{where}] in {source} is not valid: {err}", param=where)
 
 
 def _check_key_places(upstream: UpstreamSettings, where: str) -> None:
@@ -463,9 +472,14 @@ def _convert(leaf: SettingField, value: object, source: str, *, strict: bool) ->
         return msgspec.convert(value, leaf.type, strict=strict)
     except msgspec.ValidationError as err:
         shown = "(hidden)" if leaf.name in _SECRET else repr(value)
-        choices = [choice for choice in get_args(leaf.type) if isinstance(choice, str)]
-        wanted = f"it must be one of {', '.join(choices)}" if choices else str(err)
-        raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {wanted}", param=leaf.key) from err
+        what = _choices(leaf.type) or str(err)
+        raise ConfigError(f"{leaf.key} = {shown} in {source} is not valid: {what}", param=leaf.key) from err
+
+
+def _choices(kind: object) -> str:
+    """Say which words a setting may be, where it is one of a few."""
+    words = get_args(kind) if get_origin(kind) is Literal else ()
+    return f"it must be one of {', '.join(map(str, words))}" if words else ""
 
 
 def _is_setting(name: str) -> bool:

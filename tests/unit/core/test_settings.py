@@ -108,7 +108,8 @@ def test_models_beside_upstreams_are_served_too(write) -> None:  # type: ignore[
     ("text", "said"),
     [
         (UPSTREAM + "wieght = 1\n", ["'upstreams.big.wieght'", "'weight'"]),
-        (UPSTREAM + 'profile = "vlm"\n', ["[upstreams.big]", "vlm"]),
+        (UPSTREAM + 'profile = "vlm"\n', ["upstreams.big.profile = 'vlm'", "one of", "vllm"]),
+        (UPSTREAM + 'reported_cost = "yes"\n', ["it must be one of note, charge, ignore"]),
         (UPSTREAM + "weight = 0\n", ["[upstreams.big]", "weight"]),
         ('[upstreams.big]\nurl = "http://h"\n', ["[upstreams.big]", "models"]),
         ("upstreams = 5\n", ["[upstreams.NAME]"]),
@@ -151,6 +152,7 @@ def test_lists_are_written_with_commas_in_the_environment_and_on_the_command_lin
     [
         ("[server]\nport = 1\n\n[engine]\nthread = 2\n", ":5; did you mean 'engine.threads'"),
         ("[server]\nport = 'x'\n", ":2 is not valid"),
+        ("[server]\n\n[engine]\nkv_dtype = 'int9'\n", ":4 is not valid: it must be one of auto, bf16, int8"),
         ("modles = ['a']\n", ":1; did you mean 'models'"),
         ("[gateway.prices]\n'a.b' = 1\n", ":1 is not valid"),
         ("[upstreams.far]\nurl = 'http://x'\nmodles = {a = 'b'}\n", ":3; did you mean 'models'"),
