@@ -15,7 +15,7 @@ from headrace.cli.configured import settings_from
 from headrace.cli.progress import pull_with_bar
 from headrace.cli.tables import print_table
 from headrace.core.settings import Settings
-from headrace.evals import Comparison, Interval, compare_scorers, default_text
+from headrace.evals import LEAST_BLOCKS, Comparison, Interval, compare_scorers, default_text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,11 +38,18 @@ def run(args: argparse.Namespace) -> int:
         table.add_column(column, justify="left" if not column else "right")
     for name, value in _rows(args.measure, comparison):
         if isinstance(value, Interval):
-            table.add_row(name, f"{value.value:.5f}", f"{value.low:.5f} … {value.high:.5f}")
+            table.add_row(name, f"{value.value:.5f}", _spread(value))
         else:
             table.add_row(name, f"{value:.5f}", "")
     print_table(table)
     return 0
+
+
+def _spread(found: Interval) -> str:
+    """Return an interval in words."""
+    if found.low is None or found.high is None:
+        return f"fewer than {LEAST_BLOCKS} chunks"
+    return f"{found.low:.5f} … {found.high:.5f}"
 
 
 def _compare(settings: Settings, text: str, max_tokens: int) -> tuple[Comparison, str]:

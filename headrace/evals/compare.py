@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BOOTSTRAP_ROUNDS = 2000
+LEAST_BLOCKS = 5  # fewer say nothing of their spread: resampling one gives an interval without width
 
 
 class Interval(NamedTuple):
-    """An estimate with its 95 % confidence interval."""
+    """An estimate with its 95 % confidence interval; no bounds where there were too few blocks to tell."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +75,22 @@ def score_chunk(base: NDArray[np.float32], test: NDArray[np.float32], targets: N
 
 
 def block_bootstrap(block_sums: NDArray[np.float64], block_sizes: NDArray[np.float64], seed: int = 0) -> Interval:
-    """Return the pooled mean and its 95 % interval by resampling whole blocks. [B] sums and [B] sizes."""
+    """Return the pooled mean and its 95 % interval by resampling whole blocks. [B] sums and [B] sizes.
+
+    Without bounds below LEAST_BLOCKS blocks.
+    """
     mean = float(block_sums.sum() / block_sizes.sum())
+    if len(block_sums) < LEAST_BLOCKS:
+        return Interval(mean, None, None)
     rng = np.random.Generator(np.random.Philox(seed))
     picks = rng.integers(0, len(block_sums), size=(_BOOTSTRAP_ROUNDS, len(block_sums)))
     means = block_sums[picks].sum(axis=1) / block_sizes[picks].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(mean, float(low), float(high))
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else float(np.exp(value))
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -110,7 +120,7 @@ def summarize(chunks: list[ChunkScores]) -> Comparison:
         kl_p999=float(np.quantile(kl, 0.999)),
         ppl_base=float(np.exp(nll_base.sum() / total)),
         ppl_test=float(np.exp(nll_test.sum() / total)),
-        ppl_ratio=Interval(*(float(np.exp(part)) for part in log_ratio)),
+        ppl_ratio=Interval(float(np.exp(log_ratio.value)), _exp(log_ratio.low), _exp(log_ratio.high)),
         same_top=wilson(same, total),
         delta_p_rms=float(np.sqrt((delta_p**2).mean())),
     )

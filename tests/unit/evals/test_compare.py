@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
+from headrace.cli.eval import _spread
 from headrace.evals.compare import block_bootstrap, score_chunk, summarize, wilson
 
 
@@ -12,7 +14,7 @@ def test_identical_logits_have_zero_divergence_and_ratio_one() -> None:
     logits = np.random.default_rng(1).normal(size=(20, 50)).astype(np.float32)
     result = summarize([score_chunk(logits, logits, np.arange(20))])
     assert result.mean_kl.value == 0.0
-    assert result.ppl_ratio == (1.0, 1.0, 1.0)
+    assert result.ppl_ratio == (1.0, None, None)
     assert result.same_top.value == 1.0
 
 
@@ -42,8 +44,26 @@ def test_bootstrap_interval_covers_the_mean_and_narrows_with_blocks() -> None:
     few, many = rng.normal(1.0, 0.5, 10), rng.normal(1.0, 0.5, 1000)
     wide = block_bootstrap(few, np.ones(10))
     narrow = block_bootstrap(many, np.ones(1000))
+    assert None not in (*wide, *narrow)
     assert wide.low < wide.value < wide.high
     assert narrow.high - narrow.low < (wide.high - wide.low) / 3
+
+
+def test_too_few_blocks_have_a_mean_and_no_bounds() -> None:
+    assert block_bootstrap(np.arange(4.0), np.ones(4)) == (1.5, None, None)
+    assert None not in block_bootstrap(np.arange(5.0), np.ones(5))
+
+
+def test_a_comparison_of_one_chunk_says_so_instead_of_an_interval_without_width() -> None:
+    rng = np.random.default_rng(5)
+    base, test = rng.standard_normal((2, 40, 64), np.float32)
+    found = summarize([score_chunk(base, test, np.arange(40))])
+    assert (found.mean_kl[1:], found.ppl_ratio[1:]) == ((None, None), (None, None))
+    assert found.mean_kl.value > 0
+    assert None not in found.same_top
+    decoded = msgspec.json.decode(msgspec.json.encode(found))
+    assert decoded["mean_kl"][1:] == [None, None]
+    assert _spread(found.ppl_ratio) == "fewer than 5 chunks"
 
 
 def test_mismatched_shapes_are_refused() -> None:
