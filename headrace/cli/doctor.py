@@ -8,6 +8,7 @@ import sys
 import msgspec
 from rich.table import Table
 
+from headrace.app.backends import use_isa
 from headrace.app.hardware import detect
 from headrace.cli.configured import settings_from
 from headrace.cli.tables import print_table
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     machine = detect()
     native = native_problem()
+    isa = use_isa().value if native is None else None
     limits = measure_limits(machine.cores) if native is None else None
     bandwidth = read_bandwidth(machine.cores) if limits is None else limits.read_bytes_per_s
     if args.json:
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
             "read_bytes_per_s": round(bandwidth),
             **products,
             "native_problem": native,
+            "native_isa": isa,
         }
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return 0
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ("memory limit", limit),
         ("memory bandwidth", f"{bandwidth / 1e9:.1f} GB/s read, measured now with {machine.cores} threads"),
         ("products", _products(limits)),
-        ("native backend", "works" if native is None else f"does not work: {native}"),
+        ("native backend", f"works, with {isa} instructions" if native is None else f"does not work: {native}"),
         ("extras", ", ".join(machine.extras) or "none"),
         ("python", machine.python),
         ("models in", settings.cache_dir),

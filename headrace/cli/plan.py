@@ -7,6 +7,7 @@ from contextlib import closing
 
 from rich.table import Table
 
+from headrace.app.backends import use_isa
 from headrace.app.hardware import detect
 from headrace.app.loading import OpenedModel, open_model
 from headrace.cli.configured import settings_from
@@ -28,6 +29,9 @@ def run(args: argparse.Namespace) -> int:
             table.add_column(column)
         for row in opened.plan.rows():
             table.add_row(*row[: len(table.columns)])
+        if opened.plan.backend.value == "native":
+            isa = use_isa()
+            table.add_row(*("instructions", isa.value, isa.reason)[: len(table.columns)])
         print_table(table)
         if packed is not None:
             print_table(packed)
