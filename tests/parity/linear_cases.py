@@ -1,11 +1,7 @@
-"""What the tests of packed linear layers share: shapes, the quantization rule in numpy, guarded memory."""
+"""What the tests of packed linear layers share: shapes, the quantization rule in numpy."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -100,19 +96,3 @@ def exact_product(
     decoded = PackedMatrix.from_float(pool, wide, np.pad(source, padding)).to_float().astype(np.float64)
     seen = seen_by_kernel(wide, np.pad(x, padding))
     return seen @ decoded.T, np.abs(seen) @ np.abs(decoded).T
-
-
-@contextmanager
-def guarded(num_bytes: int) -> Iterator[NDArray[np.uint8]]:
-    """Give bytes whose first neighbour behind cannot be touched: reading or writing there ends the process."""
-    pages = -(-num_bytes // mmap.PAGESIZE)
-    area = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
-    view = np.frombuffer(area, np.uint8)
-    base = view.ctypes.data
-    libc = ctypes.CDLL(None, use_errno=True)
-    guard = ctypes.c_void_p(base + pages * mmap.PAGESIZE)
-    assert libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    try:
-        yield view[pages * mmap.PAGESIZE - num_bytes : pages * mmap.PAGESIZE]
-    finally:
-        libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE)

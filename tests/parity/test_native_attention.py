@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headrace.core.request import Reach
 from headrace.ops import reference
+from tests.parity.attention_cases import CASES, KV_TYPES, Case
 from tests.parity.native_drive import ISAS, forced, needs_native
 
 pytestmark = needs_native
@@ -18,45 +18,6 @@ ops = pytest.importorskip("headrace.ops.native.ops", reason="no native library")
 
 # (start, length) of each row: decode, whole prompts, chunks that begin and end inside KV tiles
 SPANS = ((0, 1), (0, 200), (130, 1), (63, 2), (64, 65), (17, 100), (511, 3), (1030, 1), (900, 130))
-
-
-class Case(NamedTuple):
-    """Shape and mask of one attention layer."""
-
-    num_heads: int
-    kv_heads: int
-    head_dim: int
-    block_size: int
-    window: int | None = None
-    softcap: float | None = None
-    reach: Reach | None = None
-    has_sink_logits: bool = False
-
-    @property
-    def inv_freq(self) -> NDArray[np.float32]:
-        """Part of the channels is rotated."""
-        half = max(self.head_dim // 4, 1)
-        return (100.0 ** (-np.arange(half) / half)).astype(np.float32)
-
-    @property
-    def sinks(self) -> NDArray[np.float32] | None:
-        return np.linspace(-2.0, 3.0, self.num_heads, dtype=np.float32) if self.has_sink_logits else None
-
-
-CASES = (
-    Case(9, 3, 64, 32),
-    Case(4, 1, 256, 16, window=40),
-    Case(4, 1, 256, 16, window=512),
-    Case(4, 4, 8, 16, softcap=5.0),
-    Case(8, 2, 128, 32, window=100, softcap=50.0),
-    Case(6, 2, 80, 48),
-    Case(3, 3, 96, 64, window=1),
-    Case(9, 3, 64, 32, reach=Reach(window=60, num_sinks=4)),
-    Case(8, 2, 128, 16, reach=Reach(window=600, num_sinks=70), softcap=5.0, has_sink_logits=True),
-    Case(4, 1, 80, 48, reach=Reach(window=33)),
-    Case(4, 2, 64, 32, window=50, reach=Reach(window=128, num_sinks=4)),
-    Case(4, 2, 64, 32, window=300, reach=Reach(window=128, num_sinks=4), has_sink_logits=True),
-)
 
 
 class Filled(NamedTuple):
@@ -67,9 +28,6 @@ class Filled(NamedTuple):
     row_starts: NDArray[np.int32]
     positions: NDArray[np.int32]
     q: NDArray[np.float32]
-
-
-KV_TYPES = ("bf16", "int8")
 
 
 @cache

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from math import erf
 
 import numpy as np
 import pytest
 
+from tests.parity.fences import SIDES, Side, fenced, fenced_bytes
 from tests.parity.linear_cases import (
     FORMATS,
     ROW_COUNTS,
     SIZES,
     exact_product,
-    guarded,
     quantized,
     rotated,
     seen_by_kernel,
@@ -207,37 +206,31 @@ def test_a_row_that_is_not_finite_shows_it_and_spares_the_others(
     assert np.array_equal(np.delete(spoiled, 3, axis=0), np.delete(clean, 3, axis=0))
 
 
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("case", FORMATS, ids=str)
-def test_no_byte_past_any_buffer_is_touched(isa: str, pools: list, case: tuple) -> None:
+def test_no_byte_outside_any_buffer_is_touched(
+    isa: str, pools: list, case: tuple, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = np.random.default_rng(9)
-    for n, k, rows in ((33, 100, 5), (1, 1, 1), (64, 64, 17), (47, 577, 3)):
-        for interleaved in (False, True) if n % 2 == 0 else (False,):
-            shape = shape_of(case, n, k, interleaved=interleaved)
-            width = n // 2 if interleaved else n
+    for n, k, rows, activation in ((33, 100, 5, ""), (1, 1, 1, ""), (64, 64, 17, "gelu"), (46, 577, 3, "relu2")):
+        for epilogue in ("glu", "add") if activation else ("none",):
+            shape = shape_of(case, n, k, interleaved=epilogue == "glu")
+            half = n // 2
+            width, columns = (half, 2 * -(-half // 16) * 16) if epilogue == "glu" else (n, n)
             source = random.standard_normal((n, k), np.float32)
-            values = random.standard_normal((rows, k), np.float32)
-            with ExitStack() as stack:
-                data = stack.enter_context(guarded(shape.packed_bytes))
-                weight = PackedMatrix(shape, data)
-                raw = stack.enter_context(guarded(n * k * 4)).view(np.float32).reshape(n, k)
-                raw[:] = source
-                half = n // 2
-                weight.pack(pools[1], linear.Source.F32, *((raw[:half], raw[half:]) if interleaved else (raw,)))
-                x = stack.enter_context(guarded(rows * k * 4)).view(np.float32).reshape(rows, k)
-                x[:] = values
-                out = stack.enter_context(guarded(rows * width * 4)).view(np.float32).reshape(rows, width)
-                columns = 2 * -(-half // 16) * 16 if interleaved else n
-                bias = stack.enter_context(guarded(columns * 4)).view(np.float32)
-                bias[:] = 0
-                linear.linear(pools[1], weight, x, bias=bias, out=out, epilogue="glu" if interleaved else "none")
-                expected = linear.linear(
-                    pools[0],
-                    PackedMatrix.from_float(pools[0], shape, source),
-                    values,
-                    epilogue="glu" if interleaved else "none",
-                )
-                assert np.array_equal(out, expected)
-                del weight, data, raw, x, out, bias
+            values, bias = random.standard_normal((rows, k), np.float32), random.standard_normal(columns, np.float32)
+            before = random.standard_normal((rows, width), np.float32)
+            options = {"epilogue": epilogue, "activation": activation or "silu"}
+            plain = PackedMatrix.from_float(pools[0], shape, source)
+            expected = linear.linear(pools[0], plain, values, bias=bias, out=before.copy(), **options)
+            with monkeypatch.context() as patch:
+                patch.setattr(linear, "aligned_bytes", lambda size: fenced_bytes(size, side, alignment=64))
+                weight, raw = PackedMatrix(shape), fenced(source, side)
+                weight.pack(pools[1], linear.Source.F32, *((raw[:half], raw[half:]) if epilogue == "glu" else (raw,)))
+                out = fenced(before, side)
+                linear.linear(pools[1], weight, fenced(values, side), bias=fenced(bias, side), out=out, **options)
+            assert np.array_equal(out, expected)
+            assert np.array_equal(weight.data, plain.data)
 
 
 def test_random_shapes_agree_with_numpy(isa: str, pools: list) -> None:

@@ -100,7 +100,7 @@ def _widen(bits: NDArray[np.uint16]) -> Floats:
 
 def rms_norm(x: Floats, weight: Floats, *, eps: float, add_to: Floats | None = None) -> Floats:
     """Return rms_norm(x) * weight, or that added to `add_to`. x [T, N]."""
-    out = np.empty_like(x) if add_to is None else add_to.copy()
+    out = np.empty_like(x) if add_to is None else np.array(add_to)
     step_library().hr_rms_norm(
         x.ctypes.data, weight.ctypes.data, eps, x.shape[0], x.shape[1], int(add_to is not None), out.ctypes.data
     )
@@ -227,7 +227,7 @@ def _attend_split(args: AttentionArgs, item: AttentionItem) -> None:
 
 def finish_logits(logits: Floats, *, scale: float = 1.0, softcap: float | None = None) -> Floats:
     """Return the scaled and soft-capped logits."""
-    out = logits.copy()
+    out = np.array(logits)
     step_library().hr_finish_logits(out.ctypes.data, out.size, scale, softcap or 0.0)
     return out
 
@@ -245,7 +245,7 @@ def sample_row(
     """Draw one token; return the SAMPLE record."""
     if sampling.dtype != SAMPLING:
         raise ValueError("sampling is one record of dtype SAMPLING")
-    spec = sampling.copy()
+    spec = np.array(sampling)
     spec["num_bias"], spec["bias_at"] = len(bias), 0
     ids = np.array([token for token, _ in bias], np.int32)
     values = np.array([value for _, value in bias], np.float32)
@@ -261,7 +261,7 @@ def sample_row(
         num_banned=len(never),
         num_output=num_output,
     )
-    scratch, out = logits.copy(), np.zeros(1, SAMPLE)
+    scratch, out = np.array(logits), np.zeros(1, SAMPLE)
     step_library().hr_sample_row(scratch.ctypes.data, len(scratch), ctypes.byref(context), out.ctypes.data)
     record: np.void = out[0]
     return record
