@@ -53,15 +53,31 @@ def _report(args: argparse.Namespace) -> int:
     if args.allocate == "usage":
         lines = allocate(lines, rest.pool_nano)
     if args.json:
-        print_json(
-            {"by": args.by, "lines": [line._asdict() for line in lines], "pool": rest._asdict(), "refused": refused}
-        )
+        print_json({"by": args.by, "lines": [_told(line) for line in lines], "pool": _told(rest), "refused": refused})
         return 0
     _show(lines, rest, args)
     if refused:
         by_reason = ", ".join(f"{reason} {num:,}" for reason, num in refused.items())
         print(f"refused before anything was computed: {sum(refused.values()):,} calls ({by_reason})")
     return 0
+
+
+def _told(line: UsageLine | PoolLine) -> dict[str, object]:
+    """Return a line for programs: an amount of which nothing is known is null, not 0."""
+    fields = line._asdict()
+    unknown: tuple[str, ...]
+    if isinstance(line, UsageLine):
+        unknown = ("machine_nano", "rent_nano") if line.unrated and not line.machine_nano else ()
+    else:
+        unknown = ("pool_nano",) if line.unrated_ns and not line.pool_nano else ()
+    return {**fields, **dict.fromkeys(unknown)}
+
+
+def _machine_usd(nano: int, unrated: int) -> str:
+    """Return a machine's cost in dollars, and of how many requests it is not known."""
+    if not unrated:
+        return show_usd(nano)
+    return f"{show_usd(nano)} + {unrated:,} unknown" if nano else "unknown"
 
 
 def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> None:
@@ -93,14 +109,14 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
             f"{line.cache_read:,}",
             f"{line.output_text + line.output_reasoning:,}",
             f"{line.engine_ns / 1e9:,.3f}",
-            show_usd(line.machine_nano),
-            show_usd(line.rent_nano),
+            _machine_usd(line.machine_nano, line.unrated),
+            _machine_usd(line.rent_nano, line.unrated),
             show_usd(line.charged_nano) + (f" + {line.unpriced:,} unpriced" if line.unpriced else ""),
         ]
         if is_reported:
             cells.append(show_usd(line.reported_nano) if line.reported else "")
         if is_allocated:
-            cells.append(show_usd(line.machine_nano + line.pool_nano))
+            cells.append(_machine_usd(line.machine_nano + line.pool_nano, line.unrated))
         table.add_row(line.group or "(none)", *cells)
     print_table(table)
     used_ns = sum(line.engine_ns for line in lines)
@@ -108,11 +124,20 @@ def _show(lines: list[UsageLine], rest: PoolLine, args: argparse.Namespace) -> N
         f"pool: loading {rest.loading_ns / 1e9:,.3f} s, idle {rest.idle_ns / 1e9:,.3f} s, "
         f"recomputed {rest.recomputed_ns / 1e9:,.3f} s, abandoned {rest.abandoned_ns / 1e9:,.3f} s, "
         f"cached and not paid for {rest.cached_ns / 1e9:,.3f} s"
-        f" = ${show_usd(rest.pool_nano)}; charged to requests: {used_ns / 1e9:,.3f} s"
+        f"{_pool_usd(rest)}; charged to requests: {used_ns / 1e9:,.3f} s"
         + ("; the pool is allocated by engine time" if is_allocated else "")
     )
+    if rest.unrated_ns:
+        print(
+            f"{rest.unrated_ns / 1e9:,.3f} s of engines are in no amount: what their machine costs was not known; "
+            "set gateway.usd_per_hour"
+        )
     if is_reported:
         _compare(lines)
+
+
+def _pool_usd(rest: PoolLine) -> str:
+    return "" if rest.unrated_ns and not rest.pool_nano else f" = ${show_usd(rest.pool_nano)}"
 
 
 def _compare(lines: list[UsageLine]) -> None:
@@ -157,10 +182,13 @@ def _verify(args: argparse.Namespace) -> int:
             f"{max(0, -each.unsettled_ns):,} ns are settled twice, ${show_usd(each.unbilled_nano)} are not in the bill",
             file=sys.stderr,
         )
-    bill_nano = sum(each.bill_nano or 0 for each in found)
+    billed = [each.bill_nano for each in found if each.bill_nano is not None]
+    unbilled = len(found) - len(billed)
+    bill = f"and their bill of ${show_usd(sum(billed))} to the nano-dollar" if billed else "and have no bill"
+    if unbilled:
+        bill += f" ({unbilled} on machines of unknown cost: set gateway.usd_per_hour)"
     print(
-        f"{len(found) - len(wrong)} of {len(found)} engines' lives add up to the nanosecond, "
-        f"and their bill of ${show_usd(bill_nano)} to the nano-dollar; "
+        f"{len(found) - len(wrong)} of {len(found)} engines' lives add up to the nanosecond, {bill}; "
         f"{sum(each.unsettled_ns for each in found):,} ns of requests are not settled yet"
     )
     return 1 if wrong else 0

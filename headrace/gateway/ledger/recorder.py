@@ -62,6 +62,8 @@ class LedgerRecorder:
         self, model: str, time: Callable[[], EngineTime], build: EngineBuild | None = None
     ) -> Callable[[RequestStats], None]:
         """Bill one more engine; return what has to hear of its ended requests."""
+        if self._rate is None and not self._accounts:
+            _log.warning("engine time has no price: set gateway.usd_per_hour to know what requests cost this machine")
         account = EngineAccount(model, self._rate, time, self._wall_ns, build)
         self._accounts.append(account)
         return account.on_finished

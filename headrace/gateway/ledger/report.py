@@ -31,6 +31,7 @@ _COUNTED = {
     "unpriced": "CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END",
     "reported": "CASE WHEN reported_nano IS NULL THEN 0 ELSE 1 END",
     "compared_nano": "CASE WHEN priced_nano IS NULL THEN 0 ELSE reported_nano END",
+    "unrated": "CASE WHEN engine_ns IS NOT NULL AND machine_nano IS NULL THEN 1 ELSE 0 END",
 }
 
 _REFUSED: dict[By, str] = {**_GROUPS, "task": "''", "day": f"until_ns / {_DAY_NS}"}
@@ -59,6 +60,7 @@ class UsageLine(NamedTuple):
     reported_nano: int = 0  # what they said
     compared_nano: int = 0  # of that: for requests whose price is known; priced_nano: what the price says of the same
     priced_nano: int = 0
+    unrated: int = 0  # requests on a machine whose rate was not known: their engine time is in no amount
 
 
 class PoolLine(NamedTuple):
@@ -72,6 +74,7 @@ class PoolLine(NamedTuple):
     idle_ns: int
     cached_ns: int  # set aside for cached prefixes, less the rent that requests paid of it
     pool_nano: int
+    unrated_ns: int = 0  # of the total: on a machine whose rate was not known; its cost is in no amount
 
 
 async def usage(database: Database, by: By, from_ns: int, until_ns: int) -> list[UsageLine]:
@@ -108,6 +111,7 @@ async def pool(database: Database, from_ns: int, until_ns: int) -> PoolLine:
     """Sum the engine time of the spans that ended in the period."""
     columns = {name: name for name in PoolLine._fields[1:]}
     columns["pool_nano"] = "pool_nano + COALESCE(cached_nano, 0)"
+    columns["unrated_ns"] = "CASE WHEN nano_per_hour IS NULL THEN total_ns ELSE 0 END"
     sums = ", ".join(f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}" for name, column in columns.items())
     async with database.transaction(writes=False) as tx:
         (row,) = await tx.fetch(

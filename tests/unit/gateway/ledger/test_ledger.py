@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from headrace.cli import main as command
 from headrace.core.clock import MonotonicClock
 from headrace.core.delta import Delta, Usage
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
@@ -20,7 +22,7 @@ from headrace.core.stats import EngineTime, RequestStats
 from headrace.econ import MachineRate, cost_of_time, machine_rate, parse_usd
 from headrace.engine import AsyncEngine, Engine
 from headrace.gateway import Gateway
-from headrace.gateway.ledger import Balance, UsageLine, allocate, balances, pool, settlements, usage
+from headrace.gateway.ledger import Balance, PoolLine, UsageLine, allocate, balances, pool, settlements, usage
 from headrace.gateway.ledger.engine_account import EngineAccount
 from headrace.gateway.store import Database, Transaction, open_database
 from headrace.kv import BlockPool
@@ -165,6 +167,32 @@ def test_a_model_without_a_price_costs_null_not_nothing(url: str) -> None:
             assert line.machine_nano > 0
 
     asyncio.run(main())
+
+
+def test_what_a_machine_of_unknown_cost_did_has_no_amount(
+    url: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> tuple[UsageLine, PoolLine]:
+        async with books(url, GatewaySettings(prices=PRICES)) as found:
+            await load(found, 3)
+            await found.engine.stop()
+            await found.gateway.close()
+            (line,) = await usage(found.database, "model", 0, FOREVER)
+            return line, await pool(found.database, 0, FOREVER)
+
+    line, rest = asyncio.run(main())
+    assert caplog.text.count("set gateway.usd_per_hour") == 1
+    assert (line.unrated, rest.unrated_ns) == (3, rest.total_ns)
+    assert command(["ledger", "report", "--by", "model", "--database", url]) == 0
+    shown = capsys.readouterr().out
+    assert "unknown" in shown.splitlines()[1]
+    assert f"{rest.total_ns / 1e9:,.3f} s of engines are in no amount" in shown
+    assert command(["ledger", "report", "--by", "model", "--database", url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["lines"][0]["machine_nano"], told["lines"][0]["rent_nano"], told["pool"]["pool_nano"]) == (None,) * 3
+    assert told["lines"][0]["charged_nano"] == line.charged_nano > 0
+    assert command(["ledger", "verify", "--database", url]) == 0
+    assert "have no bill (1 on machines of unknown cost" in capsys.readouterr().out
 
 
 def test_days_are_days_and_periods_end_before_their_end(url: str) -> None:
