@@ -16,7 +16,7 @@ import httpx
 from tests.e2e.conftest import SMALL, environment, running
 from tests.e2e.test_accounts import headrace
 
-ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4, "temperature": 0}
 
 
 def test_what_the_server_behind_charges_is_in_the_ledger_of_the_one_in_front(tiny_path: Path, tmp_path: Path) -> None:
