@@ -47,7 +47,7 @@ def fenced(values: NDArray[T], side: Side) -> NDArray[T]:
 
 
 class FencedNumpy:
-    """numpy, but functions return their arrays fenced. For `monkeypatch.setattr(module, "np", FencedNumpy(side))`."""
+    """numpy, but the arrays its functions make, not views, are fenced. For `monkeypatch.setattr(module, "np", …)`."""
 
     def __init__(self, side: Side) -> None:
         self._side = side
@@ -59,6 +59,7 @@ class FencedNumpy:
     def _fencing(self, function: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **kwargs: object) -> object:
             result = function(*args, **kwargs)
-            return fenced(result, self._side) if isinstance(result, np.ndarray) else result
+            makes = isinstance(result, np.ndarray) and result.flags.owndata
+            return fenced(result, self._side) if makes else result
 
         return call

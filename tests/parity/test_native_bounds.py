@@ -20,10 +20,10 @@ import pytest
 from numpy.typing import NDArray
 
 from headrace.core.request import SamplingParams, SeqId
-from headrace.core.step import Row, Step
+from headrace.core.step import BlockCopy, CopyKind, Row, Step
 from headrace.executor import native as native_executor
 from headrace.executor import step_arrays
-from headrace.executor.native import NativeExecutor
+from headrace.executor.native import NativeExecutor, kv_block_bytes
 from headrace.executor.step_arrays import sampling_record
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
@@ -269,17 +269,33 @@ def fence_program(patch: pytest.MonkeyPatch, side: Side) -> None:
     patch.setattr(step_arrays, "np", FencedNumpy(side))
 
 
-def run_steps(path: Path, isa: str) -> list[object]:
-    """Fill, mix and decode until every step array is full; return what came out."""
+class OneSlot:
+    """Host memory for one block."""
+
+    def __init__(self, slot: NDArray[np.uint8]) -> None:
+        self._slot = slot
+
+    def slot(self, index: int) -> memoryview:
+        return self._slot.data
+
+    def whole(self) -> memoryview:
+        return self._slot.data
+
+
+def run_steps(path: Path, isa: str, place: Fence) -> list[object]:
+    """Fill, mix, decode from a block that was away until every step array is full; return what came out."""
     params = SamplingParams(
         temperature=0.9, top_k=50, repetition_penalty=1.2, logprobs=5, logit_bias=((VOCAB_SIZE - 1, 1.0),), seed=4
     )
     prompt = tuple(np.random.default_rng(5).integers(0, VOCAB_SIZE, 34).tolist())
     last = VOCAB_SIZE - 1
     with open_checkpoint(path) as checkpoint, forced(isa):
+        program = build_program(checkpoint.config)
+        slot = place(np.zeros(kv_block_bytes(program.cache_layers, block_size=16), np.uint8))
         executor = NativeExecutor(
-            build_program(checkpoint.config),
+            program,
             checkpoint,
+            host=OneSlot(slot),
             num_blocks=4,
             block_size=16,
             threads=2,
@@ -292,12 +308,14 @@ def run_steps(path: Path, isa: str) -> list[object]:
             )  # fmt: skip
             other = Row(seq_id=SeqId(1), start=0, tokens=(last,), blocks=(2,), sampling=params, history=(last,))
             decode = Row(seq_id=SeqId(0), start=34, tokens=(0,), blocks=(0, 1, 3), sampling=SamplingParams())
-            steps = [Step(0, (first, other)), Step(1, (decode,))]
+            away = (BlockCopy(CopyKind.SAVE, 1, 0), BlockCopy(CopyKind.DUPLICATE, 2, 1), BlockCopy(CopyKind.LOAD, 0, 1))
+            steps = [Step(0, (first, other)), Step(1, (decode,), copies=away)]
             results: list[object] = []
             for step in steps:
                 result = executor.launch(step).result()
                 results.append((result.samples, result.scored, result.failures))
             results.append(executor.logits(Step(2, (decode,))).tobytes())
+            results.append(slot.tobytes())
         finally:
             executor.shutdown()
     return results
@@ -309,9 +327,9 @@ def test_whole_steps_from_the_embedding_to_the_draw(
     tmp_path: Path, family: Family, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_checkpoint(tmp_path / family, family)
-    expected = run_steps(path, isa)
+    expected = run_steps(path, isa, plain)
     assert expected[0][2] == {}  # type: ignore[index]
     for side in SIDES:
         with monkeypatch.context() as patch:
             fence_program(patch, side)
-            assert run_steps(path, isa) == expected
+            assert run_steps(path, isa, partial(fenced, side=side)) == expected
