@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--part", choices=[*PARTS, "all"], action="append", required=True, help="may be repeated")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to see that everything runs")
     parser.add_argument("--untimed", action="store_true", help="check only: each call is run once, not timed")
+    parser.add_argument("--early", action="store_true", help="models with engine.early_launch, to compare with")
     parser.add_argument("--minutes", type=float, default=8.0, help="that each part may take")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the figures")
     args = parser.parse_args()
@@ -53,7 +54,10 @@ def main() -> int:
     has_failed = False
     for part in PARTS if "all" in args.part else args.part:
         print(f"-- {part}", flush=True)
-        report = Report(part, is_tiny=args.tiny, is_timed=not args.untimed, minutes=args.minutes, folder=args.out)
+        report = Report(
+            part, is_tiny=args.tiny, is_timed=not args.untimed, launches_early=args.early, minutes=args.minutes,
+            folder=args.out,
+        )  # fmt: skip
         try:
             PARTS[part](report)
         except DeviceLost as error:

@@ -54,7 +54,7 @@ def checks(report: Report) -> None:
         name = f"graphs of {size} {quantization} against single ops"
         if report.has_time(name):
             with report.row(name):
-                report.add(name, **graphs_equal_ops(size, quantization))  # type: ignore[arg-type]
+                report.add(name, **graphs_equal_ops(size, quantization, is_early=report.launches_early))  # type: ignore[arg-type]
 
 
 def on_device(path: Path, dtype: str = "float32", quantization: Quantization = "auto") -> CudaExecutor:
@@ -114,12 +114,17 @@ def near(path: Path, quantization: Quantization, limit: float) -> dict[str, obje
     return {"distance": distance, "limit": limit, "right": math.isfinite(distance) and distance < limit}
 
 
-def graphs_equal_ops(size: str, quantization: Quantization) -> dict[str, object]:
-    """Decode the same rows from replayed graphs and op by op; return whether tokens and log probabilities are equal."""
+def graphs_equal_ops(size: str, quantization: Quantization, *, is_early: bool) -> dict[str, object]:
+    """Decode the same rows from replayed graphs and op by op; return whether tokens and log probabilities are equal.
+
+    is_early  the graphs' kernels are set up before their turn, single ops never"""
     params = SamplingParams(temperature=0.8, seed=5, logprobs=2)
     found, num_graphs = [], 0
     for records_graphs in (True, False):
-        executor, program = opened(size, quantization, rows=5, context=64, max_tokens=64, records_graphs=records_graphs)
+        executor, program = opened(
+            size, quantization, rows=5, context=64, max_tokens=64, records_graphs=records_graphs,
+            launches_early=is_early and records_graphs,
+        )  # fmt: skip
         prompt = np.random.RandomState(4).randint(0, program.vocab_size, (5, 20)).tolist()
         rows = [Row(SeqId(i), 0, tuple(prompt[i]), (2 * i, 2 * i + 1), params) for i in range(5)]
         own = [executor.launch(Step(i, (row,))).result().samples for i, row in enumerate(rows)]

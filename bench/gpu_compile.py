@@ -10,13 +10,14 @@ called as an engine calls them, with the shapes of real models.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,22 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     yield "draw, penalties, log probabilities", lambda: try_draw(logits, lines, adjusted, num_top=5)
 
 
+def early_cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
+    """Yield what a step of single tokens launches, once more as it is when kernels are set up before their turn."""
+    chosen = ("norm", "rope", "linear bf16, 1 ", "linear int4 g32, 1 ")
+
+    def launched(call: Callable[[], None]) -> None:
+        launching.launch_early(is_early=True)
+        try:
+            call()
+        finally:
+            launching.launch_early(is_early=False)
+
+    for name, call in cases(is_quick=True):
+        if (name.startswith(chosen) or ", 16 parts" in name) and not (is_quick and "window" in name):
+            yield named(name, "early"), lambda c=call: launched(c)
+
+
 def attention_cases(
     d: int, q_heads: int, kv_heads: int, kind: torch.dtype, *, is_quick: bool
 ) -> Iterator[tuple[str, object]]:
@@ -184,7 +201,7 @@ def main() -> int:
     triton.runtime.driver.set_active(driver)
     launching.compile_only()
     rows: list[dict[str, object]] = []
-    for name, call in cases(is_quick=args.quick):
+    for name, call in itertools.chain(cases(is_quick=args.quick), early_cases(is_quick=args.quick)):
         driver.found.clear()
         call()  # type: ignore[operator]
         rows += [{"case": name, **found} for found in driver.found]

@@ -119,7 +119,14 @@ class Load:
 
 
 def opened(
-    size: str, quantization: Quantization, *, rows: int, context: int, max_tokens: int, records_graphs: bool = True
+    size: str,
+    quantization: Quantization,
+    *,
+    rows: int,
+    context: int,
+    max_tokens: int,
+    records_graphs: bool = True,
+    launches_early: bool = False,
 ) -> tuple[CudaExecutor, Program]:
     program = build_program(llama(size))
     executor = CudaExecutor(
@@ -129,7 +136,7 @@ def opened(
         block_size=BLOCK_SIZE,
         options=DeviceOptions(
             device=DEVICE, max_step_tokens=max_tokens, max_rows=rows, quantization=quantization,
-            records_graphs=records_graphs,
+            records_graphs=records_graphs, launches_early=launches_early,
         ),
     )  # fmt: skip
     return executor, program
@@ -149,7 +156,8 @@ def models(report: Report) -> None:
         with report.row(name):
             began = time.perf_counter()
             executor, program = opened(
-                size, quantization, rows=load.clients, context=load.context, max_tokens=load.step_tokens  # type: ignore[arg-type]
+                size, quantization, rows=load.clients, context=load.context, max_tokens=load.step_tokens,  # type: ignore[arg-type]
+                launches_early=report.launches_early,
             )  # fmt: skip
             report.add(f"open {name}", s=time.perf_counter() - began, graphs=executor.num_graphs,
                        **memory(executor, program, load))  # fmt: skip

@@ -36,9 +36,12 @@ class DeviceLost(Exception):
 class Report:
     """Rows of one part."""
 
-    def __init__(self, part: str, *, is_tiny: bool, is_timed: bool, minutes: float, folder: Path) -> None:
+    def __init__(
+        self, part: str, *, is_tiny: bool, is_timed: bool, launches_early: bool, minutes: float, folder: Path
+    ) -> None:
         self.is_tiny = is_tiny
         self.is_timed = is_timed
+        self.launches_early = launches_early
         self.rows: list[dict[str, object]] = []
         self.limits: dict[str, float] = {}
         self._part = part
@@ -92,6 +95,7 @@ class Report:
             "cuda": torch.version.cuda,
             "triton": triton.__version__,
             "tiny": self.is_tiny,
+            "early_launch": self.launches_early,
             "limits": self.limits,
             "failed_kernels": launching.failed_kernels(),
             "rows": self.rows,

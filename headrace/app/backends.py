@@ -102,6 +102,8 @@ def memory_of(backend: str, hardware: Hardware, program: Program, engine: Engine
     device = cuda_support.device_facts()
     if (unserved := cuda_support.unserved(device, engine.quantization)) is not None:
         raise ConfigError(unserved, param="engine.quantization")
+    if engine.early_launch and (unserved := cuda_support.unserved_early_launch(device)) is not None:
+        raise ConfigError(unserved, param="engine.early_launch")
     scratch = forms.scratch_bytes(program, max_step_tokens=engine.max_step_tokens, max_rows=engine.max_num_seqs)
     free = int(device.free_bytes * _DEVICE_SHARE) - hardware.taken
     if scratch > free:
@@ -184,6 +186,7 @@ def _open_cuda(
             kv_dtype=plan.kv_dtype.value,
             has_reach=plan.reach.value is not None,
             is_invariant=plan.batch_invariant.value,
+            launches_early=plan.early_launch.value,
         ),
         host=host,
         advance=advance,

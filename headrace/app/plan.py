@@ -72,6 +72,7 @@ class Plan:
     prefix_cache: Derived[bool]
     prefix_policy: Derived[PrefixPolicy]
     batch_invariant: Derived[bool]
+    early_launch: Derived[bool]
     async_scheduling: Derived[bool]
     kv_ram_bytes: Derived[int]
     weight_bytes: Derived[int]
@@ -124,6 +125,7 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
         batch_invariant=_batch_invariant(engine, backend.value),
+        early_launch=_early_launch(engine, backend.value),
         async_scheduling=async_scheduling(engine, backend.value),
         kv_ram_bytes=_kv_ram(engine, hardware, facts),
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
@@ -171,6 +173,12 @@ def _batch_invariant(engine: EngineSettings, backend: str) -> Derived[bool]:
     if backend == "cuda":
         return _set(engine.batch_invariant, "engine.batch_invariant")
     return Derived(True, f"the {backend} backend always is")
+
+
+def _early_launch(engine: EngineSettings, backend: str) -> Derived[bool]:
+    if backend == "cuda":
+        return _set(engine.early_launch, "engine.early_launch")
+    return Derived(False, f"the {backend} backend launches nothing")
 
 
 def async_scheduling(engine: EngineSettings, backend: str) -> Derived[bool]:

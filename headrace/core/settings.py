@@ -118,6 +118,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      blocks need the same; None: one that is made once and kept in cache_dir
     batch_invariant  let no answer of the cuda backend depend on what else is computed beside it, to the last bit;
                      slower. The CPU backends always keep this
+    early_launch     have kernels of the cuda backend set up on the GPU while the ones before them still run
+                     (programmatic dependent launch); takes compute capability 9.0. Off: not measured on a GPU yet
     async_scheduling  plan a step while the one before still runs, so that the device does not wait for the CPU between
                      two; auto does so on the cuda backend. The native backend computes on the cores that plan
     step_shares      who pays for what a step costs however many share it, in the account of the engine's time: equal,
@@ -152,6 +154,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_wait_s: PositiveSeconds = 5.0
     kv_secret: str | None = None
     batch_invariant: bool = False
+    early_launch: bool = False
     async_scheduling: Literal["auto", "on", "off"] = "auto"
     step_shares: Literal["equal", "tokens"] = "equal"
     cache_rent: Literal["capped", "full", "none"] = "capped"

@@ -29,7 +29,6 @@ FLOORS = """
 HOMES = {
     "ray": ["deploy"],
     "triton": ["ops.cuda"],
-    "flashinfer": ["ops.cuda"],
     "torch": ["ops.cuda", "executor.cuda"],
     "transformers": [],
     "starlette": ["api", "dashboard", "gateway.admin"],

@@ -80,3 +80,10 @@ def test_a_model_without_any_kernel_says_the_same(
     by_kernels = told() if quantization == "fp8" else generate(reference(path), prompts(1, (9, 18)), 3, params=sampled)
     monkeypatch.setattr(launching, "can_launch", lambda _: False)
     assert told() == by_kernels
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_kernels_are_set_up_early_on_a_gpu_that_was_told_to(tmp_path: Path, device: str, is_asked: bool) -> None:
+    executor = cuda(write_checkpoint(tmp_path / "tiny"), device, launches_early=is_asked)
+    assert launching.early()["launch_pdl"] is (is_asked and device == "cuda")
+    executor.shutdown()

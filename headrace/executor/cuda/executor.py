@@ -42,6 +42,7 @@ from headrace.executor.cuda.warm_up import warm_rows
 from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
+from headrace.ops.cuda.launching import launch_early
 from headrace.ops.cuda.sampling import Lines, try_draw
 
 _WEIGHTS_SHARE = 0.9  # of loading; the rest is warming up
@@ -65,6 +66,7 @@ class DeviceOptions:
     has_reach        rows see less than all before them as a rule: graphs are recorded for such; without it, steps
                      that hold such a row run op by op
     is_invariant     bits do not depend on the batch; slower
+    launches_early   kernels are set up while the ones before them run; a GPU of compute capability 9.0, no CPU
     records_graphs   replay decode steps; False: op by op, to compare with
     is_warmed        go through every kind of step before the first one; None: on a GPU
     """
@@ -78,6 +80,7 @@ class DeviceOptions:
     kv_dtype: KvDtype = "auto"
     has_reach: bool = False
     is_invariant: bool = False
+    launches_early: bool = False
     records_graphs: bool = True
     is_warmed: bool | None = None
 
@@ -109,6 +112,7 @@ class CudaExecutor:
         self._is_gpu = self._device.type == "cuda"
         self._num_blocks, self._block_size = num_blocks, block_size
         self._options, self._host = options, host
+        launch_early(is_early=options.launches_early and self._is_gpu)
         self._queues = open_queues(self._device)
         self._graphs = Graphs(self._device, buckets(options.max_rows), is_recording=options.records_graphs)
         with named_failures(

@@ -23,7 +23,7 @@ import triton
 
 from headrace.ops.cuda.attention_kernel import MOST_PARTS, add_parts, attend
 from headrace.ops.cuda.attention_plain import attend_plainly
-from headrace.ops.cuda.launching import attempt
+from headrace.ops.cuda.launching import attempt, early
 
 LEAST_PART = 128  # positions: shorter parts cost more to add up than to read
 HEAD_SIZES = (64, 80, 96, 128, 256)  # that kernels are tuned and compiled for ahead; others up to 256 run as well
@@ -151,7 +151,7 @@ def _launch(
     narrow = {"HAS_WINDOW": window > 0, "HAS_REACH": reach is not None}
     shared = {
         "Q_HEADS": q_heads, "GROUP": q_heads // kv_heads, "D": d, "HAS_SINKS": scoring.sinks is not None,
-        "LEAST": LEAST_PART, "TILE": tiles.size, "BLOCK_N": block_n, "BLOCK_D": block_d, "PADDED": padded,
+        "LEAST": LEAST_PART, "TILE": tiles.size, "BLOCK_N": block_n, "BLOCK_D": block_d, "PADDED": padded, **early(),
     }  # fmt: skip
     attend[(len(tiles.rows), kv_heads, parts)](
         q, q if reach is None else reach.turned, out, cache, out if scales is None else scales, tables,

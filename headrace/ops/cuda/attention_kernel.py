@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.launching import INTERPRETED
+from headrace.ops.cuda.launching import INTERPRETED, take_turn
 
 MOST_PARTS = 64  # that one tile's sums can be made of
 
@@ -180,9 +180,10 @@ def attend(
     HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_SCALES: tl.constexpr,
     IS_SPLIT: tl.constexpr, IS_MERGED: tl.constexpr, LEAST: tl.constexpr, TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PADDED: tl.constexpr,
+    PADDED: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attend one tile's queries of one kv head to one part of what they see."""
+    take_turn(IS_EARLY)
     IS_NARROW: tl.constexpr = HAS_WINDOW or HAS_REACH
     # The last tiles of a prompt see the most: they are begun first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -267,9 +268,10 @@ def add_parts(
     out, tile_first, tile_count, positions, windows, num_sinks, sinks, partial, stats, window, num_parts,
     Q_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_REACH: tl.constexpr,
     HAS_SINKS: tl.constexpr, LEAST: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PADDED: tl.constexpr,
+    PADDED: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Add up the parts that `attend` left, in a launch of its own."""
+    take_turn(IS_EARLY)
     tile = tl.program_id(0)
     count = tl.load(tile_count + tile)
     if count > 0:

@@ -1,6 +1,7 @@
 """How a kernel is started, and what happens when one cannot be compiled: the plain torch op, with one warning.
 
-Owns: the kernels that have failed in this process, by name. All of `ops.cuda` launches through `attempt`.
+Owns: the kernels that have failed in this process, by name, and whether kernels may be begun before the one in front
+has ended. All of `ops.cuda` launches through `attempt`.
 Invariant: a kernel that failed is never tried again; an error of the device (a bad address, a lost GPU) is no failure
 to compile and is raised.
 Kernels run on a GPU, or on the CPU in Triton's interpreter; on a CPU without it every op is the plain one.
@@ -15,7 +16,9 @@ from subprocess import CalledProcessError
 
 import torch
 import triton
+import triton.language as tl
 from triton.errors import TritonError
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _log = logging.getLogger(__name__)
 _failed: dict[str, str] = {}
@@ -37,6 +40,28 @@ def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
         give_up(name, f"{type(error).__name__}: {_root(error)}")
         return False
     return True
+
+
+@triton.jit
+def take_turn(IS_EARLY: tl.constexpr):
+    """Wait until all that earlier kernels wrote can be read, and let the next one be begun: it waits here in its turn.
+
+    First in every program of a kernel that is launched early, before any access to memory and any way out: so a kernel
+    that has ended says that all before it have."""
+    if IS_EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+def early() -> dict[str, bool]:
+    """Return what a kernel that begins with `take_turn` is launched with."""
+    return {"IS_EARLY": _is_early, "launch_pdl": _is_early}
+
+
+def launch_early(*, is_early: bool) -> None:
+    """From now on have kernels set up while the one in front still runs, or not. Takes compute capability 9.0."""
+    global _is_early
+    _is_early = is_early
 
 
 def can_launch(device: torch.device) -> bool:
@@ -71,6 +96,7 @@ def _is_compiler(error: Exception) -> bool:
     return isinstance(error, TritonError | CalledProcessError) or any(word in str(error) for word in _COMPILER_WORDS)
 
 
+_is_early = False
 _is_replaced = False
 
 

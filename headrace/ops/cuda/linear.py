@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.attention_kernel import dot
-from headrace.ops.cuda.launching import attempt
+from headrace.ops.cuda.launching import attempt, early, take_turn
 from headrace.ops.cuda.weights import Weight
 
 ActivationName = Literal["silu", "gelu_tanh", "gelu", "relu2"]
@@ -137,8 +137,9 @@ def _linear(
     head_scale, softcap,
     FORM: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, HAS_SOFTCAP: tl.constexpr, F: tl.constexpr, NUM_PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    take_turn(IS_EARLY)
     width = n
     if EPILOGUE == 2:
         width = F
@@ -183,8 +184,9 @@ def _linear(
 def _add_parts(
     partial, bias, out, num_tokens, n, head_scale, softcap,
     HAS_BIAS: tl.constexpr, EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    F: tl.constexpr, NUM_PARTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    F: tl.constexpr, NUM_PARTS: tl.constexpr, BLOCK_N: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    take_turn(IS_EARLY)
     width = n
     if EPILOGUE == 2:
         width = F
@@ -261,6 +263,7 @@ def _launcher(
             "HAS_SOFTCAP": epilogue.softcap is not None,
             "F": n // 2 if epilogue.kind == "glu" else 0,
             "NUM_PARTS": parts,
+            **early(),
         }
         given = x if bias is None else bias
         _linear[(triton.cdiv(width, block_n), triton.cdiv(tokens, block_m), parts)](

@@ -11,14 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.launching import attempt
+from headrace.ops.cuda.launching import attempt, early, take_turn
 
 
 @triton.jit
 def _rms_norm(
     src, weight, dst, next_weight, next_dst, n, eps, next_eps,
-    ADD: tl.constexpr, NEXT: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, NEXT: tl.constexpr, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    take_turn(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     inside = cols < n
@@ -80,5 +81,6 @@ def _launch(
     next_weight, next_dst, next_eps = following if following is not None else (weight, dst, eps)
     _rms_norm[(tokens,)](
         src, weight, dst, next_weight, next_dst, n, eps, next_eps,
-        ADD=is_added, NEXT=following is not None, BLOCK=block, num_warps=max(min(block // 512, 16), 1),
+        ADD=is_added, NEXT=following is not None, BLOCK=block, **early(),
+        num_warps=max(min(block // 512, 16), 1),
     )  # fmt: skip

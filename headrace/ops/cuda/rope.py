@@ -17,7 +17,7 @@ import triton.language as tl
 
 from headrace.ops.cuda.attention import TokenReach
 from headrace.ops.cuda.hadamard import quantize, quantize_plainly, span_of, transform, transform_plainly
-from headrace.ops.cuda.launching import attempt
+from headrace.ops.cuda.launching import attempt, early, take_turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,9 @@ def _qk_write(
     block_size, stride_block, stride_kv, stride_head, stride_scale_block, stride_scale_kv, stride_scale_head,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HAS_ROPE: tl.constexpr,
     HAS_Q_NORM: tl.constexpr, HAS_K_NORM: tl.constexpr, HAS_REACH: tl.constexpr, HAS_SCALES: tl.constexpr,
-    SPAN: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    SPAN: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    take_turn(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     head = heads[:, None]
@@ -167,7 +168,7 @@ def _launch(
         Q_HEADS=q_heads, KV_HEADS=kv_heads, D=d, HALF=0 if inv_freq is None else len(inv_freq),
         HAS_ROPE=inv_freq is not None, HAS_Q_NORM=q_norm is not None, HAS_K_NORM=k_norm is not None,
         HAS_REACH=reach is not None, HAS_SCALES=scales is not None, SPAN=span_of(d), HEADS=heads, BLOCK=block,
-        num_warps=4,
+        **early(), num_warps=4,
     )  # fmt: skip
 
 

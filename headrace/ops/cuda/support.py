@@ -22,6 +22,7 @@ _DRIVER = "proc/driver/nvidia/version"
 _LEAST_TORCH, _LEAST_TRITON = (2, 11), (3, 6)
 _LEAST_CAPABILITY = (8, 0)  # bf16 matrix units
 _FP8_CAPABILITY = (8, 9)
+_EARLY_CAPABILITY = (9, 0)  # programmatic dependent launch
 _INSTALL = "pip install 'headrace[gpu]'"
 
 
@@ -110,6 +111,17 @@ def unserved(facts: DeviceFacts, quantization: Quantization) -> str | None:
     return (
         f"engine.quantization is 'fp8', and {facts.name} has compute capability {major}.{minor}; fp8 takes 8.9 (Ada) "
         "or newer: 'int8' takes the same memory"
+    )
+
+
+def unserved_early_launch(facts: DeviceFacts) -> str | None:
+    """Say that a GPU is too old for kernels set up before their turn; None if it is not."""
+    if facts.capability >= _EARLY_CAPABILITY:
+        return None
+    major, minor = facts.capability
+    return (
+        f"engine.early_launch is true, and {facts.name} has compute capability {major}.{minor}; programmatic dependent "
+        "launch takes 9.0 (Hopper) or newer: leave it false"
     )
 
 

@@ -84,6 +84,7 @@ class Gpu:
             r"lower engine\.kv_memory_mib or take a smaller model",
         ),
         ({"free_mib": 400}, {"quantization": "fp8"}, ConfigError, r"compute capability 8\.0; fp8 takes 8\.9"),
+        ({"free_mib": 400}, {"early_launch": True}, ConfigError, r"compute capability 8\.0; .* takes 9\.0"),
     ],
 )
 def test_what_does_not_fit_a_gpu_is_refused_before_anything_is_loaded(
@@ -131,6 +132,14 @@ def test_a_pool_on_a_gpu_takes_what_weights_leave() -> None:
     plan = resolve(EngineSettings(block_size=4), machine, facts, Derived("cuda", "asked for"))
     assert plan.num_blocks.value == 1024 // 4
     assert plan.batch_invariant.value is False
+    assert plan.early_launch.value is False
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("cuda", True), ("native", False), ("reference", False)])
+def test_kernels_are_launched_early_on_a_gpu_that_was_told_to(backend: str, expected: bool) -> None:
+    facts = ModelFacts(name="m", max_positions=512, weight_bytes=1, kv_token_bytes=64, on_device=backend == "cuda")
+    plan = resolve(EngineSettings(early_launch=True), detect(), facts, Derived(backend, "asked for"))
+    assert plan.early_launch.value is expected
 
 
 @pytest.mark.parametrize(

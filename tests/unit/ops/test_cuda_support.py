@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from headrace.ops.cuda import support
-from headrace.ops.cuda.support import DeviceFacts, has_device, problem, too_old, unfit, unserved
+from headrace.ops.cuda.support import DeviceFacts, has_device, problem, too_old, unfit, unserved, unserved_early_launch
 
 
 def test_old_packages_are_named_with_what_is_needed() -> None:
@@ -158,3 +158,11 @@ def test_fp8_is_refused_where_no_unit_computes_it() -> None:
     assert found is not None
     assert "A100 has compute capability 8.0" in found
     assert "'int8'" in found
+
+
+def test_early_launch_is_refused_where_the_gpu_knows_none() -> None:
+    assert unserved_early_launch(DeviceFacts("H200", (9, 0), 1, 1)) is None
+    found = unserved_early_launch(DeviceFacts("L4", (8, 9), 1, 1))
+    assert found is not None
+    assert "L4 has compute capability 8.9" in found
+    assert "leave it false" in found
