@@ -1,7 +1,7 @@
 """Packed weights on disk: one file per model, format and policy, read as it is into memory of huge pages.
 
 Owns the file's layout and its life: written to a temporary name, renamed when complete, read whole. Huge pages are
-worth the copy: with small ones products of some rows run slower, waiting for addresses, see design note 026.
+worth the copy: with small ones products of some rows run slower, waiting for addresses, see design note 018.
 Invariant: a file is used only if its magic, version, length and key are what this build would write for this model, and
 its tensors what was written; else it is made again. Nothing is ever read from a file that was not finished.
 
