@@ -15,7 +15,7 @@ from headrace.sched.limits import SchedulerTotals
 from headrace.sched.overlap import can_run_ahead
 from headrace.sched.room import Room
 from headrace.sched.rows import make_ahead_row, make_row
-from headrace.sched.sequence import Sequence
+from headrace.sched.sequence import Sequence, SequenceStatus
 
 
 class Planner:
@@ -53,6 +53,8 @@ class Planner:
         plan.shape.num_rows += num_rows
         plan.shape.num_reads += num_reads
         for sequence, index in prompts:
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue  # an older prompt needed its blocks, as a window moved on
             if sequence.num_computed + 1 > sequence.capacity and not self._room.grow(sequence, running, index):
                 continue
             self.add_chunk(sequence, plan)

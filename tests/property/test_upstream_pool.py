@@ -20,6 +20,7 @@ from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.keys import KeyRing
 from headrace.gateway.upstream.member import Member
 from headrace.gateway.upstream.pool import Pool
+from headrace.gateway.upstream.reported import ReportedCosts
 from headrace.gateway.upstream.retries import RetryAccount
 from headrace.testing import VirtualClock
 from tests.unit.gateway.upstream.scripted import a_request
@@ -37,6 +38,7 @@ class Fickle:
     def __init__(self, name: str, plan: list[tuple[int, Kind | None]], told: list[str]) -> None:
         self._name, self._plan, self._told = name, plan, told
         self.num_attempts = 0
+        self.costs = ReportedCosts(name, "note")
 
     async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
         num_deltas, ending = self._plan[self.num_attempts % len(self._plan)]

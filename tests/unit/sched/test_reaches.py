@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 
 import pytest
 
 from headrace.core.errors import InvalidRequest, PromptTooLong
+from headrace.core.protocols import Pending
 from headrace.core.request import Reach, SamplingParams, SeqId, WantedReach
 from headrace.core.settings import SchedulingSettings
+from headrace.core.step import Step, StepResult
 from headrace.kv import BlockPool
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
 from headrace.sched.reaches import Reaches, least_blocks
@@ -103,6 +106,23 @@ def test_a_preempted_sequence_with_a_reach_computes_its_past_again_in_bounded_me
         while (step := alone.schedule(0.0)) is not None:
             alone.commit(step, model.launch(step).result(), 0.0)
         assert same.tokens == one.tokens
+
+
+def test_a_prompt_that_gave_its_blocks_to_an_older_ones_window_is_not_computed_in_the_same_step() -> None:
+    pool = BlockPool(10)
+    asked = limits(max_num_seqs=2, max_step_tokens=4, prefix_cache=False, widest_window=2)
+    scheduler, model = Scheduler(pool, 2, asked), UniformModel(num_blocks=10, block_size=2, vocab_size=11)
+    for number, prompt in enumerate((20, 9)):
+        scheduler.submit(sequence(number, prompt, max_tokens=2))
+    pending: deque[tuple[Step, Pending[StepResult]]] = deque()
+    while scheduler.has_work:
+        while len(pending) < 2 and (step := scheduler.schedule(0.0)) is not None:
+            pending.append((step, model.launch(step)))
+            scheduler.check()
+        step, launched = pending.popleft()
+        scheduler.commit(step, launched.result(), 0.0)
+    assert scheduler.totals.num_preemptions > 0
+    assert pool.num_free == 10
 
 
 def asking(window: int | None = None, num_sinks: int | None = None, prompt: int = 30) -> Sequence:
