@@ -152,14 +152,17 @@ def test_a_reader_that_never_comes_back_loses_its_request(run: Make, ask: Make, 
     asyncio.run(main())
 
 
-def test_a_reader_that_may_be_away_keeps_its_request_for_longer(run: Make, ask: Make) -> None:
+def test_a_reader_that_may_be_away_keeps_its_request_for_longer(run: Make, ask: Make, valve: Any) -> None:
     async def main() -> None:
-        async with run(streams={"max_unread": 4, "slow_reader_s": 0.02}) as bench:
+        async with run(model={"on_step": valve}, streams={"max_unread": 4, "slow_reader_s": 0.02}) as bench:
+            valve.let(1)
             away = bench.service.generate(ask("away", max_tokens=100, grace_s=30.0))
             deltas = [await anext(away)]
             gone = bench.service.generate(ask("gone", max_tokens=100))
-            await anext(gone)
-            await bench.until(lambda: len(bench.scheduler.live()) == 1)
+            first = asyncio.ensure_future(anext(gone))
+            await valve.step(first.done)
+            await valve.step(lambda: len(bench.scheduler.live()) == 1)
+            valve.open()
             assert [delta async for delta in gone][-1].finish is FinishReason.ABORT
             deltas += [delta async for delta in away]
             assert tokens_of(deltas) == answer("away", 100)
