@@ -151,7 +151,8 @@ def test_times_of_overlapping_steps_do_not_overlap() -> None:
     parts.engine.dead.result(10)
 
 
-def test_an_abort_between_two_steps_leaves_the_second_without_an_event() -> None:
+def in_its_first_step() -> tuple[Parts, threading.Semaphore]:
+    """Return an engine that plans ahead and waits in its first step; each release lets one step go on."""
     begun, goes_on = threading.Semaphore(0), threading.Semaphore(0)
 
     def wait(step: Any) -> None:
@@ -163,6 +164,11 @@ def test_an_abort_between_two_steps_leaves_the_second_without_an_event() -> None
     parts.engine.submit([sequence(0, max_tokens=30)])
     parts.start()
     assert begun.acquire(timeout=10)
+    return parts, goes_on
+
+
+def test_an_abort_between_two_steps_leaves_the_second_without_an_event() -> None:
+    parts, goes_on = in_its_first_step()
     parts.engine.abort([SeqId(0)])  # one step runs, the next is launched
     goes_on.release(9)
     events = []
@@ -190,17 +196,7 @@ def test_a_step_for_nobody_is_taken_in_although_nothing_is_left_to_do() -> None:
 
 
 def test_a_stop_takes_in_what_is_on_its_way() -> None:
-    begun, goes_on = threading.Semaphore(0), threading.Semaphore(0)
-
-    def wait(step: Any) -> None:
-        if not step.is_dry_run:
-            begun.release()
-            assert goes_on.acquire(timeout=10)
-
-    parts = Parts(plans_ahead=True, on_step=wait)
-    parts.engine.submit([sequence(0, max_tokens=30)])
-    parts.start()
-    assert begun.acquire(timeout=10)
+    parts, goes_on = in_its_first_step()
     parts.engine.stop()
     goes_on.release(9)
     parts.engine.dead.result(10)
