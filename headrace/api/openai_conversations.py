@@ -6,7 +6,10 @@ its answer could not be told on this wire or because it makes no sense.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from collections.abc import Callable
+from functools import cache
+from operator import attrgetter
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -104,6 +107,7 @@ def given_of(body: ChatBody | CompletionBody) -> Given:
     _refuse_unanswerable(body)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     completion_tokens = body.max_completion_tokens if isinstance(body, ChatBody) else None
+    others = _others(body)
     return Given(
         wire="openai",
         wants_stream=bool(body.stream),
@@ -126,15 +130,14 @@ def given_of(body: ChatBody | CompletionBody) -> Given:
         skip_special_tokens=body.skip_special_tokens,
         n=body.n,
         logprobs=_logprobs(body),
-        extras=tuple(_others(body, are_labels=False)),
-        labels=tuple(_others(body, are_labels=True)),
+        extras=others.extras,
+        labels=others.labels,
     )
 
 
 def _refuse_unanswerable(body: GenerationBody) -> None:
-    for name in _UNANSWERABLE:
-        value = getattr(body, name, None)
-        if value is not None and not is_neutral(name, value):
+    for name, value in _wishes(type(body), "unanswerable").of(body):
+        if not is_neutral(name, value):
             raise UnsupportedParameter(f"'{name}' is not passed on to remote upstreams; leave it out", param=name)
     if body.stream_options is not None and body.stream_options.continuous_usage_stats:
         name = "stream_options.continuous_usage_stats"
@@ -150,19 +153,55 @@ def _logprobs(body: ChatBody | CompletionBody) -> int | None:
     return top if body.logprobs else None
 
 
-def _others(body: GenerationBody, *, are_labels: bool) -> list[tuple[str, Json]]:
+class _Others(NamedTuple):
+    """What nothing here interprets."""
+
+    extras: tuple[tuple[str, Json], ...] = ()
+    labels: tuple[tuple[str, Json], ...] = ()
+
+
+_NO_OTHERS = _Others()
+
+
+def _others(body: GenerationBody) -> _Others:
     """Collect the fields that nothing here interprets; those that ask for nothing are left out."""
-    found: list[tuple[str, Json]] = []
-    for name in body.__struct_fields__:
-        value = getattr(body, name)
-        if value is None or name in _INTERPRETED:
-            continue
+    found = _wishes(type(body), "uninterpreted").of(body)
+    if not found:
+        return _NO_OTHERS
+    extras: list[tuple[str, Json]] = []
+    labels: list[tuple[str, Json]] = []
+    for name, value in found:
         if name == "service_tier" and value != "flex":
             continue  # what every server does anyhow
-        is_label = ANY in NEUTRAL.get(name, ())
-        if is_label == are_labels and (is_label or not is_neutral(name, value)):
-            found.append((name, _json(value)))
-    return found
+        if ANY in NEUTRAL.get(name, ()):
+            labels.append((name, _json(value)))
+        elif not is_neutral(name, value):
+            extras.append((name, _json(value)))
+    return _Others(tuple(extras), tuple(labels))
+
+
+class _Wishes(NamedTuple):
+    """Some fields of one type of body, and what reads them all in one step: a body has fifty, most calls use five."""
+
+    names: tuple[str, ...]
+    read: Callable[[GenerationBody], tuple[object, ...]]
+    nothing: tuple[None, ...]
+
+    def of(self, body: GenerationBody) -> list[tuple[str, object]]:
+        """Return (name, value) of those that are given."""
+        values = self.read(body)
+        if values == self.nothing:
+            return []
+        return [(name, value) for name, value in zip(self.names, values, strict=True) if value is not None]
+
+
+@cache
+def _wishes(body_type: type[GenerationBody], which: Literal["unanswerable", "uninterpreted"]) -> _Wishes:
+    if which == "unanswerable":
+        names = tuple(name for name in _UNANSWERABLE if name in body_type.__struct_fields__)
+    else:
+        names = tuple(name for name in body_type.__struct_fields__ if name not in _INTERPRETED)
+    return _Wishes(names, attrgetter(*names), (None,) * len(names))
 
 
 def _message(i: int, message: Message) -> core.Message:

@@ -44,6 +44,8 @@ class UsageReply(msgspec.Struct, frozen=True):
 
 def sum_usages(usages: Sequence[Usage]) -> Usage:
     """Return the usage of several requests of one call; without a cost unless that of each is known."""
+    if len(usages) == 1:
+        return usages[0]
     costs = [usage.cost_nano for usage in usages if usage.cost_nano is not None]
     return Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),

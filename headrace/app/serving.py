@@ -39,7 +39,7 @@ from headrace.api import (
 from headrace.app import backends
 from headrace.app.beside import in_thread
 from headrace.app.connections import CLOSE_GRACE_S, HttpServer, check_tls, http_server
-from headrace.app.garbage import set_aside
+from headrace.app.garbage import keep_no_list_of_generators, set_aside
 from headrace.app.hardware import detect
 from headrace.app.listening import bind, check_exposure, url_of
 from headrace.app.loading import LoadedModel, OpenedModel, load_model, open_model, served_model, stream_limits
@@ -153,6 +153,7 @@ class _Server:
 
     async def run(self) -> int:
         """Serve, and send the last traces."""
+        keep_no_list_of_generators()
         try:
             return await self._run()
         finally:

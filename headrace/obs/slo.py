@@ -20,7 +20,7 @@ from headrace.core.stats import RequestStats
 
 _LABELS = ("model_name",)
 _FAILURE = "failure"
-_FAILED = {FinishReason.ERROR, FinishReason.EXPIRED}
+_FAILED = frozenset({FinishReason.ERROR, FinishReason.EXPIRED})
 
 
 class SloCounts:
@@ -28,16 +28,17 @@ class SloCounts:
 
     def __init__(self, objectives: Objectives, target: float) -> None:
         self.objectives = objectives
+        self._limits = objectives.named()
         self.target = target
         self.counted = 0
         self.good = 0
         self.good_tokens = 0
-        self.misses = dict.fromkeys((*(name for name, _ in objectives.named()), _FAILURE), 0)
+        self.misses = dict.fromkeys((*(name for name, _ in self._limits), _FAILURE), 0)
 
     def on_finished(self, stats: RequestStats) -> None:
         """Judge an ended request."""
-        missed = [name for name, limit_s in self.objectives.named() if _reached_s(name, stats) > limit_s]
-        if any(finish in _FAILED for finish in stats.finishes):
+        missed = [name for name, limit_s in self._limits if _reached_s(name, stats) > limit_s] if self._limits else []
+        if not _FAILED.isdisjoint(stats.finishes):
             missed.append(_FAILURE)
         elif not missed and FinishReason.ABORT in stats.finishes:
             return

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import uvloop
 
-from headrace.app.garbage import set_aside
+from headrace.app.garbage import keep_no_list_of_generators, set_aside
 
 
 class Loop:
@@ -36,3 +38,31 @@ def test_what_lives_is_walked_no_more_and_what_has_died_since_is_freed() -> None
     set_aside()
     assert dead() is None
     assert lives.me is lives
+
+
+def test_a_generator_that_is_dropped_half_way_is_closed_though_the_loop_lists_none() -> None:
+    listed: weakref.WeakSet[object] = weakref.WeakSet()
+
+    async def scene() -> list[str]:
+        ends: list[str] = []
+
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                await asyncio.sleep(0)
+                ends.append("closed")
+
+        keep_no_list_of_generators()
+        generator = numbers()
+        listed.add(generator)
+        assert await anext(generator) == 1
+        assert weakref.getweakrefcount(generator) == 1, "somebody else lists it"
+        del generator
+        async with asyncio.timeout(10):
+            while not ends:
+                await asyncio.sleep(0)
+        return ends
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(scene()) == ["closed"]
