@@ -35,7 +35,7 @@ HOMES = {
     "uvicorn": ["app"],
     "uvloop": ["app"],
     "httpx": ["bench", "cli", "model.store"],
-    "aiohttp": ["gateway.upstream"],
+    "aiohappyeyeballs": ["gateway.upstream"],
     "prometheus_client": ["obs"],
     "opentelemetry": ["obs"],
     "jinja2": ["text"],
@@ -50,7 +50,7 @@ HOMES = {
     "pyarrow": ["cli.ledger_export"],
     "asyncpg": ["gateway"],
     "cryptography": ["gateway.audit.content"],
-    "httptools": ["bench"],
+    "httptools": ["bench", "gateway.upstream"],
     # Peers run in their own environments; `runner` is the script beside the peer's own.
     "llama_cpp": ["bench.peers"],
     "openvino": ["bench.peers"],

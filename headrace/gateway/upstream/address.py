@@ -5,6 +5,8 @@ Owns nothing. Invariant: the key is in the headers of a call and nowhere else.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from headrace.core.errors import ConfigError
@@ -13,6 +15,8 @@ from headrace.gateway.upstream.profiles import Profile
 from headrace.gateway.upstream.transport import Limits
 
 ANTHROPIC_VERSION = "2023-06-01"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OF_THE_CONNECTION = ("accept-encoding", "connection", "content-length", "expect", "te", "transfer-encoding", "upgrade")
 
 
 def check_url(name: str, url: str) -> None:
@@ -26,6 +30,21 @@ def check_url(name: str, url: str) -> None:
         raise ConfigError(f"upstreams.{name}.url is '{url}'; write one like http://HOST:PORT/v1", param="url")
     if parts.username or parts.password:
         raise ConfigError(f"upstreams.{name}.url holds a password; set upstreams.{name}.api_key instead", param="url")
+
+
+def check_headers(name: str, headers: Mapping[str, str]) -> None:
+    """Raise ConfigError for request headers that are none, or that belong to the connection."""
+    for header, value in headers.items():
+        if not _HEADER_NAME.fullmatch(header) or any(character in value for character in "\r\n\0"):
+            raise ConfigError(
+                f"upstreams.{name}.headers holds {header!r}, which is no header; write a name and one line of text",
+                param="headers",
+            )
+        if header.lower() in _OF_THE_CONNECTION:
+            raise ConfigError(
+                f"upstreams.{name}.headers holds '{header}', which each request sets itself; leave it out",
+                param="headers",
+            )
 
 
 def api_base(url: str) -> str:
@@ -68,5 +87,6 @@ def request_headers(
     if secret is not None:
         bearer = profile.key_header == "authorization"
         headers[profile.key_header] = f"Bearer {secret}" if bearer else secret
-    headers.update(settings.headers)
+    for name, value in settings.headers.items():
+        headers[name.lower()] = value
     return headers

@@ -13,7 +13,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.protocols import Clock
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 from headrace.core.upstream_status import UpstreamStatus
-from headrace.gateway.upstream.address import check_url
+from headrace.gateway.upstream.address import check_headers, check_url
 from headrace.gateway.upstream.anthropic import AnthropicAdapter
 from headrace.gateway.upstream.breaker import Breaker
 from headrace.gateway.upstream.keys import KeyRing
@@ -74,6 +74,7 @@ class Fleet:
 
     def _member(self, name: str, settings: UpstreamSettings, read_secret: Callable[[str], str]) -> Member:
         check_url(name, settings.url)
+        check_headers(name, settings.headers)
         places = [settings.api_key] if isinstance(settings.api_key, str) else settings.api_key or []
         try:
             keys = KeyRing(places, read_secret, self._clock)

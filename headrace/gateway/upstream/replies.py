@@ -28,12 +28,9 @@ async def checked(upstream: str, reply: Reply) -> None:
     parts: list[bytes] = []
     size = 0
     try:
-        async with aclosing(reply.pieces()) as pieces:
-            async for piece in pieces:
-                parts.append(piece)
-                size += len(piece)
-                if size > _ERROR_BYTES:
-                    break
+        while size <= _ERROR_BYTES and (piece := await reply.read()):
+            parts.append(piece)
+            size += len(piece)
     except Failure:
         pass  # the status says enough
     raise of_status(upstream, reply.status, reply.headers, b"".join(parts)[:_ERROR_BYTES])
@@ -50,13 +47,12 @@ async def whole_body(upstream: str, reply: Reply) -> bytes:
 async def events_of(upstream: str, reply: Reply, max_event_bytes: int) -> AsyncGenerator[SentEvent, None]:
     """Yield the events of a stream. Raises Failure for one that is too large."""
     reader = EventReader(max_event_bytes)
-    async with aclosing(reply.pieces()) as pieces:
-        async for piece in pieces:
-            try:
-                for event in reader.feed(piece):
-                    yield event
-            except EventTooLarge as err:
-                raise transient(upstream, f"sent {err} (max_event_bytes of this upstream)") from err
+    while piece := await reply.read():
+        try:
+            for event in reader.feed(piece):
+                yield event
+        except EventTooLarge as err:
+            raise transient(upstream, f"sent {err} (max_event_bytes of this upstream)") from err
 
 
 class DeltaReader(Protocol):
@@ -95,7 +91,7 @@ async def deltas_of(
                     break
         for delta in reader.end():
             yield delta
-        await reply.drain()
+        reply.close(is_read=True)
     finally:
         reply.close()
 

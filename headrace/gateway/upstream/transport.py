@@ -1,24 +1,22 @@
-"""HTTP to remote upstreams: one pool of connections, every wait and every size bounded.
+"""HTTP to remote upstreams: every wait and every size bounded, every fault a Failure.
 
-Owns the client session of one event loop; opened by the first request, closed by `close`.
+Owns the origins of one event loop, each with its idle connections; made by the first request, closed by `close`.
 Invariant: a reply that is closed before its end closes its connection, which tells the server that nobody listens.
-aiohttp, because a request costs it 57 µs of CPU where httpx takes 729 µs (16 in flight, one core), and a stream of 64
-events 366 µs where httpx takes 1,179.
+A client of its own, because the general ones do for each call what is known before it; docs/design/027 has the numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 
-import aiohttp
 import msgspec
 
-from headrace.gateway.upstream.failure import timed_out, transient
+from headrace.core.errors import UpstreamFailed
+from headrace.gateway.upstream.connection import Broken, Connection
+from headrace.gateway.upstream.failure import Failure, Kind, timed_out, transient
+from headrace.gateway.upstream.origin import Origin, Place, place_of
 
-_KEEP_ALIVE_S = 15.0  # shorter than servers keep idle connections, so that none is closed as a request goes out
-_CHUNK_BYTES = 64 << 10
 _DRAIN_S = 0.05
 
 
@@ -35,62 +33,79 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Reply:
     """One reply: status, headers, and a body that is read once."""
 
-    def __init__(self, response: aiohttp.ClientResponse, upstream: str, limits: Limits, deadline_s: float) -> None:
-        self._response = response
+    def __init__(
+        self, connection: Connection, origin: Origin, upstream: str, limits: Limits, deadline_s: float
+    ) -> None:
+        self._connection: Connection | None = connection
+        self._origin = origin
         self._upstream = upstream
         self._limits = limits
         self._deadline_s = deadline_s
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+        self._num_bytes = 0
+        self._raw_headers = connection.raw_headers
+        self.status = connection.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Return the headers, their names in lower case."""
+        return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._raw_headers}
 
     @property
     def is_event_stream(self) -> bool:
         """Say whether the body is server-sent events."""
-        return self._response.content_type == "text/event-stream"
+        for name, value in self._raw_headers:
+            if name.lower() == b"content-type":
+                return value.partition(b";")[0].strip().lower() == b"text/event-stream"
+        return False
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it arrives. Raises Failure for silence, for too much of it, and when it breaks off."""
-        loop = asyncio.get_running_loop()
-        num_bytes = 0
-        try:
-            while True:
-                until = min(loop.time() + self._limits.idle_s, self._deadline_s)
-                async with asyncio.timeout_at(until):
-                    piece = await self._response.content.readany()
-                if not piece:
-                    return
-                num_bytes += len(piece)
-                if num_bytes > self._limits.max_reply_bytes:
-                    raise transient(
-                        self._upstream,
-                        f"sent more than {self._limits.max_reply_bytes:,} bytes (max_reply_bytes of this upstream)",
-                    )
-                yield piece
-        except TimeoutError as err:
-            raise timed_out(self._upstream, self._silence(loop.time())) from err
-        except (aiohttp.ClientError, OSError) as err:
-            raise transient(self._upstream, f"broke off in its reply ({type(err).__name__})") from err
+    async def read(self) -> bytes:
+        """Return what has arrived of the body, waiting for some; b"" at its end.
+
+        Raises Failure for silence, for too much of it, and when it breaks off.
+        """
+        connection = self._connection
+        assert connection is not None, "a closed reply is not read"
+        while not (piece := connection.take()):
+            if connection.is_complete:
+                return b""
+            now_s = asyncio.get_running_loop().time()
+            try:
+                await connection.wait(min(now_s + self._limits.idle_s, self._deadline_s))
+            except TimeoutError as err:
+                raise timed_out(self._upstream, self._silence()) from err
+            except Broken as err:
+                raise transient(self._upstream, f"broke off in its reply ({err})") from err
+        self._num_bytes += len(piece)
+        if self._num_bytes > self._limits.max_reply_bytes:
+            raise transient(
+                self._upstream,
+                f"sent more than {self._limits.max_reply_bytes:,} bytes (max_reply_bytes of this upstream)",
+            )
+        return piece
 
     async def body(self) -> bytes:
-        """Return the whole body. Raises what `pieces` raises."""
-        return b"".join([piece async for piece in self.pieces()])
+        """Return the whole body. Raises what `read` raises."""
+        pieces = [first := await self.read()]
+        while first and (piece := await self.read()):
+            pieces.append(piece)
+        return b"".join(pieces) if len(pieces) > 1 else first
 
-    async def drain(self) -> None:
-        """Read what follows the last event, if it is there, so that the connection can be used again."""
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(_DRAIN_S):
-                while await self._response.content.readany():
-                    pass
+    def close(self, *, is_read: bool = False) -> None:
+        """Give the connection back if the body has come to its end, else close it. Idempotent.
 
-    def close(self) -> None:
-        """Give the connection back if the body has been read to its end, else close it. Idempotent."""
-        if self._response.content.at_eof():
-            self._response.release()
+        is_read  nothing of use can follow: the connection is given back once the end comes, if that is soon
+        """
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if is_read and not connection.is_complete and connection.is_open:
+            origin = self._origin
+            connection.finish(_DRAIN_S, lambda: origin.take_back(connection))
         else:
-            self._response.close()
+            self._origin.take_back(connection)
 
-    def _silence(self, now_s: float) -> str:
-        if now_s >= self._deadline_s:
+    def _silence(self) -> str:
+        if asyncio.get_running_loop().time() + 1e-3 >= self._deadline_s:
             return f"was not done after {self._limits.total_s:g} s (total_s)"
         return f"fell silent for {self._limits.idle_s:g} s (idle_s)"
 
@@ -99,7 +114,7 @@ class Transport:
     """Calls remote servers."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._origins: dict[tuple[bool, str, int], Origin] = {}
 
     async def post(
         self, upstream: str, url: str, headers: Mapping[str, str], body: bytes, limits: Limits, first_byte_s: float
@@ -109,13 +124,13 @@ class Transport:
 
     async def get(self, upstream: str, url: str, headers: Mapping[str, str], limits: Limits) -> Reply:
         """Ask for something small. Raises Failure."""
-        return await self._call("GET", upstream, url, headers, None, limits, limits.first_byte_s)
+        return await self._call("GET", upstream, url, headers, b"", limits, limits.first_byte_s)
 
     async def close(self) -> None:
-        """Close all connections. Idempotent."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close all idle connections. Idempotent."""
+        while self._origins:
+            self._origins.popitem()[1].close()
+        await asyncio.sleep(0)  # the loop closes sockets in its next turn
 
     async def _call(
         self,
@@ -123,38 +138,56 @@ class Transport:
         upstream: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes,
         limits: Limits,
         first_byte_s: float,
     ) -> Reply:
-        deadline_s = asyncio.get_running_loop().time() + limits.total_s
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s)
         try:
-            async with asyncio.timeout(min(first_byte_s, limits.total_s)):
-                response = await self._open().request(
-                    method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-                )
-        except aiohttp.ConnectionTimeoutError as err:
-            raise timed_out(upstream, f"could not be reached within {limits.connect_s:g} s (connect_s)") from err
+            place = place_of(url)
+        except ValueError as err:
+            raise transient(upstream, "has a url that is none") from err
+        head = _head(method, place, upstream, headers, len(body))
+        start_s = asyncio.get_running_loop().time()
+        origin = self._origins.get(place[:3])
+        if origin is None:
+            origin = self._origins[place[:3]] = Origin(place)
+        connection = origin.try_reuse()
+        if connection is None:
+            connection = await _connect(origin, upstream, limits.connect_s, first_byte_s)
+        until_s = start_s + min(first_byte_s, limits.total_s)
+        try:
+            connection.ask(head, body)
+            while not connection.status:
+                await connection.wait(until_s)
         except TimeoutError as err:
             raise timed_out(upstream, f"sent nothing for {first_byte_s:g} s (first_byte_s)") from err
-        except aiohttp.ClientConnectorError as err:
-            raise transient(upstream, f"cannot be reached ({err.os_error.strerror or type(err).__name__})") from err
-        except aiohttp.InvalidURL as err:
-            raise transient(upstream, "has a url that is none") from err
-        except (aiohttp.ClientError, OSError) as err:
-            raise transient(upstream, f"broke off before its reply ({type(err).__name__})") from err
-        return Reply(response, upstream, limits, deadline_s)
+        except Broken as err:
+            raise transient(upstream, f"broke off before its reply ({err})") from err
+        finally:
+            if not connection.status:
+                connection.abort()
+        return Reply(connection, origin, upstream, limits, start_s + limits.total_s)
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
-                read_bufsize=_CHUNK_BYTES,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # Compressed replies could be far larger than their bytes; none is asked for.
-                headers={"accept-encoding": "identity"},
-                skip_auto_headers=("User-Agent",),
-                auto_decompress=False,
-            )
-        return self._session
+
+async def _connect(origin: Origin, upstream: str, connect_s: float, first_byte_s: float) -> Connection:
+    try:
+        async with asyncio.timeout(min(connect_s, first_byte_s)):
+            return await origin.connect()
+    except TimeoutError as err:
+        bound = f"{connect_s:g} s (connect_s)" if connect_s <= first_byte_s else f"{first_byte_s:g} s (first_byte_s)"
+        raise timed_out(upstream, f"could not be reached within {bound}") from err
+    except OSError as err:
+        raise transient(upstream, f"cannot be reached ({err.strerror or type(err).__name__})") from err
+
+
+def _head(method: str, place: Place, upstream: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
+    """Spell the head of a request. Compressed replies could be far larger than their bytes; none is asked for."""
+    fields = {"host": place.netloc, "accept": "*/*", **headers, "accept-encoding": "identity"}
+    lines = [f"{name}: {value}\r\n" for name, value in fields.items()]
+    head = f"{method} {place.target} HTTP/1.1\r\n{''.join(lines)}content-length: {body_bytes}\r\n\r\n"
+    if head.count("\n") != len(lines) + 3 or head.count("\r") != len(lines) + 3:
+        error = UpstreamFailed(
+            f"a header for upstream '{upstream}' holds a line break; correct upstreams.{upstream}.headers or api_key"
+        )
+        raise Failure(Kind.MISPLACED, error)
+    return head.encode()
