@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -34,8 +34,13 @@ class OtlpReceiver:
         self.paths: list[str] = []
         self.raw = b""
         self.spans: list[ReceivedSpan] = []
+        self._lock = Lock()  # each connection has a thread
 
     def take(self, path: str, body: bytes) -> None:
+        with self._lock:
+            self._take(path, body)
+
+    def _take(self, path: str, body: bytes) -> None:
         self.paths.append(path)
         self.raw += body
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-START_S = 30.0
+START_S = 60.0
 
 
 def find_binaries() -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-START_S = 20.0
+START_S = 60.0
 
 
 def has_prometheus() -> bool:
@@ -25,7 +25,7 @@ class PrometheusServer:
     """Asks a running server."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, trust_env=False, timeout=10.0)
+        self._client = httpx.Client(base_url=url, trust_env=False, timeout=60.0)
 
     def get(self, path: str, **params: str) -> Any:
         reply = self._client.get(f"/api/v1/{path}", params=params)

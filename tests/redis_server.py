@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-START_S = 10.0
+START_S = 60.0
 
 
 def has_redis() -> bool:

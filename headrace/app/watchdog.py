@@ -63,7 +63,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked_s: float | None = None  # when the loop was asked for a sign of life; None once it has given it
-        self._is_loop_told = False
+        self._loop_late_s: float | None = None  # since when it was seen not to give it
 
     def add(self, name: str, facts: Callable[[], EngineFacts]) -> None:
         """Watch an engine, in place of the one of that name."""
@@ -140,17 +140,20 @@ class Watchdog:
         """Ask the event loop for a sign of life; one that stays away for too long ends the process."""
         now = self._clock.now()
         if self._asked_s is None:
-            self._is_loop_told = False
+            self._loop_late_s = None
             if self._loop is not None:
                 self._asked_s = now
                 with contextlib.suppress(RuntimeError):  # closed: the process is ending
                     self._loop.call_soon_threadsafe(self._note_loop)
             return
         silent_s = now - self._asked_s
-        if silent_s >= self._limits.stall_s and not self._is_loop_told:
-            self._is_loop_told = True
+        if silent_s < self._limits.stall_s:
+            return
+        if self._loop_late_s is None:
+            self._loop_late_s = now
             _log.error("the event loop has not answered for %.1f s: nobody is being served", silent_s)
-        if silent_s >= self._limits.stall_s + self._limits.exit_s:
+        # Seen so, and still so later: a process that was frozen itself gets another look.
+        if now - self._loop_late_s >= self._limits.exit_s:
             self._die(f"the event loop has not answered for {silent_s:.0f} s")
 
     def _note_loop(self) -> None:

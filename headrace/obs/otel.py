@@ -102,12 +102,13 @@ class OtelTracer:
 
     def begin(self, name: str, operation: str, headers: Mapping[str, str]) -> Span:
         """Begin the span of an HTTP request."""
-        offset_ns = time.time_ns() - int(self._clock.now() * 1e9)
+        began_ns = time.time_ns()  # read once: the spans below are not to begin before this one
+        offset_ns = began_ns - int(self._clock.now() * 1e9)
         span = self._tracer.start_span(
             name,
             _propagator.extract(headers, Context()),
             trace.SpanKind.SERVER,
-            start_time=time.time_ns(),
+            start_time=began_ns,
         )
         return OtelSpan(self._tracer, span, self._clock, offset_ns, operation)
 

@@ -7,8 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread, Timer
 from typing import Any
@@ -20,7 +23,31 @@ from openai import OpenAI
 from headrace.testing.checkpoints import write_checkpoint
 
 LIMIT_S = 180.0  # one server's whole life; a hanging one is killed
+UNTIL_S = 60.0  # that a server gets to come into a state; it and its test may be held up for seconds
 SMALL = ["--kv-memory-mib", "8", "--max-num-seqs", "16", "--max-step-tokens", "64"]
+
+# `headrace serve` whose steps take 50 ms each while there is a file of the name that comes first.
+BRAKED = """
+import sys, time
+from pathlib import Path
+from headrace.app import backends
+from headrace.cli import main
+
+real, brake = backends.open_executor, Path(sys.argv[1])
+
+def open_braked(*args, **kwargs):
+    executor = real(*args, **kwargs)
+    launch = executor.launch
+    def braked(step):
+        if brake.exists():
+            time.sleep(0.05)
+        return launch(step)
+    executor.launch = braked
+    return executor
+
+backends.open_executor = open_braked
+sys.exit(main(["serve", *sys.argv[2:], "--port", "0"]))
+"""
 
 
 def environment() -> dict[str, str]:
@@ -28,10 +55,20 @@ def environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if not name.startswith("HEADRACE_SERVER")}
 
 
+def until(is_so: Callable[[], Any]) -> Any:
+    """Ask until the answer is true, and return it."""
+    deadline_s = time.monotonic() + UNTIL_S
+    while not (answer := is_so()):
+        assert time.monotonic() < deadline_s, "it did not come to it"
+        time.sleep(0.01)
+    return answer
+
+
 class Server:
     """One process of `headrace serve`, or of a script that ends in it."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], brake: Path | None = None) -> None:
+        self._brake = brake
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -56,7 +93,7 @@ class Server:
         return "".join(self._stderr)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, trust_env=False)
+        return httpx.get(self.url + path, timeout=60, trust_env=False)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, trust_env=False)
@@ -66,6 +103,20 @@ class Server:
         found = re.search(rf"^{re.escape(name)}\{{model_name=\"[^\"]*\"\}} (\S+)$", self.get("/metrics").text, re.M)
         assert found, name
         return float(found.group(1))
+
+    @contextmanager
+    def slowed(self) -> Iterator[Callable[[], None]]:
+        """Let a step take 50 ms meanwhile: however long the test is held up, a long answer is still on its way.
+
+        What it gives ends that early.
+        """
+        assert self._brake is not None
+        self._brake.touch()
+        release = partial(self._brake.unlink, missing_ok=True)
+        try:
+            yield release
+        finally:
+            release()
 
     def openai(self) -> OpenAI:
         client = OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=120)
@@ -105,14 +156,18 @@ StartServer = Callable[..., Any]
 
 
 @contextmanager
-def running(*args: str, script: str | None = None) -> Iterator[Server]:
+def running(*args: str, script: str | None = None, has_brake: bool = False) -> Iterator[Server]:
     command = ["-m", "headrace", "serve", *args, "--port", "0"] if script is None else ["-c", script, *args]
-    server = Server([sys.executable, *command])
-    try:
-        assert server.url, server.log
-        yield server
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory(prefix="headrace-brake-") as folder:
+        brake = Path(folder) / "brake" if has_brake else None
+        if brake is not None:
+            command = ["-c", BRAKED, str(brake), *args]
+        server = Server([sys.executable, *command], brake)
+        try:
+            assert server.url, server.log
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture
@@ -123,7 +178,7 @@ def start_server() -> StartServer:
 @pytest.fixture(scope="module")
 def tiny(tiny_path: Path) -> Iterator[Server]:
     """A server of the tiny model, shared by a file's tests; it must end cleanly."""
-    with running(f"file:{tiny_path}", "--backend", "reference", *SMALL) as server:
+    with running(f"file:{tiny_path}", "--backend", "reference", *SMALL, has_brake=True) as server:
         yield server
         assert server.stop() == 0, server.log
     assert "Traceback" not in server.log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import SMALL, Server, running
+from tests.e2e.conftest import SMALL, Server, running, until
 
 KEY = "sk-front-to-back-0123456789"
 
@@ -23,7 +22,7 @@ def chain(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """(front, back): the back holds `tiny` and wants a key, the front serves it as `far`."""
     directory = tmp_path_factory.mktemp("chain")
     (directory / "key").write_text(KEY + "\n")
-    with running(f"file:{tiny_path}", "--backend", "reference", "--api-key", KEY, *SMALL) as back:
+    with running(f"file:{tiny_path}", "--backend", "reference", "--api-key", KEY, *SMALL, has_brake=True) as back:
         config = directory / "front.toml"
         config.write_text(
             f"""
@@ -119,23 +118,27 @@ def test_a_client_that_leaves_ends_the_work_two_servers_behind(
     chain: tuple[Server, Server], client: openai.OpenAI
 ) -> None:
     front, back = chain
-    stream = client.chat.completions.create(
-        model="far", messages=MESSAGES, stream=True, max_tokens=480, extra_body={"ignore_eos": True}
-    )
-    next(iter(stream))
-    stream.close()
     headers = {"authorization": f"Bearer {KEY}"}
-    deadline = time.monotonic() + 30
     aborted = re.compile(r'^vllm:request_success_total\{.*finished_reason="abort".*\} 1\.0$', re.M)
-    while time.monotonic() < deadline and not aborted.search(
-        httpx.get(back.url + "/metrics", headers=headers, trust_env=False).text
-    ):
-        pass
-    behind = httpx.get(back.url + "/metrics", headers=headers, trust_env=False).text
-    assert aborted.search(behind)
-    assert re.search(r"^vllm:num_requests_running\{.*\} 0\.0$", behind, re.M)
-    status = front.get("/health/upstreams").json()["upstreams"][0]
-    assert (status["in_flight"], status["outcomes"]["aborted"], status["breaker"]) == (0, 1, "closed")
+    idle = re.compile(r"^vllm:num_requests_running\{.*\} 0\.0$", re.M)
+
+    def has_ended_behind() -> bool:
+        told = httpx.get(back.url + "/metrics", headers=headers, timeout=60, trust_env=False).text
+        return aborted.search(told) is not None and idle.search(told) is not None
+
+    with back.slowed():
+        stream = client.chat.completions.create(
+            model="far", messages=MESSAGES, stream=True, max_tokens=480, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        stream.close()
+        until(has_ended_behind)
+
+    def status() -> Any:
+        return front.get("/health/upstreams").json()["upstreams"][0]
+
+    until(lambda: status()["in_flight"] == 0)
+    assert (status()["outcomes"]["aborted"], status()["breaker"]) == (1, "closed")
 
 
 def test_the_state_of_upstreams_is_in_the_metrics(chain: tuple[Server, Server]) -> None:
@@ -149,8 +152,8 @@ def test_an_answer_goes_on_at_another_replica_when_one_is_killed(tiny_path: Path
     letters = {str(token_id): 100 for token_id in range(97, 123)}  # bytes of a random model that are always text
     asked: Any = {"messages": MESSAGES, "max_tokens": 400, "temperature": 0, "logit_bias": letters}
     with (
-        running(f"file:{tiny_path}", "--backend", "reference", *SMALL) as one,
-        running(f"file:{tiny_path}", "--backend", "reference", *SMALL) as two,
+        running(f"file:{tiny_path}", "--backend", "reference", *SMALL, has_brake=True) as one,
+        running(f"file:{tiny_path}", "--backend", "reference", *SMALL, has_brake=True) as two,
     ):
         config = tmp_path / "front.toml"
         config.write_text(
@@ -161,14 +164,15 @@ def test_an_answer_goes_on_at_another_replica_when_one_is_killed(tiny_path: Path
         )
         with running("--config", str(config)) as front:
             direct = two.openai().chat.completions.create(model="tiny", **asked)
-            stream = front.openai().chat.completions.create(
-                model="far", stream=True, stream_options={"include_usage": True}, **asked
-            )
-            chunks = iter(stream)
-            text = next(chunks).choices[0].delta.content or ""
-            states = front.get("/health/upstreams").json()["upstreams"]
-            (victim,) = (server for state, server in zip(states, (one, two), strict=True) if state["in_flight"])
-            victim.process.kill()
+            with one.slowed(), two.slowed():
+                stream = front.openai().chat.completions.create(
+                    model="far", stream=True, stream_options={"include_usage": True}, **asked
+                )
+                chunks = iter(stream)
+                text = next(chunks).choices[0].delta.content or ""
+                states = front.get("/health/upstreams").json()["upstreams"]
+                (victim,) = (server for state, server in zip(states, (one, two), strict=True) if state["in_flight"])
+                victim.process.kill()
             usage = None
             for chunk in chunks:
                 usage = chunk.usage or usage

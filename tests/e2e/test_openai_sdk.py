@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI
+
+from tests.e2e.conftest import until
 
 QUESTION: Any = [{"role": "user", "content": "Tell me."}]
 GREEDY: Any = {"model": "tiny", "messages": QUESTION, "temperature": 0, "max_tokens": 24}
@@ -70,17 +71,15 @@ def test_windows_that_requests_ask_for_stay_theirs_and_impossible_ones_are_refus
 
 
 def test_a_disconnect_frees_the_blocks(tiny: Any) -> None:
-    stream = tiny.openai().completions.create(
-        model="tiny", prompt="go on", max_tokens=500, stream=True, extra_body={"ignore_eos": True}
-    )
-    next(iter(stream))
-    assert tiny.metric("vllm:kv_cache_usage_perc") > 0
     aborted = 'vllm:request_success_total{finished_reason="abort",model_name="tiny"} 1.0'
-    stream.close()
-    deadline = monotonic() + 20
-    while tiny.metric("vllm:kv_cache_usage_perc") > 0 and monotonic() < deadline:
-        tiny.get("/health")
-    assert tiny.metric("vllm:kv_cache_usage_perc") == 0
+    with tiny.slowed():
+        stream = tiny.openai().completions.create(
+            model="tiny", prompt="go on", max_tokens=500, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        assert tiny.metric("vllm:kv_cache_usage_perc") > 0
+        stream.close()
+        until(lambda: tiny.metric("vllm:kv_cache_usage_perc") == 0)
     assert tiny.metric("vllm:num_requests_running") == 0
     assert aborted in tiny.get("/metrics").text
 

@@ -62,7 +62,7 @@ def test_what_the_server_behind_charges_is_in_the_ledger_of_the_one_in_front(tin
             assert costs["noted"] == costs["ignored"] == {round(reported / 2, 9)}
             assert costs["charged"] == {round(reported, 9)}
             assert costs["messages"] == {None}
-            text = httpx.get(front.url + "/metrics", headers=watching, trust_env=False).text
+            text = httpx.get(front.url + "/metrics", headers=watching, timeout=60, trust_env=False).text
             found = dict(re.findall(r'^headrace_upstream_reported_usd_total\{upstream="(\w+)"\} (\S+)$', text, re.M))
             totals = {model: round(float(usd) * 1e9) for model, usd in found.items()}
             assert totals == {**dict.fromkeys(("noted", "charged", "messages"), round(reported * 2e9)), "ignored": 0}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.e2e.conftest import until
 
 BODY = {"prompt": "go on", "max_tokens": 300, "stream": True, "ignore_eos": True, "temperature": 0}
 
@@ -64,12 +65,13 @@ def test_a_repeated_call_with_one_key_is_computed_once(tiny: Any) -> None:
 def test_an_end_by_id_ends_the_answer_as_abort(tiny: Any) -> None:
     body = BODY | {"max_tokens": 480}
     with (
+        tiny.slowed(),
         httpx.Client(base_url=tiny.url, timeout=60, trust_env=False) as client,
         client.stream("POST", "/v1/completions", json=body, headers={"x-request-id": "stop-me"}) as response,
     ):
         lines = response.iter_lines()
         next(lines)
-        told = httpx.delete(f"{tiny.url}/v1/requests/stop-me", trust_env=False).json()
+        told = httpx.delete(f"{tiny.url}/v1/requests/stop-me", timeout=60, trust_env=False).json()
         assert told == {"object": "request", "id": "stop-me", "status": "cancelled"}
         data = [line for line in lines if line]
     assert data[-1] == "data: [DONE]"
@@ -87,15 +89,13 @@ def test_a_reader_that_takes_nothing_is_paused_and_the_others_are_not(tiny_path:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
         slow.sendall(head.encode() + request)
-        deadline = time.monotonic() + 30
-        while server.metric("headrace_paused_sequences") < 4:
-            assert time.monotonic() < deadline
+        until(lambda: server.metric("headrace_paused_sequences") == 4)
         reply = server.post("/v1/completions", prompt="quick", max_tokens=50, ignore_eos=True)
         assert reply.json()["usage"]["completion_tokens"] == 50
         # The kernel's own buffers may still take a few events: the answer may go on for a while, not to its end.
         assert server.metric("vllm:generation_tokens_total") < 2 * 450
         assert server.get("/health/ready").json() == {"state": "ready"}
-        slow.settimeout(30)
+        slow.settimeout(60)
         told = b""
         while piece := slow.recv(1 << 16):
             told += piece

@@ -8,18 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+
 from headrace.econ import cost_of_time, parse_usd
-from tests.e2e.conftest import SMALL, environment, running
+from tests.e2e.conftest import SMALL, environment, running, until
 
 
 def test_a_servers_life_is_audited_to_the_nano_dollar(tiny_path: Path, tmp_path: Path) -> None:
     database, page = f"sqlite:///{tmp_path / 'accounts.db'}", tmp_path / "stack.html"
     flags = ("--backend", "reference", "--database", database, "--usd-per-hour", "7.20", *SMALL)
-    with running(f"file:{tiny_path}", *flags) as server:
+    with running(f"file:{tiny_path}", *flags, has_brake=True) as server:
         for prompt in ("water", "water", "fire"):
             assert server.post("/v1/completions", prompt=prompt, max_tokens=5, temperature=0).status_code == 200
-        with server.openai().completions.create(model="tiny", prompt="mill", max_tokens=90, stream=True) as answer:
-            next(iter(answer))  # and away
+        away = {"model": "tiny", "prompt": "mill", "max_tokens": 400, "stream": True, "ignore_eos": True}
+        with server.slowed():
+            with httpx.stream("POST", server.url + "/v1/completions", json=away, timeout=60, trust_env=False) as answer:
+                next(answer.iter_lines())
+            until(lambda: server.metric("vllm:num_requests_running") == 0)
         assert server.stop() == 0
     command = [
         sys.executable,

@@ -54,6 +54,16 @@ class Kennel:
         self.dog.look()
 
 
+class Loop:
+    """An event loop that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def call_soon_threadsafe(self, call: Any) -> None:
+        self.calls.append(call)
+
+
 def test_a_stall_is_logged_once_with_the_request_and_the_phase(caplog: pytest.LogCaptureFixture) -> None:
     kennel = Kennel()
     for _ in range(6):
@@ -95,13 +105,6 @@ def test_the_end_is_told_once_and_forced_when_nobody_hears() -> None:
 
 
 def test_an_event_loop_that_hangs_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
-    class Loop:
-        def __init__(self) -> None:
-            self.calls: list[Any] = []
-
-        def call_soon_threadsafe(self, call: Any) -> None:
-            self.calls.append(call)
-
     kennel, loop = Kennel(), Loop()
     kennel.live = []
     watched: Any = loop
@@ -117,6 +120,21 @@ def test_an_event_loop_that_hangs_ends_the_process(caplog: pytest.LogCaptureFixt
     assert not kennel.deaths
     kennel.look(11)
     assert "event loop" in kennel.deaths[0]
+
+
+def test_an_event_loop_that_was_frozen_with_its_process_may_still_answer() -> None:
+    kennel, loop = Kennel(), Loop()
+    kennel.live = []
+    watched: Any = loop
+    kennel.dog.start(watched)
+    kennel.dog.stop()  # the thread; this test looks for itself
+    kennel.look(1)
+    kennel.look(10_000)
+    loop.calls.pop()()
+    for _ in range(3):
+        kennel.look(10)
+        loop.calls.pop()()
+    assert not kennel.deaths
 
 
 def test_the_thread_looks_by_itself() -> None:
