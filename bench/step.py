@@ -119,6 +119,7 @@ def main() -> None:
         kv_dtype=args.kv_dtype,
     )
     loaded_s = time.perf_counter() - started
+    executor.settle()
     limit = read_limit(args.threads, args.limit_mib, args.tries)
     results: list[dict[str, object]] = []
     steps = [(f"decode {n}", decode_step(i, n, args.context)) for i, n in enumerate(args.rows)]

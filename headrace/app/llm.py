@@ -95,6 +95,7 @@ class LLM:
         self._engine = loaded.engine
         self._plan = loaded.plan
         self._vocab_size = loaded.vocab_size
+        self._settle = loaded.settle
         self._model = served_model(loaded, int(time.time()))
         self._numbers = count()
         self._loop = uvloop.new_event_loop()
@@ -110,6 +111,10 @@ class LLM:
     def name(self) -> str:
         """The model's name."""
         return self._model.name
+
+    def settle(self) -> None:
+        """Wait until the engine is as fast as it gets: what is measured before belongs to the start."""
+        self._settle()
 
     @property
     def vocab_size(self) -> int:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from headrace.api import ServedModel
@@ -74,6 +75,7 @@ class LoadedModel:
     shares_prefixes: bool
     fingerprint: str
     num_weights: int
+    settle: Callable[[], None]  # waits until the engine is as fast as it gets; for measurements
     is_retired: bool = False  # other weights have taken its name
 
 
@@ -177,6 +179,7 @@ def load_model(
         shares_prefixes=opened.engine.share_prefixes,
         fingerprint=weights,
         num_weights=sum(math.prod(spec.shape) for spec in opened.program.weights),
+        settle=partial(backends.settle, executor),
     )
 
 

@@ -72,6 +72,7 @@ def measure_model(opened: OpenedModel, progress: Callable[[int, int], None]) -> 
         executor = backends.open_executor(plan, program, opened.checkpoint, cache_directory=opened.cache)
     finally:
         opened.close()
+    backends.settle(executor)
     weights = "as stored" if plan.quantization.value == "auto" else plan.quantization.value
     values = "" if plan.kv_dtype.value == "auto" else f", KV {plan.kv_dtype.value}"
     kept = f"weights {weights}{values}"

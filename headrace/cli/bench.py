@@ -64,6 +64,7 @@ def _offline(args: argparse.Namespace) -> int:
         generator, prompts = LocalGenerator(llm), TokenPrompts(llm.prompt_vocab_size)
         generator.generate_tokens(prompts.batch(1, 1, 0), 1)
         first_token_s = seconds_since_start()
+        llm.settle()
         task = progress.add_task("measuring")
         report = run_offline(
             generator,

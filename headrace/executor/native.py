@@ -26,6 +26,7 @@ from headrace.core.settings import KvDtype, Quantization
 from headrace.core.step import BlockCopy, CopyKind, Step, StepResult
 from headrace.executor.native_parts import program_parts
 from headrace.executor.pending import Deferred
+from headrace.executor.settling import Settling
 from headrace.executor.step_arrays import StepArrays
 from headrace.executor.weights_pack import NativeWeights, load_weights, packed_bytes
 from headrace.model.checkpoint import Checkpoint
@@ -121,6 +122,7 @@ class NativeExecutor:
             max_positions=program.max_positions,
             vocab_size=program.vocab_size,
         )
+        self._settling = Settling(self._weights.packed.memory)
 
     @property
     def num_blocks(self) -> int:
@@ -160,9 +162,14 @@ class NativeExecutor:
         """Switch per-region timing; return the nanoseconds by kind of region since the last call."""
         return self._alive().times(on=on)
 
+    def settle(self) -> None:
+        """Wait until the weights are in the pages they stay in: steps are a little slower before. For measurements."""
+        self._settling.finish()
+
     def shutdown(self) -> None:
         """Free pool and weights and stop the workers. Idempotent; a later launch ends in EngineDead."""
         if self._program is not None:
+            self._settling.stop()
             self._program.close()
             self._program = None
             self._weights = None

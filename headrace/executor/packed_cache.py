@@ -1,7 +1,7 @@
-"""Packed weights on disk: one file per model, format and policy, read as it is into memory of huge pages.
+"""Packed weights on disk: one file per model, format and policy, whose bytes are used as they are.
 
-Owns the file's layout and its life: written to a temporary name, renamed when complete, read whole. Huge pages are
-worth the copy: with small ones products of some rows run slower, waiting for addresses, see design note 018.
+Owns the file's layout and its life: written to a temporary name, renamed when complete, checked whole at every start.
+Where its bytes live in this process: `packed_memory`.
 Invariant: a file is used only if its magic, version, length and key are what this build would write for this model, and
 its tensors what was written; else it is made again. Nothing is ever read from a file that was not finished.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import mmap
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.executor.packed_memory import PackedMemory
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
 
@@ -81,10 +81,10 @@ def lay_out(key: str, sizes: Mapping[str, int]) -> Header:
 class PackedFile:
     """What a cache file holds, in memory of this process: all packed tensors, writable until `seal`."""
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, memory: PackedMemory) -> None:
         self.header = header
-        self._memory = memoryview(_huge_memory(header.num_bytes))
-        self._bytes: Bytes = np.frombuffer(self._memory, np.uint8)
+        self.memory = memory
+        self._bytes: Bytes = np.frombuffer(memory.view, np.uint8)
 
     @property
     def num_bytes(self) -> int:
@@ -94,22 +94,7 @@ class PackedFile:
     def seal(self) -> memoryview:
         """Let nobody write any more; return all bytes."""
         self._bytes.setflags(write=False)
-        return self._memory.toreadonly()
-
-    def read(self, descriptor: int) -> None:
-        """Take all bytes from an open file, several pieces at a time. Raises OSError if it is shorter."""
-
-        def read_piece(start: int) -> None:
-            at, end = start, min(start + _PIECE, self.num_bytes)
-            while at < end:
-                done = os.preadv(descriptor, [self._memory[at:end]], at)
-                if done == 0:
-                    raise OSError(f"the file ends at byte {at:,} of {self.num_bytes:,}")
-                at += done
-
-        with ThreadPoolExecutor(_READERS) as readers:
-            for _ in readers.map(read_piece, range(0, self.num_bytes, _PIECE)):
-                pass
+        return self.memory.view.toreadonly()
 
     def label(self) -> None:
         """Put the file's magic and header in front of the tensors."""
@@ -117,12 +102,21 @@ class PackedFile:
         start = _MAGIC + len(encoded).to_bytes(8, "little") + encoded
         self._bytes[: len(start)] = np.frombuffer(start, np.uint8)
 
-    def checksum(self) -> str:
-        """Return a digest of the CRC-32 of every piece of the tensors. Cost: reads them, several pieces at a time."""
+    def checksum(self, fetch: Callable[[int, int], None] = lambda start, end: None) -> str:
+        """Return a digest of the CRC-32 of every piece of the tensors. Cost: reads them, several pieces at a time.
+
+        fetch  brings the bytes from `start` to `end` before they are read
+        """
         first = min((place.offset for place in self.header.places.values()), default=self.num_bytes)
-        pieces = [self._memory[at : at + _PIECE] for at in range(first, self.num_bytes, _PIECE)]
+
+        def of_piece(start: int) -> int:
+            end = min(start + _PIECE, self.num_bytes)
+            fetch(start, end)
+            return zlib.crc32(self.memory.view[start:end])
+
         with ThreadPoolExecutor(_READERS) as readers:
-            return hashlib.sha256(repr(list(readers.map(zlib.crc32, pieces))).encode()).hexdigest()
+            sums = list(readers.map(of_piece, range(first, self.num_bytes, _PIECE)))
+        return hashlib.sha256(repr(sums).encode()).hexdigest()
 
     def tensor(self, name: str) -> Bytes:
         """Return a view of one tensor's bytes."""
@@ -131,7 +125,7 @@ class PackedFile:
 
 
 def try_open(path: Path, key: str) -> PackedFile | None:
-    """Read a finished file of this key; None if there is none."""
+    """Return a finished file of this key, checked; None if there is none. Its `memory` may be settled later."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -142,15 +136,38 @@ def try_open(path: Path, key: str) -> PackedFile | None:
             header = msgspec.msgpack.decode(file.read(header_bytes), type=Header)
             if (header.version, header.key, header.num_bytes) != (_VERSION, key, size):
                 return None
-            packed = PackedFile(header)
-            packed.read(file.fileno())
+            packed, checksum = _taken(file.fileno(), header)
     except (OSError, msgspec.DecodeError):
         return None
-    if packed.checksum() != header.checksum:
+    if checksum != header.checksum:
         _log.warning("%s is not what was written: the weights are packed again; check the disk", path)
         return None
     packed.seal()
     return packed
+
+
+def _taken(descriptor: int, header: Header) -> tuple[PackedFile, str]:
+    """Return an open file's bytes, mapped where they can be settled and copied where not, and their checksum."""
+
+    def announce(start: int, end: int) -> None:
+        os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)  # in order: faults would not be
+
+    mapped = PackedMemory.mapped(descriptor, header.num_bytes)
+    if mapped is not None:
+        packed = PackedFile(header, mapped)
+        return packed, packed.checksum(announce)
+    memory = PackedMemory.fresh(header.num_bytes)
+    packed = PackedFile(header, memory)
+
+    def copy(start: int, end: int) -> None:
+        while start < end:
+            done = os.preadv(descriptor, [memory.view[start:end]], start)
+            if done == 0:
+                raise OSError(f"the file ends at byte {start:,} of {header.num_bytes:,}")
+            start += done
+
+    copy(0, min((place.offset for place in header.places.values()), default=0))
+    return packed, packed.checksum(copy)
 
 
 def create(path: Path | None, header: Header, write: Callable[[PackedFile], None]) -> PackedFile:
@@ -158,7 +175,7 @@ def create(path: Path | None, header: Header, write: Callable[[PackedFile], None
 
     Raises what `write` raises; nothing is left behind then.
     """
-    packed = PackedFile(header)
+    packed = PackedFile(header, PackedMemory.fresh(header.num_bytes))
     write(packed)
     packed.label()
     content = packed.seal()
@@ -178,11 +195,3 @@ def _save(path: Path, content: memoryview) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _huge_memory(num_bytes: int) -> mmap.mmap:
-    """Return zeroed memory, of huge pages where the system has them."""
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
-    with contextlib.suppress(OSError, AttributeError, ValueError):  # not every system has them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory

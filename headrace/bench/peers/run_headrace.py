@@ -37,6 +37,7 @@ class Headrace:
         self.settings = f"{self._llm.plan.backend.value}, {config['threads']} threads, {config.get('engine', {})}"
 
     def generate(self, prompts: list[list[int]], output_tokens: int) -> None:
+        self._llm.settle()
         self._generator.generate_tokens(prompts, output_tokens)
 
     def logits(self, chunks: list[list[int]], path: str) -> None:

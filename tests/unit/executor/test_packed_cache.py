@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.executor import packed_cache
+from headrace.executor import packed_cache, packed_memory
 from headrace.executor.native import problem as native_problem
 from headrace.executor.packed_cache import PackedFile
 from headrace.executor.weights_pack import load_weights
@@ -42,11 +42,13 @@ def test_a_finished_file_is_read_again_with_the_same_bytes(tmp_path: Path) -> No
     assert [file.name for file in path.parent.iterdir()] == ["x.hrp"]
 
 
-def test_what_was_read_is_a_copy_that_nobody_can_write(tmp_path: Path) -> None:
+def test_what_has_settled_is_a_copy_that_nobody_can_write(tmp_path: Path) -> None:
     path = tmp_path / "x.hrp"
     packed = made(path)
     opened = packed_cache.try_open(path, "k")
     assert opened is not None
+    while opened.memory.settle_piece():
+        pass
     with path.open("r+b") as file:  # in place: a mapping would show it
         file.write(b"\xff" * path.stat().st_size)
     for kept in (packed, opened):
@@ -68,6 +70,20 @@ def test_pieces_of_a_large_file_come_together(tmp_path: Path) -> None:
     assert opened is not None
     for name in sizes:
         assert np.array_equal(opened.tensor(name), packed.tensor(name))
+
+
+def test_a_system_that_cannot_settle_copies_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_memory, "_SWITCH", tmp_path / "none")
+    path = tmp_path / "x.hrp"
+    packed = made(path)
+    opened = packed_cache.try_open(path, "k")
+    assert opened is not None
+    assert opened.memory.is_settled
+    assert all(np.array_equal(opened.tensor(name), packed.tensor(name)) for name in SIZES)
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    assert packed_cache.try_open(path, "k") is None
 
 
 def test_a_file_of_another_key_is_not_used(tmp_path: Path) -> None:
