@@ -14,7 +14,7 @@ from headrace.core.errors import InvalidRequest
 from headrace.core.request import BeamParams
 
 MAX_CHOICES = 128
-_MAX_LENGTH_PENALTY = 10.0
+MAX_LENGTH_PENALTY = 10.0
 
 
 class Alternatives(NamedTuple):
@@ -42,9 +42,9 @@ def alternatives(body: GenerationBody, logprobs: int | None) -> Alternatives:
     if logprobs is not None:
         raise InvalidRequest("logprobs are not served with use_beam_search; drop one of them", param="logprobs")
     penalty = 1.0 if body.length_penalty is None else body.length_penalty
-    if not (math.isfinite(penalty) and abs(penalty) <= _MAX_LENGTH_PENALTY):
+    if not (math.isfinite(penalty) and abs(penalty) <= MAX_LENGTH_PENALTY):
         raise InvalidRequest(
-            f"length_penalty is {penalty}; it must be between -{_MAX_LENGTH_PENALTY:g} and {_MAX_LENGTH_PENALTY:g}",
+            f"length_penalty is {penalty}; it must be between -{MAX_LENGTH_PENALTY:g} and {MAX_LENGTH_PENALTY:g}",
             param="length_penalty",
         )
     beam = BeamParams(width=best_of, length_penalty=penalty, early_stopping=bool(body.early_stopping))

@@ -15,7 +15,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from headrace.api import chat, completions, exchange, health, messages, prefixes, requests, swap, tokenize, welcome, why
+from headrace.api import (
+    chat,
+    completions,
+    exchange,
+    health,
+    messages,
+    openapi,
+    prefixes,
+    requests,
+    swap,
+    tokenize,
+    welcome,
+    why,
+)
 from headrace.api.access import ANSWERING, Access
 from headrace.api.calls import Call
 from headrace.api.errors import error_response, plain_error
@@ -51,6 +64,7 @@ _ROUTES = [
     Route("/admin/models/{name:path}/swap", swap.swap_model, methods=["POST"]),
     Route("/metrics", health.metrics, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
+    Route("/openapi.json", openapi.describe, methods=["GET"]),
 ]
 
 

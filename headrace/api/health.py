@@ -5,6 +5,8 @@ Invariant: readiness is told from the engine's forward progress, never from an o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +16,19 @@ from headrace.api.served import RemoteModel, ServedModel
 from headrace.api.state import ApiState
 from headrace.core.caller import Caller
 from headrace.core.health import HealthState, ServerHealth
+from headrace.core.upstream_status import UpstreamStatus
+
+
+class Version(msgspec.Struct):
+    """What `/version` says."""
+
+    version: str
+
+
+class Upstreams(msgspec.Struct):
+    """What `/health/upstreams` says."""
+
+    upstreams: Sequence[UpstreamStatus]
 
 
 async def live(http: Request) -> Response:
@@ -36,7 +51,7 @@ async def progress(http: Request) -> Response:
 async def upstreams(http: Request) -> Response:
     """Breaker, load, keys and outcomes of every remote upstream."""
     state: ApiState = http.app.state.api
-    return _json({"upstreams": state.upstreams()})
+    return _json(Upstreams(state.upstreams()))
 
 
 async def metrics(http: Request) -> Response:
@@ -49,7 +64,7 @@ async def metrics(http: Request) -> Response:
 async def version(http: Request) -> Response:
     """The version of this server."""
     state: ApiState = http.app.state.api
-    return _json({"version": state.version})
+    return _json(Version(state.version))
 
 
 async def list_models(http: Request) -> Response:

@@ -31,6 +31,7 @@ _PLACES = (
     ("/health/progress", "what the engine is doing"),
     ("/metrics", "figures for Prometheus; headrace dashboards makes what shows them"),
     ("/version", "the version"),
+    ("/openapi.json", "every endpoint with its fields, for programs that make clients"),
 )
 
 

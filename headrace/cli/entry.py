@@ -156,6 +156,12 @@ def build_parser() -> argparse.ArgumentParser:
     why.add_argument("--api-key", metavar="KEY", help="the key that the request was sent with")
     why.add_argument("--json", action="store_true", help="write JSON")
 
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document of the HTTP API")
+    openapi.add_argument("--admin", action="store_true", help="that of the administration of accounts instead")
+    openapi.add_argument(
+        "--url", default="/", help="the server that the document speaks of (default: whoever sends it)"
+    )
+
     _add_replay(commands.add_parser("replay", help="run a decision log again on the same scheduler code, and compare"))
     _add_sim(commands.add_parser("sim", help="run recorded arrivals through the real engine on a virtual clock"))
     _add_eval(commands.add_parser("eval", help="compare a configuration with the same weights in fp32"))

@@ -14,7 +14,7 @@ MAX_LOGPROBS = 20  # of a request
 MAX_ALTERNATIVES = 64  # that an executor can list, for searches
 
 # field: (lowest, highest, lowest is excluded)
-_RANGES: dict[str, tuple[float, float, bool]] = {
+RANGES: dict[str, tuple[float, float, bool]] = {
     "temperature": (0.0, 100.0, False),
     "top_p": (0.0, 1.0, True),
     "min_p": (0.0, 1.0, False),
@@ -27,7 +27,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 
 def validate(params: SamplingParams, vocab_size: int) -> None:
     """Raise InvalidRequest for the first parameter outside its range; the message names value and range."""
-    for name, (low, high, is_open) in _RANGES.items():
+    for name, (low, high, is_open) in RANGES.items():
         value: float = getattr(params, name)
         if not math.isfinite(value) or value > high or value < low or (is_open and value == low):
             raise InvalidRequest(
