@@ -55,19 +55,16 @@ class Scene:
         who = {"tenant": "", "key_id": "", "model": "m", "task": "", **fields}
         who.pop("price", None)
         who.pop("least_output", None)
-        limits, budgets = self.rulebook.holds(
-            who["tenant"], who["key_id"], who["model"], who["task"], self.gateway.now_ns() / 1e9
-        )
+        terms = self.rulebook.terms(**who, now_s=self.gateway.now_ns() / 1e9)
         return Ask(
             id=f"r{next(_numbers)}",
             request_id="x",
-            limits=limits,
-            budgets=budgets,
+            task=who["task"],
+            terms=terms,
             price=fields.get("price", UNIT),
             num_input=num_input,
             num_output=num_output,
             least_output=fields.get("least_output", 1),
-            **who,
         )
 
     def settle(self, grant: Grant, num_input: int = 0, num_output: int = 0, gateway: Authority | None = None) -> None:

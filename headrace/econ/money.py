@@ -38,8 +38,7 @@ def show_usd(amount: int) -> str:
     """Write nano-dollars as dollars with all their decimals, trailing zeros beyond cents dropped."""
     sign = "-" if amount < 0 else ""
     whole, fraction = divmod(abs(amount), NANO_PER_USD)
-    decimals = f"{fraction:09d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole}.{decimals}"
+    return f"{sign}{whole}.{f'{fraction:09d}'.rstrip('0'):0<2}"
 
 
 def rounded(numerator: int, denominator: int) -> int:

@@ -6,6 +6,8 @@ came of them.
 Invariant: what has been drawn never exceeds what was lent; nothing is drawn from an allowance whose lease may be over
 before the draw is written. A request that was drawn stands under the allowance's lease until it has been written.
 When it is used: a caller's second request within RECENT_S opens one; one that nobody has used for IDLE_S is given back.
+It grows until a turn of the authority's own pace covers what its caller asks for, so that the database is told of many
+requests at a time however many they are.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from headrace.gateway.admission.asks import Ask, Granted, Pace
+from headrace.gateway.admission.asks import Ask, Granted, Pace, Terms
 from headrace.gateway.admission.book import ALLOWANCE, Reservation
-from headrace.gateway.admission.lending import NOTHING, Lot, Turn, Turned, holds_of, is_lendable, need
+from headrace.gateway.admission.lending import NOTHING, Lot, Turn, Turned, holds_of_one, is_lendable, need
 
 SHARE = 32
 FEW, MANY = 8, 256
@@ -46,6 +48,7 @@ class _Allowance:
     """What one kind of request may take. `lot` is what the row holds; `left` what has not been drawn of it."""
 
     ask: Ask
+    terms: Terms  # of its last request; others that say the same take their place
     size: Lot  # the largest request so far
     wanted: int = FEW
     row: Reservation | None = None
@@ -61,6 +64,7 @@ class _Allowance:
     is_used: bool = True
     is_short: bool = True
     is_returning: bool = False
+    is_pressed: bool = False  # nearly used up since its last turn
     num_turns: int = 0
     name: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -71,6 +75,10 @@ class _Allowance:
         goal = Lot(self.wanted, self.size.nano * self.wanted, self.size.tokens * self.wanted)
         missing = Lot(*(max(0, full - has) for full, has in zip(goal, self.left, strict=True)))
         return missing._replace(requests=max(1, missing.requests))
+
+    def grow(self) -> None:
+        """Want twice as much from now on: it did not last from one turn to the next."""
+        self.wanted = min(MANY, 2 * self.wanted)
 
 
 class Allowances:
@@ -88,6 +96,7 @@ class Allowances:
         self._recent: OrderedDict[_Kind, float] = OrderedDict()
         self._is_suspended = False
         self.num_drawn = 0
+        self.is_urgent = False  # an allowance is about to run out
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -103,45 +112,49 @@ class Allowances:
         """Say whether the database has to hear of anything."""
         return any(one.draws or one.is_returning or (one.is_short and one.row is None) for one in self._kinds.values())
 
-    @property
-    def is_urgent(self) -> bool:
-        """Say whether an allowance is about to run out."""
-        return any(4 * one.left.requests < one.wanted and not one.flying for one in self._kinds.values())
-
     def try_draw(self, ask: Ask, now_s: float, now_ns: int) -> tuple[Granted, float] | None:
         """Grant a request until its lease ends; None: the database has to be asked."""
-        one = self._kinds.get(_kind(ask))
+        terms = ask.terms
+        one = self._kinds.get(terms.kind)
         if one is None or self._is_suspended or one.is_returning:
             return None
-        if ask.limits != one.ask.limits or ask.budgets != one.ask.budgets:  # other rules, another period
-            one.is_returning = True
-            return None
+        if terms is not one.terms:
+            if terms.limits != one.terms.limits or terms.budgets != one.terms.budgets:  # other rules, another period
+                one.is_returning = True
+                return None
+            one.terms = terms
         if one.lease_until_s - now_s < _SAFE_LEASE * self._lease_s or not is_lendable(ask):
             return None
-        lot = need(ask)
-        one.size = Lot(1, max(lot.nano, one.size.nano), max(lot.tokens, one.size.tokens))
+        lot = _, nano, tokens = need(ask)
+        if nano > one.size.nano or tokens > one.size.tokens:
+            one.size = Lot(1, max(nano, one.size.nano), max(tokens, one.size.tokens))
         one.is_used = True
         if not one.left.covers(lot):
-            one.wanted = min(MANY, 2 * one.wanted)
+            one.grow()
             one.is_short = True
             return None
-        one.left = one.left.plus(lot, -1)
-        one.is_short = one.is_short or 2 * one.left.requests < one.wanted
+        left = one.left = one.left.plus(lot, -1)
+        if 2 * left.requests < one.wanted:
+            one.is_short = True
+            if 4 * left.requests < one.wanted and not one.is_pressed and not one.flying:
+                one.is_pressed = self.is_urgent = True
+                one.grow()
         one.draws.append(Draw(ask, lot))
         self.num_drawn += 1
+        elapsed_ns = now_ns - one.stands_ns
         granted = Granted(
-            holds=holds_of(ask, Lot(0, 0, lot.tokens)),
-            granted_nano=lot.nano,
+            holds=holds_of_one(ask, tokens),
+            granted_nano=nano,
             num_output=ask.num_output,
-            requests=_now(one.requests, one.left.requests, now_ns - one.stands_ns),
-            tokens=_now(one.tokens, one.left.tokens, now_ns - one.stands_ns),
+            requests=None if one.requests is None else _now(one.requests, left.requests, elapsed_ns),
+            tokens=None if one.tokens is None else _now(one.tokens, left.tokens, elapsed_ns),
             spent_nano=one.spent_nano,
         )
         return granted, one.lease_until_s
 
     def note(self, ask: Ask, now_s: float) -> bool:
         """Hear of a request that the database has granted; say whether an allowance is to be lent for its kind."""
-        kind = _kind(ask)
+        kind = ask.terms.kind
         if not self._share or kind in self._kinds or not is_lendable(ask):
             return False
         before_s = self._recent.pop(kind, None)
@@ -150,22 +163,24 @@ class Allowances:
             self._recent.popitem(last=False)
         if before_s is None or not 0 <= now_s - before_s <= RECENT_S or len(self._kinds) >= MAX_ALLOWANCES:
             return False
-        self._kinds[kind] = _Allowance(ask, need(ask))
+        self._kinds[kind] = _Allowance(ask, ask.terms, need(ask))
         return True
 
     def take_turns(self, *, renew: bool = False) -> Turns:
         """Return what the database has to hear of each; `renew`: of all. Each is answered by `apply` or `restore`."""
         turns: Turns = []
+        self.is_urgent = False
         for kind, one in self._kinds.items():
             if not (one.draws or one.is_returning or one.is_short or renew):
                 continue
             one.flying, one.draws = one.draws, []
+            one.is_pressed = False
             one.num_turns += 1
             turn = Turn(
                 ask=one.ask,
                 row=one.row,
                 lot=one.lot,
-                draws=[(draw.ask, draw.lot) for draw in one.flying],
+                draws=one.flying,
                 wish=Lot() if one.is_returning else one.wish(),
                 is_return=one.is_returning and one.row is not None,
                 new_id=f"{ALLOWANCE}{one.name}/{one.num_turns}",
@@ -226,16 +241,10 @@ class Allowances:
         return self.is_due
 
 
-def _kind(ask: Ask) -> _Kind:
-    return ask.tenant, ask.key_id, ask.model
-
-
 def _accounts(ask: Ask) -> list[str]:
     return [hold.account for hold in ask.budgets] + [hold.account for hold in ask.limits]
 
 
-def _now(pace: Pace | None, left: int, elapsed_ns: int) -> Pace | None:
+def _now(pace: Pace, left: int, elapsed_ns: int) -> Pace:
     """Return where a limit stands for this gateway: what is in the bucket, and what it has taken out for itself."""
-    if pace is None:
-        return None
     return Pace(pace.limit, min(pace.limit, pace.remaining + left), max(0, pace.full_in_ns - elapsed_ns))

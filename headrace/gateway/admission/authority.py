@@ -25,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from headrace.core.errors import BudgetExceeded, HeadraceError, RateLimited, StoreUnavailable
 from headrace.core.protocols import Clock
 from headrace.core.stats import AdmissionStats
@@ -44,14 +46,13 @@ from headrace.obs import tag_logs
 MAX_BATCH = 256
 MAX_LATE = 100_000
 RETRY_S = 0.5
-SETTLE_S = 0.02
+SETTLE_S = 0.04
 _UPKEEP_S = 3600.0
 _NS = 10**9
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Grant:
+class Grant(msgspec.Struct, kw_only=True, eq=False, gc=False):
     """One request that may run. Its stage keeps `num_output` up to date; the authority keeps the lease."""
 
     ask: Ask
@@ -68,11 +69,9 @@ class Grant:
         return TokenCounts(input_uncached=self.ask.num_input if self.has_input else 0, output_text=self.num_output)
 
 
-@dataclass(slots=True, eq=False)
-class _Queued:
+class _Queued(msgspec.Struct, eq=False):
     command: Command
     answer: asyncio.Future[Answer] | None
-    num_tries: int = 0
 
 
 @dataclass(slots=True)
@@ -176,10 +175,11 @@ class Authority:
         """Let a request begin. Raises RateLimited, TaskExhausted, BudgetExceeded or StoreUnavailable."""
         if len(self._queue) >= MAX_LATE:
             raise StoreUnavailable(f"{len(self._queue):,} settlements wait for the database; no more are taken on")
-        drawn = self._allowances.try_draw(ask, self._clock.now(), self.now_ns())
+        now_ns = self.now_ns()
+        drawn = self._allowances.try_draw(ask, self._clock.now(), now_ns)
         if drawn is not None:
-            grant = self._begin(ask, drawn[0])
-            grant.is_written, grant.lease_until_s = False, drawn[1]
+            granted, until_s = drawn
+            grant = self._begin(ask, granted, now_ns, until_s, is_written=False)
             if self._allowances.is_urgent:
                 self._start()
             elif self._timer is None:
@@ -213,7 +213,9 @@ class Authority:
                 self._start_soon()
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._look_idle)
-        return self._begin(ask, granted)
+        now_ns = self.now_ns()
+        self._fullness.note(ask.budgets, granted.spent_nano, now_ns)
+        return self._begin(ask, granted, now_ns, self._clock.now() + self._lease_s * 0.9)
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """End a request. Takes effect with the next batch; not waited for."""
@@ -230,16 +232,24 @@ class Authority:
         """Say whether a request must stop because nobody vouches for its money any more."""
         return grant.ask.is_hard and self._clock.now() >= grant.lease_until_s
 
-    def _begin(self, ask: Ask, granted: Granted, *, is_shadow: bool = False) -> Grant:
-        now_ns = self.now_ns()
-        self._fullness.note(ask.budgets, granted.spent_nano, now_ns)
+    def _begin(
+        self,
+        ask: Ask,
+        granted: Granted,
+        now_ns: int,
+        lease_until_s: float,
+        *,
+        is_written: bool = True,
+        is_shadow: bool = False,
+    ) -> Grant:
+        tenant, key_id, model = ask.terms.kind
         reservation = Reservation(
             id=ask.id,
             lease_until_ns=now_ns + int(self._lease_s * _NS),
             created_ns=now_ns,
-            tenant=ask.tenant,
-            key_id=ask.key_id,
-            model=ask.model,
+            tenant=tenant,
+            key_id=key_id,
+            model=model,
             task=ask.task,
             granted_nano=granted.granted_nano,
             holds=granted.holds,
@@ -248,7 +258,8 @@ class Authority:
             ask=ask,
             granted=granted,
             reservation=reservation,
-            lease_until_s=self._clock.now() + self._lease_s * 0.9,
+            lease_until_s=lease_until_s,
+            is_written=is_written,
             is_shadow=is_shadow,
         )
         self._live[ask.id] = grant
@@ -276,13 +287,13 @@ class Authority:
         except HeadraceError as refusal:
             self._counts.refused[refusal.code] = self._counts.refused.get(refusal.code, 0) + 1
             raise
-        return self._begin(ask, granted, is_shadow=True)
+        return self._begin(ask, granted, self.now_ns(), self._clock.now() + self._lease_s * 0.9, is_shadow=True)
 
     def _give_back(self, ask: Ask, answer: asyncio.Future[Answer]) -> None:
         """Release what was granted to a caller that did not wait for it."""
         granted = None if answer.cancelled() or answer.exception() is not None else answer.result()
         if isinstance(granted, Granted):
-            grant = self._begin(ask, granted)
+            grant = self._begin(ask, granted, self.now_ns(), 0.0)
             self.settle(grant, aborted(grant, self.now_ns()))
 
     def _put(self, queued: _Queued) -> None:
@@ -349,7 +360,10 @@ class Authority:
     def _apply(self, turns: Turns, answers: list[Answer], asked_s: float) -> None:
         for (kind, turn), turned in zip(turns, answers, strict=False):
             assert turned is None or isinstance(turned, Turned)
-            self._allowances.apply(kind, turn, turned, asked_s, self.now_ns())
+            now_ns = self.now_ns()
+            self._allowances.apply(kind, turn, turned, asked_s, now_ns)
+            if turned is not None and turned.spent_nano:
+                self._fullness.note(turn.ask.budgets, turned.spent_nano, now_ns)
 
     async def _carry_out(self, commands: list[Command]) -> list[Answer]:
         lease_ns = int(self._lease_s * _NS)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from headrace.core.errors import HeadraceError
 from headrace.gateway.admission import rows
 from headrace.gateway.admission.asks import Ask, Granted
@@ -47,8 +49,7 @@ class Reserve:
     ask: Ask
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(msgspec.Struct, frozen=True, gc=False):
     """End a request; answered with None."""
 
     known: Reservation

@@ -42,8 +42,7 @@ class Track:
     held: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class Reservation:
+class Reservation(msgspec.Struct, kw_only=True, gc=False):
     """One request under way. `progress_nano` is what it was last known to have cost: charged only when it expires."""
 
     id: str
@@ -196,7 +195,9 @@ class Book:
         raise RateLimited(
             f"over the limit of {hold.rule.describe()}; try again in {wait_ns / _NS:.1f} s",
             retry_after_s=wait_ns / _NS,
-            headers=pace_headers(self.tightest(ask, What.REQUESTS, now_ns), self.tightest(ask, What.TOKENS, now_ns)),
+            headers=tuple(
+                pace_headers(self.tightest(ask, What.REQUESTS, now_ns), self.tightest(ask, What.TOKENS, now_ns))
+            ),
         )
 
     def _wait_ns(self, hold: LimitHold, ask: Ask, now_ns: int) -> int:
@@ -324,15 +325,18 @@ def _num(rule: LimitRule, ask: Ask) -> int:
     return 1 if rule.what is What.REQUESTS else min(rule.amount, ask.num_input + ask.num_output)
 
 
-def pace_headers(requests: Pace | None, tokens: Pace | None) -> tuple[tuple[str, str], ...]:
+def pace_headers(requests: Pace | None, tokens: Pace | None) -> list[tuple[str, str]]:
     """Spell where limits stand as OpenAI does."""
     headers: list[tuple[str, str]] = []
-    for name, pace in (("requests", requests), ("tokens", tokens)):
-        if pace is not None:
-            headers.append((f"x-ratelimit-limit-{name}", str(pace.limit)))
-            headers.append((f"x-ratelimit-remaining-{name}", str(pace.remaining)))
-            headers.append((f"x-ratelimit-reset-{name}", _span(pace.full_in_ns)))
-    return tuple(headers)
+    if requests is not None:
+        headers.append(("x-ratelimit-limit-requests", str(requests.limit)))
+        headers.append(("x-ratelimit-remaining-requests", str(requests.remaining)))
+        headers.append(("x-ratelimit-reset-requests", _span(requests.full_in_ns)))
+    if tokens is not None:
+        headers.append(("x-ratelimit-limit-tokens", str(tokens.limit)))
+        headers.append(("x-ratelimit-remaining-tokens", str(tokens.remaining)))
+        headers.append(("x-ratelimit-reset-tokens", _span(tokens.full_in_ns)))
+    return headers
 
 
 def _span(ns: int) -> str:

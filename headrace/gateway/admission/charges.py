@@ -35,16 +35,16 @@ class Money(NamedTuple):
 def money_of(grant: Grant, counts: TokenCounts, usage: Usage | None) -> Money:
     """Return what a request comes to that has used `counts`."""
     price = grant.ask.price
-    priced = None if price is None else price.cost_nano(counts)
-    source = None if price is None else price.source
-    cost, reported = priced, None if usage is None else usage.reported_nano
-    if usage is not None and usage.cost_nano is not None:
-        cost, source = usage.cost_nano, REPORTED
-        if price is not None and any(hold.rule.is_hard for hold in grant.ask.budgets):
+    told, reported = (None, None) if usage is None else (usage.cost_nano, usage.reported_nano)
+    if price is None:
+        return Money(cost=told, reported=reported, source=None if told is None else REPORTED)
+    fresh, cached, output = parts = price.parts_nano(counts)
+    cost = priced = fresh + cached + output
+    source = price.source
+    if told is not None:
+        cost, source = told, REPORTED
+        if grant.ask.terms.has_hard:
             cost = min(cost, grant.granted.granted_nano)
-    if cost is None or price is None:
-        return Money(cost=cost, reported=reported, source=source)
-    _, cached, output = parts = price.parts_nano(counts)
-    if cost != priced:
-        _, cached, output = divide(cost, parts) if any(parts) else (cost, 0, 0)
+        if cost != priced:
+            _, cached, output = divide(cost, parts) if priced else (cost, 0, 0)
     return Money(cost, cached, output, reported, None if reported is None else priced, source)

@@ -36,11 +36,12 @@ class Lot(NamedTuple):
 
     def plus(self, other: Lot, sign: int = 1) -> Lot:
         """Add, or with -1 take away."""
-        return Lot(*(mine + sign * more for mine, more in zip(self, other, strict=True)))
+        requests, nano, tokens = other
+        return Lot(self.requests + sign * requests, self.nano + sign * nano, self.tokens + sign * tokens)
 
     def covers(self, other: Lot) -> bool:
         """Say whether it has at least as much of everything."""
-        return all(mine >= more for mine, more in zip(self, other, strict=True))
+        return self.requests >= other.requests and self.nano >= other.nano and self.tokens >= other.tokens
 
 
 NOTHING = Lot()
@@ -91,11 +92,8 @@ def need(ask: Ask) -> Lot:
 
 def is_lendable(ask: Ask) -> bool:
     """Say whether requests like this one may be granted out of an allowance: rules of a task are not lent."""
-    num = ask.num_input + ask.num_output
-    return all(
-        hold.rule.what is not What.STEPS and (hold.rule.what is not What.TOKENS or num <= hold.rule.amount)
-        for hold in ask.limits
-    ) and all(hold.rule.period != "task" for hold in ask.budgets)
+    terms = ask.terms
+    return terms.is_lendable and (terms.most_lent is None or ask.num_input + ask.num_output <= terms.most_lent)
 
 
 def take_turn(book: Book, turn: Turn, now_ns: int, lease_ns: int) -> Turned | None:
@@ -109,7 +107,7 @@ def take_turn(book: Book, turn: Turn, now_ns: int, lease_ns: int) -> Turned | No
     lot = turn.lot
     for ask, taken in turn.draws:
         lot = lot.plus(taken, -1)
-        book.begin(ask, taken.nano, holds_of(ask, Lot(0, 0, taken.tokens)), now_ns, lease_ns)
+        book.begin(ask, taken.nano, holds_of_one(ask, taken.tokens), now_ns, lease_ns)
     if turn.is_return:
         book.release(_row(turn, lot, now_ns, lease_ns), TokenCounts(), now_ns)
         return Turned(None)
@@ -126,24 +124,36 @@ def take_turn(book: Book, turn: Turn, now_ns: int, lease_ns: int) -> Turned | No
         lent=lent,
         requests=book.tightest(ask, What.REQUESTS, now_ns),
         tokens=book.tightest(ask, What.TOKENS, now_ns),
-        spent_nano=tuple(book.spend(hold.account, now_ns).spent_nano for hold in ask.budgets) if lent.requests else (),
+        spent_nano=_spent(book, ask, now_ns),
     )
 
 
+def _spent(book: Book, ask: Ask, now_ns: int) -> tuple[int, ...]:
+    """Return what each budget has spent; nothing if an account is not open, as none had to be for this turn."""
+    accounts = ask.terms.spends
+    if any(account not in book.spends for account in accounts):
+        return ()
+    return tuple(book.spend(account, now_ns).spent_nano for account in accounts)
+
+
+def holds_of_one(ask: Ask, num_tokens: int) -> Holds:
+    """Return the accounts of a request out of an allowance, and what is held of each."""
+    terms = ask.terms
+    if not terms.buckets:
+        return Holds(terms.spends, (), terms.parallel)
+    buckets = [TokenHold(hold.account, num_tokens, hold.rule.amount, hold.rule.period_ns) for hold in terms.buckets]
+    return Holds(terms.spends, tuple(buckets), terms.parallel)
+
+
 def holds_of(ask: Ask, lot: Lot) -> Holds:
-    """Return the accounts of a request and what is held of each; requests of a lot are held in its buckets, too."""
+    """Return the accounts of an allowance and what it holds of each; requests are held in their buckets, too."""
     tokens = [
         TokenHold(hold.account, num, hold.rule.amount, hold.rule.period_ns)
         for hold in ask.limits
         for what, num in ((What.TOKENS, lot.tokens), (What.REQUESTS, lot.requests))
         if hold.rule.what is what and (what is What.TOKENS or num)
     ]
-    return Holds(
-        spends=tuple(hold.account for hold in ask.budgets),
-        tokens=tuple(tokens),
-        parallel=tuple(hold.account for hold in ask.limits if hold.rule.what is What.PARALLEL),
-        slots=max(1, lot.requests),
-    )
+    return Holds(ask.terms.spends, tuple(tokens), ask.terms.parallel, max(1, lot.requests))
 
 
 def _row(turn: Turn, lot: Lot, now_ns: int, lease_ns: int) -> Reservation:

@@ -5,7 +5,6 @@ Owns the columns and their order, shared by the statements of `admission.batch` 
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import NamedTuple
 
 import msgspec
@@ -118,7 +117,8 @@ def _reservation_row(r: Reservation) -> Cells:
 
 
 def _settlement_row(s: Settlement) -> Cells:
+    c = s.counts
     identity = (s.id, s.request_id, s.settled_ns, s.tenant, s.key_id, s.model, s.task, s.outcome)
+    tokens = (c.input_uncached, c.cache_read, c.cache_write, c.output_text, c.output_reasoning, c.cache_write_1h)
     money = (s.reserved_nano, s.cost_nano, s.price_source, s.engine_ns, s.machine_nano)
-    told = (s.reported_nano, s.priced_nano)
-    return (*identity, *astuple(s.counts), int(s.is_estimate), *money, *told, *s.course)
+    return (*identity, *tokens, int(s.is_estimate), *money, s.reported_nano, s.priced_nano, *s.course)

@@ -37,6 +37,8 @@ def most_input(request: Request) -> int:
 
 def num_sequences(request: Request) -> int:
     """Return how many answers are written, those included that are thrown away."""
+    if request.best_of is None and request.beam is None:
+        return request.n
     width = 1 if request.beam is None else request.beam.width
     return max(request.n, request.best_of or 1, width)
 
@@ -62,7 +64,8 @@ def output_of(delta: Delta) -> int:
     if delta.token_ids:
         return len(delta.token_ids)
     num_chars = len(delta.text) + len(delta.reasoning) + len(delta.refusal)
-    num_chars += sum(len(call.arguments) + len(call.name) for call in delta.tool_calls)
+    for call in delta.tool_calls:
+        num_chars += len(call.arguments) + len(call.name)
     return -(-num_chars // _BYTES_PER_OUTPUT_TOKEN)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
+from types import AsyncGeneratorType
 
 import msgspec
 
@@ -87,21 +87,28 @@ class Admission:
     async def __call__(self, request: Request, following: Next, /) -> AsyncIterator[Delta]:
         """Stream the answer if limits and budgets allow it. Raises what `Authority.reserve` raises."""
         watch = Stopwatch(self._clock, request.arrival_s)
-        with stage(request.span, "admission"):
+        if request.span is None:
             grant = await self._authority.reserve(self._ask(request))
+        else:
+            with stage(request.span, "admission"):
+                grant = await self._authority.reserve(self._ask(request))
         watch.grant()
         meter = _Meter(grant)
+        is_lost = self._authority.is_lost if grant.ask.is_hard else _never
         try:
-            async with aclosing(_generator(following(_fitted(request, grant)))) as deltas:
+            deltas = _generator(following(_fitted(request, grant)))
+            try:
                 async for delta in deltas:
                     counted = meter.count(delta)
                     watch.hand_over(has_words=delta.has_words)
                     yield counted
                     watch.come_back()
-                    if meter.is_over or self._authority.is_lost(grant):
+                    if meter.is_over or is_lost(grant):
                         break
                 else:
                     return
+            finally:
+                await deltas.aclose()
             for last in self._stop(request, grant, meter):
                 yield last
         except BaseException as err:
@@ -111,44 +118,45 @@ class Admission:
                 err.headers = (*err.headers, *meter.last_headers())
             raise
         finally:
+            self._settle(request, grant, meter, watch)
+
+    def _settle(self, request: Request, grant: Grant, meter: _Meter, watch: Stopwatch) -> None:
+        if request.span is None:
+            settlement = self._settlement(request, grant, meter, watch)
+            self._authority.settle(grant, settlement)
+        else:
             with stage(request.span, "settle"):
                 settlement = self._settlement(request, grant, meter, watch)
                 self._authority.settle(grant, settlement)
-            self._tell(settlement)
-            if request.span is not None and settlement.cost_nano is not None:
+            if settlement.cost_nano is not None:
                 request.span.note(charged(settlement.cost_nano))
+        self._tell(settlement)
 
     def _ask(self, request: Request) -> Ask:
         now_ns = self._authority.now_ns()
         price = self._price_of(request.model)
-        limits, budgets = self._rulebook.holds(
-            request.tenant, request.key_id, request.model, request.task, now_ns / 10**9
-        )
+        terms = self._rulebook.terms(request.tenant, request.key_id, request.model, request.task, now_ns / 10**9)
         if price is None:
             self._warn_unpriced(request.model)
-            hard = next((hold.rule for hold in budgets if hold.rule.is_hard), None)
-            if hard is not None and not self._rules.is_unpriced_allowed:
+            if terms.has_hard and not self._rules.is_unpriced_allowed:
+                hard = next(hold.rule for hold in terms.budgets if hold.rule.is_hard)
                 raise BudgetExceeded(
                     f"the price of '{request.model}' is not known, and the budget of {hard.describe()} is hard; "
                     "set gateway.prices for it, or gateway.unpriced to 'allow'",
                     scope=hard.subject,
                 )
-        num_output = request.stop.max_tokens
-        if budgets and request.given is not None and request.given.max_tokens is None:
+        num_output, width = request.stop.max_tokens, num_sequences(request)
+        if terms.budgets and request.given is not None and request.given.max_tokens is None:
             num_output = min(num_output, self._rules.default_output)
         return Ask(
             id=f"{now_ns:016x}-{random_id(8)}",
             request_id=request.request_id,
-            tenant=request.tenant,
-            key_id=request.key_id,
-            model=request.model,
             task=request.task,
-            limits=limits,
-            budgets=budgets,
+            terms=terms,
             price=price,
             num_input=most_input(request),
-            num_output=num_output * num_sequences(request),
-            least_output=self._rules.least_output * num_sequences(request),
+            num_output=num_output * width,
+            least_output=self._rules.least_output * width,
         )
 
     def _warn_unpriced(self, model: str) -> None:
@@ -174,64 +182,80 @@ class Admission:
         ]
 
     def _settlement(self, request: Request, grant: Grant, meter: _Meter, watch: Stopwatch) -> Settlement:
-        ask, counts = grant.ask, meter.counts()
-        claimed = self._claim(RequestId(ask.request_id))
-        charge = claimed or Charge(0, None)
-        traces = self._digests.trace(request, ask.num_output)
-        course = watch.course(claimed, is_remote=request.given is not None, traces=traces)
-        money = meter.money()
-        course = course._replace(cached_nano=money.cached, output_nano=money.output)
+        ask, money = grant.ask, meter.money()
+        charge = self._claim(RequestId(ask.request_id))
+        tenant, key_id, model = ask.terms.kind
         return Settlement(
             id=ask.id,
             request_id=ask.request_id,
             settled_ns=self._authority.now_ns(),
-            tenant=ask.tenant,
-            key_id=ask.key_id,
-            model=ask.model,
+            tenant=tenant,
+            key_id=key_id,
+            model=model,
             task=ask.task,
             outcome=meter.outcome or "abort",
-            counts=counts,
+            counts=meter.counts(),
             is_estimate=meter.usage is None or meter.usage.is_estimate,
             reserved_nano=grant.granted.granted_nano,
             cost_nano=money.cost,
             price_source=money.source,
             reported_nano=money.reported,
             priced_nano=money.priced,
-            engine_ns=charge.engine_ns,
-            machine_nano=charge.machine_nano,
-            course=course,
+            engine_ns=0 if charge is None else charge.engine_ns,
+            machine_nano=None if charge is None else charge.machine_nano,
+            course=watch.course(
+                charge,
+                is_remote=request.given is not None,
+                traces=self._digests.trace(request, ask.num_output),
+                cached_nano=money.cached,
+                output_nano=money.output,
+            ),
         )
 
 
 class _Meter:
-    """What one request has come to so far."""
+    """What one request has come to so far. What it costs is worked out once for what has come by."""
+
+    __slots__ = ("_counts", "_grant", "_headers", "_money", "finished", "outcome", "usage")
 
     def __init__(self, grant: Grant) -> None:
         self._grant = grant
         self._headers = reply_headers(grant)
+        self._counts: TokenCounts | None = None
+        self._money: Money | None = None
         self.usage: Usage | None = None
         self.outcome: str | None = None
-        self.finished: set[int] = set()
+        self.finished: list[int] = []
 
     @property
     def is_over(self) -> bool:
         """Say whether more was written than may be paid for, and the upstream has not ended by itself."""
-        ask = self._grant.ask
-        return bool(ask.budgets) and self.usage is None and self._grant.num_output > self._grant.granted.num_output
+        grant = self._grant
+        return self.usage is None and grant.num_output > grant.granted.num_output and bool(grant.ask.terms.budgets)
 
     def count(self, delta: Delta) -> Delta:
         """Take a delta into account; return it, the first with the headers of the reply."""
-        self._grant.has_input = True
-        self._grant.num_output += output_of(delta)
+        grant = self._grant
+        grant.has_input = True
+        grant.num_output += output_of(delta)
+        self._counts = self._money = None
         if delta.finish is not None:
-            self.finished.add(delta.index)
+            self.finished.append(delta.index)
             self.outcome = delta.finish.value
-        if delta.usage is not None:
-            self.usage = delta.usage
-            delta = self._priced(delta, delta.usage)
-        if self._headers:
-            delta = msgspec.structs.replace(delta, headers=(*delta.headers, *self._headers))
+        usage, headers = delta.usage, self._headers
+        if usage is not None:
+            self.usage = usage
+            cost_nano = self.money().cost
+            if cost_nano is not None:  # what its usage costs the caller
+                self._headers = ()
+                return msgspec.structs.replace(
+                    delta,
+                    usage=msgspec.structs.replace(usage, cost_nano=cost_nano),
+                    headers=(*delta.headers, ("x-headrace-cost-usd", show_usd(cost_nano)), *headers),
+                )
+        if headers:
             self._headers = ()
+            return msgspec.structs.replace(delta, headers=(*delta.headers, *headers))
         return delta
 
     def last_headers(self) -> tuple[tuple[str, str], ...]:
@@ -240,58 +264,61 @@ class _Meter:
         cost = () if cost_nano is None else (("x-headrace-cost-usd", show_usd(cost_nano)),)
         return (*self._headers, *cost)
 
-    def _priced(self, delta: Delta, usage: Usage) -> Delta:
-        """Return the delta with what its usage costs the caller."""
-        cost_nano = self.money().cost
-        if cost_nano is None:
-            return delta
-        return msgspec.structs.replace(
-            delta,
-            usage=msgspec.structs.replace(usage, cost_nano=cost_nano),
-            headers=(*delta.headers, ("x-headrace-cost-usd", show_usd(cost_nano))),
-        )
-
     def money(self) -> Money:
         """Return what it comes to."""
-        return money_of(self._grant, self.counts(), self.usage)
+        if self._money is None:
+            self._money = money_of(self._grant, self.counts(), self.usage)
+        return self._money
 
     def counts(self) -> TokenCounts:
         """Return the tokens, as the upstream told them or else as they came by."""
-        if self.usage is None:
-            return self._grant.progress()
-        usage = self.usage
-        return TokenCounts(
-            input_uncached=max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens),
-            cache_read=usage.cached_tokens,
-            cache_write=max(0, usage.cache_write_tokens - usage.cache_write_1h_tokens),
-            cache_write_1h=usage.cache_write_1h_tokens,
-            output_text=max(0, usage.completion_tokens - usage.reasoning_tokens),
-            output_reasoning=usage.reasoning_tokens,
-        )
+        if self._counts is None:
+            self._counts = self._grant.progress() if self.usage is None else _counts_of(self.usage)
+        return self._counts
+
+
+def _counts_of(usage: Usage) -> TokenCounts:
+    written = usage.cache_write_tokens
+    if not (usage.cached_tokens or written or usage.cache_write_1h_tokens or usage.reasoning_tokens):
+        return TokenCounts(input_uncached=usage.prompt_tokens, output_text=usage.completion_tokens)
+    return TokenCounts(
+        input_uncached=max(0, usage.prompt_tokens - usage.cached_tokens - written),
+        cache_read=usage.cached_tokens,
+        cache_write=max(0, written - usage.cache_write_1h_tokens),
+        cache_write_1h=usage.cache_write_1h_tokens,
+        output_text=max(0, usage.completion_tokens - usage.reasoning_tokens),
+        output_reasoning=usage.reasoning_tokens,
+    )
 
 
 def reply_headers(grant: Grant) -> tuple[tuple[str, str], ...]:
     """Spell what a caller is told about its limits and budgets."""
     granted, ask = grant.granted, grant.ask
-    headers = list(pace_headers(granted.requests, granted.tokens))
+    headers = pace_headers(granted.requests, granted.tokens)
     if granted.num_output < ask.num_output:
         headers.append(("x-headrace-budget-max-tokens", str(granted.num_output)))
     if granted.warnings:
         headers.append(("x-headrace-budget-warning", "; ".join(granted.warnings)))
-    if ask.budgets and ask.price is not None:
+    if ask.price is not None and ask.terms.budgets:
         headers.append(("x-headrace-reserved-usd", show_usd(granted.granted_nano)))
     return tuple(headers)
 
 
+def _never(grant: Grant) -> bool:
+    """Say that nobody has to vouch for a request's money: no hard budget pays."""
+    return False
+
+
 def _fitted(request: Request, grant: Grant) -> Request:
     """Return the request with no more output than is set aside for it."""
-    most = grant.granted.num_output // num_sequences(request)
-    return request if most >= request.stop.max_tokens else limited(request, most)
+    if grant.granted.num_output >= request.stop.max_tokens * (width := num_sequences(request)):
+        return request
+    return limited(request, grant.granted.num_output // width)
 
 
 def _generator(deltas: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
     """Return something that can be closed: every upstream of ours is a generator already."""
-    if isinstance(deltas, AsyncGenerator):
+    if isinstance(deltas, AsyncGeneratorType | AsyncGenerator):  # the first is quick to tell
         return deltas
     return _copied(deltas)
 

@@ -7,8 +7,10 @@ Source: token buckets after OpenAI's and Anthropic's usage objects, made disjoin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from headrace.econ.attribution import divide
 from headrace.econ.money import rounded
@@ -16,8 +18,7 @@ from headrace.econ.money import rounded
 _MTOK = 10**6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenCounts:
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one request in disjoint buckets: their sum is every token that was read or written.
 
     cache_write     written to a cache for the provider's usual time; cache_write_1h: for an hour, at a price of its own
@@ -57,6 +58,18 @@ class TokenPrice:
     source: str
     cache_write_1h: int | None = None
     longer: tuple[tuple[int, TokenPrice], ...] = ()
+    _write_1h: int = field(init=False, repr=False, compare=False)
+    _dearest: tuple[int, int] = field(init=False, repr=False, compare=False)  # of input and of output
+
+    def __post_init__(self) -> None:
+        """Work out what every request asks for."""
+        write_1h = self.cache_write if self.cache_write_1h is None else self.cache_write_1h
+        given = max(self.input_uncached, self.cache_read, self.cache_write, write_1h)
+        made = max(self.output_text, self.output_reasoning)
+        for _, price in self.longer:
+            given, made = max(given, price._dearest[0]), max(made, price._dearest[1])
+        object.__setattr__(self, "_write_1h", write_1h)
+        object.__setattr__(self, "_dearest", (given, made))
 
     def cost_nano(self, counts: TokenCounts) -> int:
         """Return what these tokens cost, to the nearest nano-dollar."""
@@ -64,18 +77,20 @@ class TokenPrice:
 
     def parts_nano(self, counts: TokenCounts) -> tuple[int, int, int]:
         """Divide that cost over input computed or written, input read from a cache, and output; the parts add up."""
-        exact = self._exact(counts)
-        if not any(exact):
-            return 0, 0, 0
-        fresh, cached, output = divide(self.cost_nano(counts), exact)
+        exact = fresh, cached, output = self._exact(counts)
+        if not (fresh % _MTOK or cached % _MTOK or output % _MTOK):
+            return fresh // _MTOK, cached // _MTOK, output // _MTOK
+        fresh, cached, output = divide(rounded(fresh + cached + output, _MTOK), exact)
         return fresh, cached, output
 
     def _exact(self, counts: TokenCounts) -> tuple[int, int, int]:
         """Return the cost of fresh input, cached input and output in millionths of a nano-dollar."""
         price = self
-        for above, other in self.longer:
-            if counts.num_input > above:
-                price = other
+        if self.longer:
+            num_input = counts.num_input
+            for above, other in self.longer:
+                if num_input > above:
+                    price = other
         return (
             counts.input_uncached * price.input_uncached
             + counts.cache_write * price.cache_write
@@ -86,31 +101,19 @@ class TokenPrice:
 
     def most_nano(self, num_input: int, num_output: int) -> int:
         """Return the most that a request can cost: all of it in the dearest buckets."""
-        return -(-(num_input * self._dearest_input + num_output * self._dearest_output) // _MTOK)
+        given, made = self._dearest
+        return -(-(num_input * given + num_output * made) // _MTOK)
 
     def affordable_output(self, num_input: int, nano: int) -> int | None:
         """Return how many output tokens `nano` surely pays for beside the input; None: any number, they are free.
 
         Negative when not even the input is paid for.
         """
-        left = nano * _MTOK - num_input * self._dearest_input
+        given, made = self._dearest
+        left = nano * _MTOK - num_input * given
         if left < 0:
             return -1
-        return None if self._dearest_output == 0 else left // self._dearest_output
-
-    @property
-    def _write_1h(self) -> int:
-        return self.cache_write if self.cache_write_1h is None else self.cache_write_1h
-
-    @property
-    def _dearest_input(self) -> int:
-        own = max(self.input_uncached, self.cache_read, self.cache_write, self._write_1h)
-        return max(own, *(price._dearest_input for _, price in self.longer)) if self.longer else own
-
-    @property
-    def _dearest_output(self) -> int:
-        own = max(self.output_text, self.output_reasoning)
-        return max(own, *(price._dearest_output for _, price in self.longer)) if self.longer else own
+        return None if made == 0 else left // made
 
 
 class PriceOf(Protocol):

@@ -6,14 +6,13 @@ is None, never zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from headrace.gateway.budgets.price import TokenCounts
 from headrace.gateway.ledger.course import UNKNOWN, Course
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request's end.
 
     id            of the reservation, unique; settling twice writes one row

@@ -55,16 +55,18 @@ class Course(NamedTuple):
 
 
 UNKNOWN = Course()
+_NOTHING_DONE = Charge(0, None)
 
 
 class Stopwatch:
     """Notes when a request moves on. Owned by its stage."""
 
+    __slots__ = ("_arrival_s", "_first_s", "_granted_s", "_handed_s", "_now", "_reading_s")
+
     def __init__(self, clock: Clock, arrival_s: float) -> None:
         self._now: Callable[[], float] = clock.now
-        begun_s = clock.now()
+        self._granted_s = begun_s = clock.now()
         self._arrival_s = arrival_s if 0.0 < arrival_s <= begun_s else begun_s
-        self._granted_s = begun_s
         self._first_s: float | None = None
         self._reading_s = 0.0
         self._handed_s = 0.0
@@ -83,41 +85,55 @@ class Stopwatch:
         """Note that its reader wants more."""
         self._reading_s += self._now() - self._handed_s
 
-    def course(self, charge: Charge | None, *, is_remote: bool, traces: Traces = NO_TRACES) -> Course:
+    def course(
+        self,
+        charge: Charge | None,
+        *,
+        is_remote: bool,
+        traces: Traces = NO_TRACES,
+        cached_nano: int | None = None,
+        output_nano: int | None = None,
+    ) -> Course:
         """Sum up, now that it has ended. `charge` is what an engine of this process did for it."""
-        end_s = self._now()
-        ends_s = self._local_ends(charge, end_s) if not is_remote else (end_s,) * 3
-        marks = [round(mark * _NS) for mark in (self._arrival_s, self._granted_s, *ends_s, end_s)]
-        for place in range(1, len(marks)):  # a mark that was never passed is where the one before it is
-            marks[place] = min(max(marks[place], marks[place - 1]), max(marks[-1], marks[0]))
-        admission_ns, queue_ns, prefill_ns, decode_ns, reading_ns = (late - early for early, late in pairwise(marks))
-        upstream_ns = 0
+        arrival_ns, end_ns = round(self._arrival_s * _NS), round((end_s := self._now()) * _NS)
+        end_ns = max(end_ns, arrival_ns)
+        granted_ns = min(max(round(self._granted_s * _NS), arrival_ns), end_ns)
+        queue_ns = prefill_ns = decode_ns = upstream_ns = 0
         if is_remote:
-            upstream_ns, queue_ns = queue_ns, 0
-            reading_ns = min(round(self._reading_s * _NS), upstream_ns)
-            upstream_ns -= reading_ns
-        elif charge is not None:
-            paused_ns = min(round(charge.paused_s * _NS), decode_ns)
-            decode_ns, reading_ns = decode_ns - paused_ns, reading_ns + paused_ns
-        first_s = self._first_s if is_remote or charge is None else charge.first_token_s
+            reading_ns = min(round(self._reading_s * _NS), end_ns - granted_ns)
+            upstream_ns = end_ns - granted_ns - reading_ns
+            first_s = self._first_s
+        else:
+            marks = [granted_ns]
+            for mark in self._local_ends(charge, end_s):  # one that was never passed is where the one before it is
+                marks.append(min(max(round(mark * _NS), marks[-1]), end_ns))
+            queue_ns, prefill_ns, decode_ns = (late - early for early, late in pairwise(marks))
+            reading_ns = end_ns - marks[-1]
+            if charge is not None:
+                paused_ns = min(round(charge.paused_s * _NS), decode_ns)
+                decode_ns, reading_ns = decode_ns - paused_ns, reading_ns + paused_ns
+            first_s = self._first_s if charge is None else charge.first_token_s
+        done = _NOTHING_DONE if charge is None else charge
         return Course(
-            engine=None if charge is None else charge.engine,
-            prompt_ns=0 if charge is None else charge.prompt_ns,
-            admission_ns=admission_ns,
-            queue_ns=queue_ns,
-            prefill_ns=prefill_ns,
-            decode_ns=decode_ns,
-            upstream_ns=upstream_ns,
-            reading_ns=reading_ns,
-            ttft_ns=None if first_s is None else max(round(first_s * _NS) - marks[0], 0),
-            num_preemptions=0 if charge is None else charge.num_preemptions,
-            is_stream=int(traces.is_stream),
-            is_repeatable=int(traces.is_repeatable),
-            most_output=traces.most_output,
-            request_digest=traces.request_digest,
-            prefix_digests=traces.prefix_digests,
-            rent_ns=0 if charge is None else charge.rent_ns,
-            rent_nano=None if charge is None else charge.rent_nano,
+            done.engine,
+            done.prompt_ns,
+            cached_nano,
+            output_nano,
+            granted_ns - arrival_ns,
+            queue_ns,
+            prefill_ns,
+            decode_ns,
+            upstream_ns,
+            reading_ns,
+            None if first_s is None else max(round(first_s * _NS) - arrival_ns, 0),
+            done.num_preemptions,
+            int(traces.is_stream),
+            int(traces.is_repeatable),
+            traces.most_output,
+            traces.request_digest,
+            traces.prefix_digests,
+            done.rent_ns,
+            done.rent_nano,
         )
 
     def _local_ends(self, charge: Charge | None, end_s: float) -> tuple[float, float, float]:

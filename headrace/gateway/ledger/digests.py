@@ -41,39 +41,49 @@ class Digests:
     """Digests of requests under one key; without a key, none."""
 
     def __init__(self, key: str | None) -> None:
-        self._key = None if key is None else hashlib.blake2b(key.encode(), person=_PERSON).digest()
+        self._begun: hashlib.blake2b | None = None  # a digest with its key taken in, of which each request has a copy
+        if key is not None:
+            own = hashlib.blake2b(key.encode(), person=_PERSON).digest()
+            self._begun = hashlib.blake2b(key=own, digest_size=PREFIX_DIGITS // 2, person=_PERSON)
 
     def trace(self, request: Request, most_output: int) -> Traces:
         """Return what is kept of a request."""
         given = request.given
         temperature = request.sampling.temperature if given is None else given.temperature
-        traces = Traces(
-            is_stream=request.wants_stream if given is None else given.wants_stream,
-            is_repeatable=temperature == 0.0,
-            most_output=most_output,
-        )
-        if self._key is None:
-            return traces
-        try:
-            tokens = array("q", request.prompt)
-        except OverflowError:  # ids that no model has: the request was refused for them, and is settled all the same
-            return traces
-        state = hashlib.blake2b(key=self._key, digest_size=PREFIX_DIGITS // 2, person=_PERSON)
-        prefixes, start = "", 0
-        for level in PREFIX_LEVELS:
-            if level > len(tokens):
-                break
-            state.update(tokens[start:level])
-            prefixes, start = prefixes + state.hexdigest(), level
-        state.update(tokens[start:])
+        is_stream = request.wants_stream if given is None else given.wants_stream
+        whole, prefixes = self._digest(request)
+        return Traces(is_stream, temperature == 0.0, most_output, whole, prefixes)
+
+    def _digest(self, request: Request) -> tuple[str | None, str | None]:
+        """Return the digests of a request and of the beginnings of its prompt."""
+        if self._begun is None:
+            return None, None
+        state, prefixes = self._begun.copy(), ""
+        if request.prompt:
+            try:
+                tokens = array("q", request.prompt)
+            except (
+                OverflowError
+            ):  # ids that no model has: the request was refused for them, and is settled all the same
+                return None, None
+            start = 0
+            for level in PREFIX_LEVELS:
+                if level > len(tokens):
+                    break
+                state.update(tokens[start:level])
+                prefixes, start = prefixes + state.hexdigest(), level
+            state.update(tokens[start:])
         state.update(_encode((request.model, request.source, _answer_shape(request))))
-        return traces._replace(request_digest=state.hexdigest(), prefix_digests=prefixes)
+        return state.hexdigest(), prefixes
 
 
 def _answer_shape(request: Request) -> object:
     """Return what decides the answer besides the prompt."""
-    if request.given is not None:
-        return msgspec.structs.replace(request.given, wants_stream=False, labels=(), headers=())
+    given = request.given
+    if given is not None:
+        if given.wants_stream or given.labels or given.headers:
+            return msgspec.structs.replace(given, wants_stream=False, labels=(), headers=())
+        return given
     sampling = request.sampling
     if sampling.temperature == 0.0:
         sampling = msgspec.structs.replace(sampling, seed=0)  # one that the API may have drawn

@@ -44,11 +44,16 @@ class Watch:
         self._looked_s = -STALE_S
         self._look: asyncio.Task[None] | None = None
 
+    @property
+    def is_fresh(self) -> bool:
+        """Say whether there is nothing to look at or to wait for."""
+        return self._generation is not None and self._clock.now() - self._looked_s < FRESH_S
+
     async def ensure_fresh(self) -> None:
         """Return when what is known is at most STALE_S old. Raises StoreUnavailable after LOST_S without a database."""
-        age_s = self._clock.now() - self._looked_s
-        if age_s < FRESH_S and self._generation is not None:
+        if self.is_fresh:
             return
+        age_s = self._clock.now() - self._looked_s
         if self._look is None:
             self._look = asyncio.ensure_future(self._try())
         if age_s >= STALE_S or self._generation is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace.cli import main
@@ -97,7 +97,8 @@ def test_an_hours_writing_is_a_column_of_its_own(ledger: str) -> None:
         await database.open()
         scene = Scene(database)
         grant = await scene.gateway.reserve(scene.ask(10, 5))
-        scene.gateway.settle(grant, replace(settlement(grant, 0, 0, scene.gateway.now_ns()), counts=counts))
+        ended = settlement(grant, 0, 0, scene.gateway.now_ns())
+        scene.gateway.settle(grant, msgspec.structs.replace(ended, counts=counts))
         await scene.written()
         rows = await scene.rows("SELECT input_uncached, cache_write, cache_write_1h FROM settlements ORDER BY 3 DESC")
         await database.close()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from headrace.gateway.admission import Authority
-from headrace.gateway.admission.asks import Ask
+from headrace.gateway.admission.asks import Ask, terms_of
 from headrace.gateway.admission.authority import aborted
 from headrace.gateway.store import open_database
 from headrace.obs import LogTag, configure_logging, tag_logs, untag_logs
@@ -87,8 +87,8 @@ def test_lines_of_what_works_for_all_requests_are_nobodys() -> None:
         authority = Authority(database, VirtualClock(), lease_s=30.0)
         tag_logs(LogTag("r1"))
         ask = Ask(
-            id="a", request_id="r1", tenant="", key_id="", model="m", task="", limits=(), budgets=(), price=None,
-            num_input=1, num_output=1, least_output=1,
+            id="a", request_id="r1", task="", terms=terms_of(("", "", "m"), (), ()), price=None, num_input=1,
+            num_output=1, least_output=1,
         )  # fmt: skip
         grant = await authority.reserve(ask)
         authority.settle(grant, aborted(grant, 0))
