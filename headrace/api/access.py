@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Awaitable
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.api.errors import error_response
 from headrace.api.state import ApiState
 from headrace.api.trail import Trail
+from headrace.api.visit import HeaderMap, Visit
 from headrace.core.caller import Caller
 from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.random_ids import random_id
 from headrace.core.tracing import Span, stage
 from headrace.obs import LogTag, tag_logs, untag_logs
 
-_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _OPEN = ("/health", "/health/live", "/health/ready")  # `/health/progress` names requests and needs the key
 _POLLED = ("/metrics", "/health", "/health/ready", "/health/live", "/health/progress", "/health/upstreams")
 _OPERATIONS = {
@@ -32,7 +33,7 @@ _OPERATIONS = {
     "/v1/completions": "text_completion",
 }
 ANSWERING = frozenset((*_OPERATIONS, "/v1/prefixes"))  # paths that compute something for their caller
-_CLAIMS = {b"x-headrace-tenant", b"x-headrace-key", b"x-headrace-namespace", b"x-tenant", b"x-tenant-id"}
+_CLAIMS = frozenset({b"x-headrace-tenant", b"x-headrace-key", b"x-headrace-namespace", b"x-tenant", b"x-tenant-id"})
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +42,7 @@ class Access:
 
     def __init__(self, app: ASGIApp, state: ApiState) -> None:
         self._app = app
+        self._state = state
         self._clock = state.clock
         self._gatekeeper = state.gatekeeper
         self._metrics = state.door
@@ -53,119 +55,137 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._strip_claims(scope)
-        _accept_anthropic_key(scope)
-        headers = Headers(scope=scope)
-        request_id = _safe(headers.get("x-request-id")) or random_id()
-        correlation_id = _safe(headers.get("x-correlation-id"))
-        span = self._begin_span(scope, headers, request_id)
-        scope.setdefault("state", {})["request_id"] = request_id
-        scope["state"]["span"] = span
         start_s = self._clock.now()
-        status = 0
-        trail = self._begin_trail(scope, request_id)
+        headers = self._read_headers(scope)
+        request_id = _safe(headers.raw.get(b"x-request-id")) or random_id()
+        added = [(b"x-request-id", request_id.encode())]
+        correlation_id = _safe(headers.raw.get(b"x-correlation-id"))
+        if correlation_id is not None:
+            added.append((b"x-correlation-id", correlation_id.encode()))
+        visit = Visit(self._state, scope, receive, headers, request_id)
+        visit.span = span = self._begin_span(visit)
+        visit.trail = trail = self._begin_trail(visit)
+        known = scope.setdefault("state", {})
+        known["visit"], known["request_id"] = visit, request_id
 
-        async def tell(message: Message) -> None:
-            nonlocal status
+        def tell(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                status = message["status"]
-                extra = [(b"x-request-id", request_id.encode())]
-                if correlation_id is not None:
-                    extra.append((b"x-correlation-id", correlation_id.encode()))
-                message["headers"] = [*message.get("headers", ()), *extra]
-            await send(message)
+                visit.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *added]
+            return send(message)
 
         tag = tag_logs(LogTag(request_id, "" if span is None else span.trace_id))
         try:
             try:
-                with stage(span, "auth"):
-                    caller = await self._identify(scope["path"], headers)
-                scope["state"]["caller"] = caller = msgspec.structs.replace(caller, task=_task(headers))
+                known["caller"] = visit.caller = await self._identify(visit)
                 if trail is not None:
-                    trail.caller = caller
+                    trail.caller = visit.caller
             except HeadraceError as refusal:
                 self._metrics.on_refused(refusal)
-                if scope["path"] in ANSWERING:
+                if visit.path in ANSWERING:
                     self._note_refused(Caller(), "", refusal)
                 if trail is not None:
                     trail.fail(refusal)
-                await error_response(refusal, request_id, scope["path"])(scope, receive, tell)
+                await error_response(refusal, request_id, visit.path)(scope, receive, tell)
                 return
             await self._app(scope, receive, tell)
         finally:
+            status = visit.status
             if trail is not None:
                 trail.answered(status)
                 trail.release(int(self._wall_s() * 1e9))
-            level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
-            elapsed_ms = (self._clock.now() - start_s) * 1e3
-            method, path = scope["method"], scope["path"]
-            fields = {
-                "method": method,
-                "path": path,
-                "status": status,
-                "duration_ms": round(elapsed_ms, 3),
-                "request_id": request_id,
-            }
-            line = "%s %s %s %.0f ms id=%s"
-            _log.log(level, line, method, path, status, elapsed_ms, request_id, extra={"fields": fields})
+            self._write_line(visit, (self._clock.now() - start_s) * 1e3)
             untag_logs(tag)
             if span is not None:
                 span.note({"http.response.status_code": status})
                 span.end(is_error=status >= 500 or not status)
 
-    def _begin_span(self, scope: Scope, headers: Headers, request_id: str) -> Span | None:
+    def _write_line(self, visit: Visit, elapsed_ms: float) -> None:
+        """Write the access log's line."""
+        level = logging.DEBUG if visit.path in _POLLED else logging.INFO
+        method, path, status, request_id = visit.method, visit.path, visit.status, visit.request_id
+        fields = {
+            "method": method,
+            "path": path,
+            "status": status,
+            "duration_ms": round(elapsed_ms, 3),
+            "request_id": request_id,
+        }
+        line = "%s %s %s %.0f ms id=%s"
+        _log.log(level, line, method, path, status, elapsed_ms, request_id, extra={"fields": fields})
+
+    def _begin_span(self, visit: Visit) -> Span | None:
         """Begin the trace of a call that asks a model; None for other calls and where tracing is off."""
-        operation = None if self._tracer is None else _OPERATIONS.get(scope["path"])
+        operation = None if self._tracer is None else _OPERATIONS.get(visit.path)
         if self._tracer is None or operation is None:
             return None
-        method, path = scope["method"], scope["path"]
-        span = self._tracer.begin(f"{method} {path}", operation, headers)
-        span.note({"http.request.method": method, "url.path": path, "headrace.request_id": request_id})
+        method, path = visit.method, visit.path
+        span = self._tracer.begin(f"{method} {path}", operation, visit.headers)
+        span.note({"http.request.method": method, "url.path": path, "headrace.request_id": visit.request_id})
         return span
 
-    async def _identify(self, path: str, headers: Headers) -> Caller:
-        if path in _OPEN:
+    async def _identify(self, visit: Visit) -> Caller:
+        """Return who calls, and for which job. Raises what the gatekeeper raises, or InvalidRequest."""
+        if visit.span is None:
+            caller = await self._find_caller(visit)
+        else:
+            with stage(visit.span, "auth"):
+                caller = await self._find_caller(visit)
+        task = _task(visit.headers.raw.get(b"x-task-id"))
+        return msgspec.structs.replace(caller, task=task) if task else caller
+
+    async def _find_caller(self, visit: Visit) -> Caller:
+        if visit.path in _OPEN:
             return Caller()
         if self._auditor is not None:
             self._auditor.check()
-        return await self._gatekeeper.identify(path, headers)
+        return await self._gatekeeper.identify(visit.path, visit.headers)
 
-    def _begin_trail(self, scope: Scope, request_id: str) -> Trail | None:
+    def _begin_trail(self, visit: Visit) -> Trail | None:
         if self._auditor is None:
             return None
-        trail = Trail(self._auditor, scope["method"], scope["path"], request_id, int(self._wall_s() * 1e9))
-        scope["state"]["trail"] = trail
-        return trail
+        return Trail(self._auditor, visit.method, visit.path, visit.request_id, int(self._wall_s() * 1e9))
+
+    def _read_headers(self, scope: Scope) -> HeaderMap:
+        """Return the headers, after what must not be believed was taken off and what is spelled otherwise put right."""
+        headers = HeaderMap(scope["headers"])
+        if not _CLAIMS.isdisjoint(headers.raw):
+            self._strip_claims(scope)
+            headers = HeaderMap(scope["headers"])
+        if b"x-api-key" in headers.raw:
+            _accept_anthropic_key(scope)
+            headers = HeaderMap(scope["headers"])
+        return headers
 
     def _strip_claims(self, scope: Scope) -> None:
         """Remove headers by which a caller names a tenant; its key alone does that."""
-        claims = [name for name, _ in scope["headers"] if name in _CLAIMS]
-        if claims:
-            scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _CLAIMS]
-            for name in claims:
+        for name, _ in scope["headers"]:
+            if name in _CLAIMS:
                 self._metrics.on_stripped(name.decode())
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _CLAIMS]
 
 
 def _accept_anthropic_key(scope: Scope) -> None:
     """Read `x-api-key`, where the Anthropic wire carries its key, as the bearer key it is."""
     names = [name for name, _ in scope["headers"]]
-    if b"x-api-key" in names:
-        bearers = [(b"authorization", b"Bearer " + key) for name, key in scope["headers"] if name == b"x-api-key"]
-        kept = [pair for pair in scope["headers"] if pair[0] != b"x-api-key"]
-        scope["headers"] = kept if b"authorization" in names else [*kept, bearers[0]]
+    bearers = [(b"authorization", b"Bearer " + key) for name, key in scope["headers"] if name == b"x-api-key"]
+    kept = [pair for pair in scope["headers"] if pair[0] != b"x-api-key"]
+    scope["headers"] = kept if b"authorization" in names else [*kept, bearers[0]]
 
 
-def _safe(value: str | None) -> str | None:
+def _safe(value: bytes | None) -> str | None:
     """Return an id that may go into headers and logs, or None."""
-    return value if value is not None and _SAFE_ID.fullmatch(value) else None
+    return value.decode("ascii") if value is not None and _SAFE_ID.fullmatch(value) else None
 
 
-def _task(headers: Headers) -> str:
+def _task(value: bytes | None) -> str:
     """Return the caller's own name for what it is doing. Raises InvalidRequest."""
-    task = headers.get("x-task-id", "")
-    if task and not _SAFE_ID.fullmatch(task):
+    if not value:
+        return ""
+    task = _safe(value)
+    if task is None:
         raise InvalidRequest(
-            f"X-Task-Id has {len(task)} characters; it must be 1 to 128 printable ones without spaces",
+            f"X-Task-Id has {len(value)} characters; it must be 1 to 128 printable ones without spaces",
             param="X-Task-Id",
         )
     return task

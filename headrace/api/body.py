@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
+from functools import cache
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
 
 from headrace.api.openai_types import ANY, NEUTRAL, GenerationBody
-from headrace.api.trail import Trail
+from headrace.api.visit import Visit
 from headrace.core.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnknownParameter, UnsupportedParameter
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -25,28 +25,34 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`(?: - at `\
 _PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 
 
-async def read_body(request: Request, body_type: type[BodyT], max_bytes: int) -> BodyT:
+async def read_body(visit: Visit, body_type: type[BodyT], max_bytes: int) -> BodyT:
     """Read and decode the body. Raises BodyTooLarge, MalformedBody or UnknownParameter."""
-    declared = request.headers.get("content-length", "")
+    declared = visit.headers.raw.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(int(declared), max_bytes)
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > max_bytes:
-                raise _too_large(size, max_bytes)
-            parts.append(part)
-    except ClientDisconnect as err:
-        raise MalformedBody("the connection closed before the whole body arrived; send it again") from err
-    raw = b"".join(parts)
-    trail: Trail | None = getattr(request.state, "trail", None)
-    if trail is not None:
-        trail.read(raw)
-    if size <= _INLINE_BYTES:
+    raw = await _read(visit, max_bytes)
+    if visit.trail is not None:
+        visit.trail.read(raw)
+    if len(raw) <= _INLINE_BYTES:
         return decode(raw, body_type)
     return await asyncio.to_thread(decode, raw, body_type)
+
+
+async def _read(visit: Visit, max_bytes: int) -> bytes:
+    """Return the whole body, which mostly comes at once. Raises BodyTooLarge or MalformedBody."""
+    parts: list[bytes] = []
+    size, has_more = 0, True
+    while has_more:
+        message = await visit.receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedBody("the connection closed before the whole body arrived; send it again")
+        part: bytes = message.get("body", b"")
+        has_more = message.get("more_body", False)
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(size, max_bytes)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decode(raw: bytes, body_type: type[BodyT]) -> BodyT:
@@ -54,7 +60,7 @@ def decode(raw: bytes, body_type: type[BodyT]) -> BodyT:
     if not raw:
         raise MalformedBody("the body is empty; send a JSON object")
     try:
-        body = msgspec.json.decode(raw, type=body_type)
+        body: BodyT = _decoder(body_type).decode(raw)
     except msgspec.ValidationError as err:
         raise _explain(str(err), body_type) from err
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
@@ -64,6 +70,11 @@ def decode(raw: bytes, body_type: type[BodyT]) -> BodyT:
         if not body.stream:
             raise InvalidRequest("stream_options needs stream: true; set it or leave them out", param="stream_options")
     return body
+
+
+@cache
+def _decoder(body_type: type[BodyT]) -> msgspec.json.Decoder[BodyT]:
+    return msgspec.json.Decoder(body_type)
 
 
 def refuse_unsupported(body: msgspec.Struct, where: str = "") -> None:

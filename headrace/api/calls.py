@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from starlette.requests import Request as HttpRequest
 
 from headrace.api.answer_cache import AnswerCache
 from headrace.api.ladder import AS_ASKED, HEADER, Plan
@@ -342,18 +341,6 @@ def shortened(request: Request, max_tokens: int) -> Request:
         sampling = msgspec.structs.replace(sampling, min_tokens=max_tokens)
     stop = msgspec.structs.replace(request.stop, max_tokens=max_tokens)
     return msgspec.structs.replace(request, sampling=sampling, stop=stop, given=given)
-
-
-def owner_of(http: HttpRequest) -> str:
-    """Return whose calls these are: the caller's key, one name for all where there are no keys."""
-    caller: Caller = http.state.caller
-    return caller.key_id
-
-
-def trail_of(http: HttpRequest) -> Trail | None:
-    """Return what the audit log will know of this call, where there is one."""
-    trail: Trail | None = getattr(http.state, "trail", None)
-    return trail
 
 
 def _of_caller(request: Request, caller: Caller, shares_prefixes: bool) -> Request:

@@ -12,8 +12,7 @@ from contextlib import aclosing
 
 import msgspec
 from msgspec import UNSET
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from headrace.api.answers import ChoiceAnswer, collect, prompt_logprobs_reply, running_usage, stream
 from headrace.api.body import read_body, refuse_unsupported
@@ -40,8 +39,8 @@ from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, knock_of, o
 from headrace.api.prompts import encode_chat
 from headrace.api.remote import chat_request
 from headrace.api.served import RemoteModel, ServedModel
-from headrace.api.sse import DONE, EventStream, event
-from headrace.api.state import ApiState
+from headrace.api.sse import DONE, event
+from headrace.api.visit import Visit
 from headrace.core.delta import Delta, PositionLogprobs, ToolCallDelta
 from headrace.core.errors import InvalidRequest
 from headrace.core.protocols import Upstream
@@ -50,15 +49,15 @@ from headrace.core.request import Request
 _encoder = msgspec.json.Encoder()
 
 
-async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
+async def create_chat_completion(visit: Visit) -> ASGIApp:
     """Serve one chat request."""
-    state: ApiState = http.app.state.api
+    state = visit.state
     arrival_s = state.clock.now()
-    body = await read_body(http, ChatBody, state.max_body_bytes)
+    body = await read_body(visit, ChatBody, state.max_body_bytes)
 
     async def begin(call: Call) -> ChatWire:
         model = call.find(state.models, body.model)
-        reply_id = f"chatcmpl-{http.state.request_id}"
+        reply_id = f"chatcmpl-{visit.request_id}"
         if isinstance(model, RemoteModel):
             request = chat_request(body, model, reply_id, arrival_s)
         else:
@@ -69,7 +68,7 @@ async def create_chat_completion(http: HttpRequest) -> Response | EventStream:
         call.bind(model, [request])
         return ChatWire(request, model, call, int(state.wall_s()), body)
 
-    return await respond(http, body, begin)
+    return await respond(visit, body, begin)
 
 
 async def _core_request(body: ChatBody, model: ServedModel, request_id: str, arrival_s: float) -> Request:

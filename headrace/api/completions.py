@@ -13,8 +13,7 @@ from contextlib import aclosing
 
 import msgspec
 from msgspec import UNSET
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from headrace.api.answers import Answer, collect, prompt_logprobs_reply, running_usage, stream
 from headrace.api.body import read_body, refuse_unsupported
@@ -27,9 +26,9 @@ from headrace.api.params import MAX_LOGPROBS, Wanted, build_request, knock_of, o
 from headrace.api.prompts import encode_text
 from headrace.api.remote import text_request
 from headrace.api.served import RemoteModel, ServedModel
-from headrace.api.sse import DONE, EventStream, event
-from headrace.api.state import ApiState
+from headrace.api.sse import DONE, event
 from headrace.api.text_logprobs import LogprobColumns
+from headrace.api.visit import Visit
 from headrace.core.delta import Delta, PositionLogprobs, Usage
 from headrace.core.errors import InvalidRequest
 from headrace.core.protocols import Upstream
@@ -40,15 +39,15 @@ MAX_PROMPTS = 256
 _encoder = msgspec.json.Encoder()
 
 
-async def create_completion(http: HttpRequest) -> Response | EventStream:
+async def create_completion(visit: Visit) -> ASGIApp:
     """Serve one completion request."""
-    state: ApiState = http.app.state.api
+    state = visit.state
     arrival_s = state.clock.now()
-    body = await read_body(http, CompletionBody, state.max_body_bytes)
+    body = await read_body(visit, CompletionBody, state.max_body_bytes)
 
     async def begin(call: Call) -> CompletionWire:
         model = call.find(state.models, body.model)
-        reply_id = f"cmpl-{http.state.request_id}"
+        reply_id = f"cmpl-{visit.request_id}"
         if isinstance(model, RemoteModel):
             words = _prompts(body)
             requests = [text_request(body, p, model, f"{reply_id}-{i}", arrival_s) for i, p in enumerate(words)]
@@ -61,7 +60,7 @@ async def create_completion(http: HttpRequest) -> Response | EventStream:
         call.bind(model, requests)
         return CompletionWire(reply_id, requests, model, call, int(state.wall_s()), body)
 
-    return await respond(http, body, begin)
+    return await respond(visit, body, begin)
 
 
 async def _token_prompts(body: CompletionBody, model: ServedModel) -> list[list[int]]:

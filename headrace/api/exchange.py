@@ -15,26 +15,29 @@ import math
 import re
 from collections import ChainMap
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 import msgspec
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from headrace.api.anthropic_types import MessagesBody
-from headrace.api.calls import Call, owner_of, trail_of
+from headrace.api.calls import Call
 from headrace.api.degrading import Descent
 from headrace.api.ladder import WISH, read_wish
 from headrace.api.openai_types import GenerationBody
 from headrace.api.recording import Recording
+from headrace.api.replies import JsonReply
 from headrace.api.sse import EventStream, until_disconnect
 from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core.errors import HeadraceError, InvalidRequest
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _encoder = msgspec.json.Encoder()
+_WISH = WISH.encode()
 _REPLAYED = {"idempotent-replayed": "true"}
 
 
@@ -57,57 +60,63 @@ Begin = Callable[[Call], Awaitable[Wire]]
 class _Wish(NamedTuple):
     """What a client asks for beside the answer."""
 
-    grace_s: float
-    key: str | None
+    grace_s: float = 0.0
+    key: str | None = None
 
 
-async def respond(http: HttpRequest, body: Body, begin: Begin) -> Response | EventStream:
+_NO_WISH = _Wish()
+
+
+async def respond(visit: Visit, body: Body, begin: Begin) -> ASGIApp:
     """Answer a call.
 
     begin  checks the request and binds the call to a model; what it raises is the call's answer
     Raises KeyReused, RequestIdTaken, StreamExpired, Overloaded or InvalidRequest for what the headers ask.
     """
-    state: ApiState = http.app.state.api
-    wish = _read_wish(http, state)
+    state = visit.state
+    wish = _read_wish(visit, state)
     if wish.grace_s or wish.key is not None:
-        return await _recorded(http, state, body, begin, wish)
-    call = state.calls.open(http.state.caller, http.state.request_id, http.state.span, trail_of(http))
-    http.state.call = call
-    with ExitStack() as undo:
-        undo.callback(call.close)
-        wire = _descent(http, state, call, body, begin) or await begin(call)
+        return await _recorded(visit, state, body, begin, wish)
+    call = state.calls.open(visit.caller, visit.request_id, visit.span, visit.trail)
+    visit.call = call
+    is_streaming = False
+    try:
+        wire = _descent(visit, state, call, body, begin) or await begin(call)
         if body.stream:
-            undo.pop_all()
-            return EventStream(wire.events(), http.state.request_id, call, headers=call.headers)
+            is_streaming = True  # the stream closes the call
+            return EventStream(wire.events(), visit.request_id, call, headers=call.headers)
         try:
-            reply = await until_disconnect(http.receive, call.run(wire.reply()))
+            reply = await until_disconnect(visit.scope, visit.receive, call.run(wire.reply()))
         except HeadraceError as err:
             call.tell_headers(err)
             raise
-    return _json(_encoder.encode(reply), call.headers)
+    finally:
+        if not is_streaming:
+            call.close()
+    return JsonReply(_encoder.encode(reply), call.headers)
 
 
-def _descent(http: HttpRequest, state: ApiState, call: Call, body: Body, begin: Begin) -> Descent | None:
+def _descent(visit: Visit, state: ApiState, call: Call, body: Body, begin: Begin) -> Descent | None:
     """Return the way down the ladder of the wanted model; None if it has none or the caller takes nothing less."""
-    if not read_wish(http.headers.get(WISH)) or state.ladders.is_empty:
+    if not read_wish(visit.header(_WISH)) or state.ladders.is_empty:
         return None
     model = state.models.find(body.model).name
-    return Descent(call, begin, state.ladders, model, http.url.path, body) if state.ladders.of(model) else None
+    return Descent(call, begin, state.ladders, model, visit.path, body) if state.ladders.of(model) else None
 
 
-async def resume(http: HttpRequest) -> Response | EventStream:
+async def resume(visit: Visit) -> ASGIApp:
     """GET /v1/requests/{id}/events: the events of a resumable call after `Last-Event-ID`, or all of them.
 
     204 once the client has them all, which tells an EventSource to stop asking.
     """
-    state: ApiState = http.app.state.api
-    recording = state.recordings.find(owner_of(http), http.path_params["request_id"])
-    after = read_last_event_id(http.headers.get("last-event-id"))
+    state = visit.state
+    recording = state.recordings.find(visit.caller.key_id, visit.path_param("request_id"))
+    after = read_last_event_id(visit.header(b"last-event-id"))
     if not recording.is_numbered:
         raise InvalidRequest("this request has a whole answer, not events; send it again with its Idempotency-Key")
     if recording.is_over and recording.error is None and after == recording.last:
         return Response(status_code=204)
-    return EventStream(recording.read(after), http.state.request_id, headers=recording.headers)
+    return EventStream(recording.read(after), visit.request_id, headers=recording.headers)
 
 
 def read_last_event_id(value: str | None) -> int:
@@ -122,30 +131,28 @@ def read_last_event_id(value: str | None) -> int:
     return int(value)
 
 
-async def _recorded(
-    http: HttpRequest, state: ApiState, body: Body, begin: Begin, wish: _Wish
-) -> Response | EventStream:
+async def _recorded(visit: Visit, state: ApiState, body: Body, begin: Begin, wish: _Wish) -> ASGIApp:
     """Answer from a recording: the one under the idempotency key, or a new one."""
-    owner, request_id = owner_of(http), http.state.request_id
-    fingerprint = _fingerprint(http.url.path, body)
+    owner, request_id = visit.caller.key_id, visit.request_id
+    fingerprint = _fingerprint(visit.path, body)
     recording = None if wish.key is None else state.recordings.find_key(owner, wish.key, fingerprint)
     is_replay = recording is not None
-    after = 0 if recording is None else read_last_event_id(http.headers.get("last-event-id"))
+    after = 0 if recording is None else read_last_event_id(visit.header(b"last-event-id"))
     if recording is None:
         state.calls.check_open()
         recording = state.recordings.open(
             owner, request_id, grace_s=wish.grace_s, key=wish.key, fingerprint=fingerprint
         )
-        call = state.calls.open(http.state.caller, request_id, http.state.span, trail_of(http))
-        http.state.call = call
+        call = state.calls.open(visit.caller, request_id, visit.span, visit.trail)
+        visit.call = call
         recording.headers = call.headers
         call.grace_s = wish.grace_s
         recording.start(_events(call, begin, is_stream=bool(body.stream)), is_numbered=bool(body.stream))
     headers = ChainMap(dict(_REPLAYED) if is_replay else {}, recording.headers)  # those of the call are still to come
     if body.stream:
         return EventStream(recording.read(after), request_id, headers=headers)
-    payload = await until_disconnect(http.receive, _whole(recording))
-    return _json(payload, dict(headers))
+    payload = await until_disconnect(visit.scope, visit.receive, _whole(recording))
+    return JsonReply(payload, headers)
 
 
 async def _events(call: Call, begin: Begin, *, is_stream: bool) -> AsyncGenerator[bytes, None]:
@@ -172,15 +179,17 @@ async def _whole(recording: Recording) -> bytes:
         return b"".join([frame async for frame in frames])
 
 
-def _read_wish(http: HttpRequest, state: ApiState) -> _Wish:
+def _read_wish(visit: Visit, state: ApiState) -> _Wish:
     """Read the headers. Raises InvalidRequest naming header, value and limit."""
-    key = http.headers.get("idempotency-key")
+    key = visit.header(b"idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequest(
             f"Idempotency-Key has {len(key)} characters; it must be 1 to 255 printable ones without spaces",
             param="Idempotency-Key",
         )
-    text = http.headers.get("x-resume-grace", "0")
+    text = visit.header(b"x-resume-grace")
+    if text is None:
+        return _NO_WISH if key is None else _Wish(0.0, key)
     try:
         grace_s = float(text)
     except ValueError:
@@ -197,7 +206,3 @@ def _read_wish(http: HttpRequest, state: ApiState) -> _Wish:
 def _fingerprint(path: str, body: Body) -> bytes:
     """Return what two calls under one key must have in common."""
     return hashlib.sha256(path.encode() + b"\n" + msgspec.json.encode(body, order="deterministic")).digest()
-
-
-def _json(payload: bytes, headers: dict[str, str] | None = None) -> Response:
-    return Response(payload, headers=headers, media_type="application/json")

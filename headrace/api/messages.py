@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from headrace.api.answers import stream
 from headrace.api.anthropic_conversations import conversation_of, given_of, passed_on
@@ -36,8 +36,7 @@ from headrace.api.openai_types import GenerationBody
 from headrace.api.params import Wanted, build_request
 from headrace.api.remote import remote_request
 from headrace.api.served import RemoteModel, ServedModel
-from headrace.api.sse import EventStream
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core.conversation import Given
 from headrace.core.delta import Delta, FinishReason, Usage
 from headrace.core.errors import InvalidRequest, UnsupportedParameter
@@ -47,36 +46,36 @@ from headrace.core.request import Knock, Request, RequestId
 _encoder = msgspec.json.Encoder()
 
 
-async def create_message(http: HttpRequest) -> Response | EventStream:
+async def create_message(visit: Visit) -> ASGIApp:
     """Serve one message request."""
-    state: ApiState = http.app.state.api
+    state = visit.state
     arrival_s = state.clock.now()
-    body = await read_body(http, MessagesBody, state.max_body_bytes)
+    body = await read_body(visit, MessagesBody, state.max_body_bytes)
 
     async def begin(call: Call) -> MessagesWire:
         model = call.find(state.models, body.model)
-        reply_id = f"msg_{http.state.request_id}"
+        reply_id = f"msg_{visit.request_id}"
         if isinstance(model, ServedModel):
             call.knock(model, Knock(request_id=RequestId(reply_id), model=model.name, arrival_s=arrival_s))
-        request = call.fit(await _core_request(http, body, model, reply_id, arrival_s))
+        request = call.fit(await _core_request(visit, body, model, reply_id, arrival_s))
         call.bind(model, [request])
         return MessagesWire(request, model, call)
 
-    return await respond(http, body, begin)
+    return await respond(visit, body, begin)
 
 
-async def count_tokens(http: HttpRequest) -> Response:
+async def count_tokens(visit: Visit) -> Response:
     """Count the tokens of a prompt without answering it."""
-    state: ApiState = http.app.state.api
+    state = visit.state
     arrival_s = state.clock.now()
-    body = await read_body(http, CountTokensBody, state.max_body_bytes)
+    body = await read_body(visit, CountTokensBody, state.max_body_bytes)
     model = state.models.find(body.model)
     conversation = conversation_of(body)
     if isinstance(model, RemoteModel):
         if model.count_tokens is None:
             raise InvalidRequest(f"the upstream of '{model.name}' cannot count tokens", param="model")
         given = Given(wire="anthropic", extras=passed_on(body))
-        request = remote_request(model, conversation, given, f"msg_{http.state.request_id}", arrival_s)
+        request = remote_request(model, conversation, given, f"msg_{visit.request_id}", arrival_s)
         num_tokens = await model.count_tokens(request)
     else:
         _refuse_passed_on(body)
@@ -85,11 +84,11 @@ async def count_tokens(http: HttpRequest) -> Response:
 
 
 async def _core_request(
-    http: HttpRequest, body: MessagesBody, model: ServedModel | RemoteModel, reply_id: str, arrival_s: float
+    visit: Visit, body: MessagesBody, model: ServedModel | RemoteModel, reply_id: str, arrival_s: float
 ) -> Request:
     conversation = conversation_of(body)
     if isinstance(model, RemoteModel):
-        given = given_of(body, http.headers.get("anthropic-beta"))
+        given = given_of(body, visit.header(b"anthropic-beta"))
         return remote_request(model, conversation, given, reply_id, arrival_s)
     _refuse_passed_on(body)
     wanted = Wanted(

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.api.anthropic_replies import AnthropicError
@@ -23,7 +22,7 @@ from headrace.api.endpoints import ENDPOINTS, TAGS, Endpoint
 from headrace.api.errors import is_anthropic
 from headrace.api.fields import complete
 from headrace.api.openai_replies import ErrorReply
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core import errors
 from headrace.core.errors import HeadraceError
 
@@ -79,9 +78,9 @@ _ORDINARY = {
 }
 
 
-async def describe(http: Request) -> Response:
+async def describe(visit: Visit) -> Response:
     """Return the document."""
-    state: ApiState = http.app.state.api
+    state = visit.state
     return Response(await asyncio.to_thread(_encoded, state.version), media_type="application/json")
 
 

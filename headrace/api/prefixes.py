@@ -14,18 +14,16 @@ from contextlib import closing
 
 import msgspec
 from msgspec import UNSET
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from headrace.api.answers import collect
 from headrace.api.body import read_body
-from headrace.api.calls import trail_of
 from headrace.api.openai_replies import PrefixReply
 from headrace.api.openai_types import Message, PrefixBody
 from headrace.api.prompts import encode_chat, encode_text
 from headrace.api.served import ServedModel
 from headrace.api.sse import until_disconnect
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core.delta import FinishReason
 from headrace.core.errors import HeadraceError, InvalidRequest, PromptTooLong, RequestCancelled
 from headrace.core.protocols import Upstream
@@ -37,23 +35,23 @@ _CONTINUATIONS = ("0", "A")
 _encoder = msgspec.json.Encoder()
 
 
-async def create_prefix(http: HttpRequest) -> Response:
+async def create_prefix(visit: Visit) -> Response:
     """Pin one prefix; answers when it is computed."""
-    state: ApiState = http.app.state.api
+    state = visit.state
     arrival_s = state.clock.now()
-    body = await read_body(http, PrefixBody, state.max_body_bytes)
+    body = await read_body(visit, PrefixBody, state.max_body_bytes)
     model = state.models.find_local(body.model)
     ttl_s = DEFAULT_TTL_S if body.ttl_s is None else body.ttl_s
     if not 0 < ttl_s <= LONGEST_TTL_S:
         raise InvalidRequest(f"ttl_s is {ttl_s:g}; it must be above 0 and at most {LONGEST_TTL_S:,.0f}", param="ttl_s")
-    request_id = RequestId(f"prefix-{http.state.request_id}")
-    with closing(state.calls.open(http.state.caller, http.state.request_id, trail=trail_of(http))) as call:
-        http.state.call = call
+    request_id = RequestId(f"prefix-{visit.request_id}")
+    with closing(state.calls.open(visit.caller, visit.request_id, trail=visit.trail)) as call:
+        visit.call = call
         try:
             call.knock(model, Knock(request_id=request_id, model=model.name, arrival_s=arrival_s))
             request = await _request(model, body, request_id, arrival_s, ttl_s)
             call.bind(model, [request])
-            reply = await until_disconnect(http.receive, call.run(_pinned(call, request)))
+            reply = await until_disconnect(visit.scope, visit.receive, call.run(_pinned(call, request)))
         except HeadraceError as err:
             call.tell_headers(err)
             raise

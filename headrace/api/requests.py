@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.api.calls import CallStatus, owner_of
+from headrace.api.calls import CallStatus
 from headrace.api.openai_replies import UsageReply, sum_usages, usage_reply
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.econ import show_usd
 
 
@@ -32,11 +31,11 @@ class AccountReply(msgspec.Struct, tag_field="object", tag="request"):
     usage: UsageReply | UnsetType = UNSET
 
 
-async def show(http: Request) -> Response:
+async def show(visit: Visit) -> Response:
     """GET /v1/requests/{id}: how it stands, and its usage and cost; 404 for ids that this key has not used lately."""
-    state: ApiState = http.app.state.api
-    request_id: str = http.path_params["request_id"]
-    owner = owner_of(http)
+    state = visit.state
+    request_id = visit.path_param("request_id")
+    owner = visit.caller.key_id
     status, model, told = state.calls.look(owner, request_id)
     asked = state.calls.request_ids(owner, request_id)
     settled = [usage for each in asked if (usage := state.settled(owner, each)) is not None]
@@ -49,9 +48,9 @@ async def show(http: Request) -> Response:
     return Response(msgspec.json.encode(reply), headers=headers, media_type="application/json")
 
 
-async def cancel(http: Request) -> Response:
+async def cancel(visit: Visit) -> Response:
     """DELETE /v1/requests/{id}: end it. Idempotent; 404 for ids that this API key has not used lately."""
-    state: ApiState = http.app.state.api
-    request_id: str = http.path_params["request_id"]
-    reply = CancelReply(request_id, state.calls.cancel(owner_of(http), request_id))
+    state = visit.state
+    request_id = visit.path_param("request_id")
+    reply = CancelReply(request_id, state.calls.cancel(visit.caller.key_id, request_id))
     return Response(msgspec.json.encode(reply), media_type="application/json")

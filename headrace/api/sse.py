@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -19,11 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from headrace.api.calls import Call
 from headrace.api.errors import error_event
+from headrace.api.replies import encoded
 from headrace.core.errors import HeadraceError
 
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+ON_DISCONNECT = "headrace.on_disconnect"  # an extension of the scope: calls back once the client is gone
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -63,7 +65,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._pump(send, scope["path"]))
+            await until_disconnect(scope, receive, self._pump(send, scope["path"]))
         except ClientGone:
             what = "request %s aborted" if self._call is not None else "request %s goes on without it for its grace"
             _log.info(f"client gone, {what}", self._request_id)
@@ -72,7 +74,7 @@ class EventStream:
                 self._call.close()
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        return [*_HEADERS, *((name.encode(), value.encode()) for name, value in self._more_headers.items())]
+        return [*_HEADERS, *encoded(self._more_headers)]
 
     async def _pump(self, send: Send, path: str) -> None:
         is_started = False
@@ -100,20 +102,18 @@ class EventStream:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[object, object, T]) -> T:
+async def until_disconnect(scope: Scope, receive: Receive, work: Coroutine[object, object, T]) -> T:
     """Do `work` in this task; cut it off and raise ClientGone if the client disconnects first."""
     worker = asyncio.current_task()
     assert worker is not None
     is_gone = False
 
-    async def watch() -> None:
+    def leave() -> None:
         nonlocal is_gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
         is_gone = True
         worker.cancel()
 
-    watcher = asyncio.ensure_future(watch())
+    stop = _watch(scope, receive, leave)
     try:
         return await work
     except asyncio.CancelledError:
@@ -121,4 +121,19 @@ async def until_disconnect(receive: Receive, work: Coroutine[object, object, T])
             raise
         raise ClientGone from None
     finally:
-        watcher.cancel()
+        stop()
+
+
+def _watch(scope: Scope, receive: Receive, leave: Callable[[], None]) -> Callable[[], object]:
+    """Call `leave` when the client disconnects; return what ends the watch.
+
+    The server of `app.connections` says so itself; for another one a task has to ask it.
+    """
+    watch: Callable[[Callable[[], None]], Callable[[], object]] | None = scope.get("extensions", {}).get(ON_DISCONNECT)
+    return watch(leave) if watch is not None else asyncio.ensure_future(_ask(receive, leave)).cancel
+
+
+async def _ask(receive: Receive, leave: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.api.body import read_body
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core.errors import UnknownModel
 from headrace.core.swap import SwapReply
 
@@ -25,11 +24,11 @@ class SwapBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     drain_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
-async def swap_model(http: Request) -> Response:
+async def swap_model(visit: Visit) -> Response:
     """Swap; answers once new requests get the new weights. Raises UnknownModel or SwapRefused."""
-    state: ApiState = http.app.state.api
-    body = await read_body(http, SwapBody, state.max_body_bytes)
-    name: str = http.path_params["name"]
+    state = visit.state
+    body = await read_body(visit, SwapBody, state.max_body_bytes)
+    name = visit.path_param("name")
     if state.swap is None:
         raise UnknownModel(f"model '{name}' is not served from weights here, so they cannot be swapped")
     reply: SwapReply = await state.swap(name, body.source, body.drain_s)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.api.body import read_body
 from headrace.api.openai_replies import DetokenizeReply, TokenizeReply
 from headrace.api.openai_types import DetokenizeBody, TokenizeBody
 from headrace.api.prompts import encode_chat, encode_text, off_loop
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core.errors import InvalidRequest
 
 
-async def tokenize(http: Request) -> Response:
+async def tokenize(visit: Visit) -> Response:
     """Return the token ids of a text or of messages put through the chat template."""
-    state: ApiState = http.app.state.api
-    body = await read_body(http, TokenizeBody, state.max_body_bytes)
+    state = visit.state
+    body = await read_body(visit, TokenizeBody, state.max_body_bytes)
     model = state.models.find_local(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("send either 'prompt' or 'messages'", param="prompt")
@@ -39,10 +38,10 @@ async def tokenize(http: Request) -> Response:
     return _json(TokenizeReply(len(tokens), model.max_context, tokens, texts))
 
 
-async def detokenize(http: Request) -> Response:
+async def detokenize(visit: Visit) -> Response:
     """Return the text of token ids, special tokens spelled out."""
-    state: ApiState = http.app.state.api
-    body = await read_body(http, DetokenizeBody, state.max_body_bytes)
+    state = visit.state
+    body = await read_body(visit, DetokenizeBody, state.max_body_bytes)
     model = state.models.find_local(body.model)
     model.check_token_ids(body.tokens, "tokens")
     text = await off_loop(len(body.tokens), lambda: model.tokenizer.decode(body.tokens, skip_special=False))

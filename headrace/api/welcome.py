@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from html import escape
 
-from starlette.requests import Request
+from starlette.datastructures import URL
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from headrace.api.served import RemoteModel, ServedModel
-from headrace.api.state import ApiState
-from headrace.core.caller import Caller
+from headrace.api.visit import Visit
 
 _STYLE = """
 :root { color-scheme: light dark; --ink:#1c2530; --soft:#5a6675; --line:#d8dee6; --paper:#fff; --link:#0b6e99 }
@@ -35,14 +34,15 @@ _PLACES = (
 )
 
 
-async def welcome(http: Request) -> Response:
+async def welcome(visit: Visit) -> Response:
     """Say what is served here and how it is asked."""
-    state: ApiState = http.app.state.api
-    caller: Caller = http.state.caller
+    state = visit.state
+    caller = visit.caller
     models = [model for model in state.models if caller.models is None or model.name in caller.models]
-    host = f"{http.url.scheme}://{http.url.netloc}"
+    url = URL(scope=visit.scope)
+    host = f"{url.scheme}://{url.netloc}"
     base = f"{host}/v1"
-    if "text/html" not in http.headers.get("accept", ""):
+    if "text/html" not in visit.headers.get("accept", ""):
         names = ", ".join(model.name for model in models)
         return PlainTextResponse(f"Headrace {state.version} serves {names} at {base}\n")
     rows = "".join(

@@ -6,21 +6,19 @@ Owns nothing. An id of another key, or one that was never used, is unknown alike
 from __future__ import annotations
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.api.calls import owner_of
-from headrace.api.state import ApiState
+from headrace.api.visit import Visit
 from headrace.core.errors import UnknownRequest
 from headrace.core.why import Explanation, RequestState
 
 
-async def explain(http: Request) -> Response:
+async def explain(visit: Visit) -> Response:
     """GET /v1/requests/{id}/why: state, sentence and numbers. 404 for ids that this API key has not used lately."""
-    state: ApiState = http.app.state.api
-    wanted: str = http.path_params["request_id"]
+    state = visit.state
+    wanted = visit.path_param("request_id")
     found: list[Explanation] = []
-    for request_id in state.calls.request_ids(owner_of(http), wanted):
+    for request_id in state.calls.request_ids(visit.caller.key_id, wanted):
         for model in state.models:
             if model.explain is not None and (explanation := await model.explain(request_id)) is not None:
                 found.append(explanation)

@@ -20,12 +20,7 @@ DOCUMENT = document("1")
 
 def routes() -> dict[tuple[str, str], Any]:
     """Every endpoint function, by method and path as the document spells it."""
-    return {
-        (method, re.sub(r":\w+}", "}", route.path)): route.endpoint
-        for route in _ROUTES
-        for method in route.methods or ()
-        if method != "HEAD"
-    }
+    return {(method, re.sub(r":\w+}", "}", path)): endpoint for method, path, endpoint in _ROUTES}
 
 
 def refs(node: Any) -> list[str]:

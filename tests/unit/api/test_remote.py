@@ -184,7 +184,7 @@ def test_a_remote_model_is_listed_with_the_names_of_its_upstreams(remote: Any) -
 
 def test_a_local_model_is_the_default_before_remote_ones(make_api: Any) -> None:
     api = make_api()
-    local = next(iter(api.app._app.state.api.models))
+    local = next(iter(api.app._state.models))
     far = RemoteModel(name="far", root="upstream:u", upstream=api.upstream, created=7)
     loading: list[str | None] = ["half of it"]
     models = Models([far], loading=lambda: loading[0])

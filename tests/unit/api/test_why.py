@@ -48,7 +48,7 @@ class Engine:
 
 def serve(make_api: Any, engine: Engine, **state: Any) -> Any:
     plain = make_api()
-    (model,) = plain.app._app.state.api.models
+    (model,) = plain.app._state.models
     return make_api(models=Models([replace(model, explain=engine.explain)]), **state)
 
 
@@ -134,7 +134,7 @@ async def live(make_api: Any, scheduler: Scheduler, model: UniformModel, tiers: 
     """The API over an engine that runs."""
     clock = MonotonicClock()
     engine = AsyncEngine(EngineLoop(scheduler, model, clock, tiers), ByteTokenizer(), clock, vocab_size=258)
-    (served,) = make_api().app._app.state.api.models
+    (served,) = make_api().app._state.models
     served = replace(served, upstream=engine, explain=engine.explain)
     app = make_api(models=Models([served]), clock=clock).app
     await engine.start()
