@@ -24,6 +24,7 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     outcomes          ended attempts by kind: ok, aborted, rejected, misplaced, dead_key, throttled, transient, busy
     ttft_s            smoothed time to the first delta; None before the first
     last_problem      words of the last failure, without content or keys
+    key_problem       what the operator has to do about the keys, which no other failure pushes aside; None: nothing
     reported_nano     nano-dollars that it says its answers cost, as far as it says so
     retry_after_s     seconds until the breaker lets a probe through; 0 unless it is open
     """
@@ -46,4 +47,5 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     hedges: int
     resumed: int
     last_problem: str | None
+    key_problem: str | None = None
     reported_nano: int = 0

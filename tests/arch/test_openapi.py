@@ -32,7 +32,7 @@ def refs(node: Any) -> list[str]:
 
 
 def body_read_by(endpoint: Any, repository: Path) -> str | None:
-    """The type that an endpoint function hands to `read_body`, by name."""
+    """The type of body that an endpoint function names."""
     path = repository / (endpoint.__module__.replace(".", "/") + ".py")
     (function,) = (
         node
@@ -40,9 +40,8 @@ def body_read_by(endpoint: Any, repository: Path) -> str | None:
         if isinstance(node, ast.AsyncFunctionDef) and node.name == endpoint.__name__
     )
     for node in ast.walk(function):
-        match node:
-            case ast.Call(func=ast.Name(id="read_body"), args=[_, ast.Name(id=kind), _]):
-                return kind
+        if isinstance(node, ast.Name) and node.id.endswith("Body"):
+            return node.id
     return None
 
 

@@ -77,7 +77,16 @@ class Attempts:
         servers = [failure for failure in failures if failure.kind is not Kind.MISPLACED]
         if not servers:
             return failures[0].error
-        return told(max(servers, key=lambda failure: _WORST_LAST.index(failure.kind)))
+        return self.tell(max(servers, key=lambda failure: _WORST_LAST.index(failure.kind)))
+
+    def tell(self, failure: Failure) -> HeadraceError:
+        """Return what the caller hears of a failure; rejected keys of other members are named with it."""
+        error = told(failure)
+        if failure.kind is not Kind.DEAD_KEY:
+            troubles = [member.key_problem for member in self._members if member.are_keys_dead]
+            error.message = "; ".join([error.message, *(trouble for trouble in troubles if trouble is not None)])
+            error.args = (error.message,)
+        return error
 
     def _is_out(self, member: Member) -> bool:
         failure = self._failures.get(member.name)

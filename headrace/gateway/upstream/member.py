@@ -83,13 +83,29 @@ class Member:
         return max(self._breaker.retry_after_s, self._keys.wait_s())
 
     @property
+    def are_keys_dead(self) -> bool:
+        """Say whether the server rejects all that it could be sent."""
+        return self._keys.are_all_dead
+
+    @property
+    def key_problem(self) -> str | None:
+        """Say what is wrong with the keys, for the operator to mend; None if nothing is known to be. Names no key."""
+        num_dead, num_keys, remedy = self._keys.num_dead, len(self._keys), f"upstreams.{self.name}.api_key"
+        if not num_dead:
+            return None
+        if not num_keys:
+            return f"upstream '{self.name}' wants a key, and none is configured; its operator has to set {remedy}"
+        if num_dead < num_keys:
+            return (
+                f"upstream '{self.name}' rejects {num_dead} of its {num_keys} keys; its operator has to renew {remedy}"
+            )
+        return f"upstream '{self.name}' rejects every key configured for it; its operator has to renew {remedy}"
+
+    @property
     def obstacle(self) -> Failure:
         """Say why no attempt may begin now."""
         if self._keys.are_all_dead:
-            error = CredentialsExhausted(
-                f"upstream '{self.name}' rejects every key configured for it; renew its api_key"
-            )
-            return Failure(Kind.DEAD_KEY, error)
+            return Failure(Kind.DEAD_KEY, CredentialsExhausted(self.key_problem or ""))
         wait_s = self.wait_s
         if not self._breaker.is_passable:
             problem = self._last_problem or "it failed"
@@ -187,6 +203,7 @@ class Member:
             hedges=self.num_hedges,
             resumed=self.num_resumed,
             last_problem=self._last_problem,
+            key_problem=self.key_problem,
             reported_nano=self._adapter.costs.total_nano,
         )
 
@@ -206,6 +223,7 @@ class Member:
                 grant.answer(True)
             case Kind.DEAD_KEY:
                 self._keys.mark_dead(key)
+                _log.error("%s; until then it is tried again once a minute", self.key_problem)
                 grant.answer(None)
             case Kind.THROTTLED:
                 self._keys.mark_throttled(key, _THROTTLE_S if failure.retry_after_s is None else failure.retry_after_s)

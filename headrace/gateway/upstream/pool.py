@@ -165,7 +165,7 @@ class Pool:
             raise failure.error from failure
         if failure.kind in (Kind.TRANSIENT, Kind.THROTTLED):
             if attempts.is_late or not self._retries.try_spend():
-                raise told(failure) from failure
+                raise attempts.tell(failure) from failure
             member.num_retries += 1
 
 

@@ -8,6 +8,7 @@ A client of its own, because the general ones do for each call what is known bef
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 
 import msgspec
@@ -177,7 +178,13 @@ async def _connect(origin: Origin, upstream: str, connect_s: float, first_byte_s
         bound = f"{connect_s:g} s (connect_s)" if connect_s <= first_byte_s else f"{first_byte_s:g} s (first_byte_s)"
         raise timed_out(upstream, f"could not be reached within {bound}") from err
     except OSError as err:
-        raise transient(upstream, f"cannot be reached ({err.strerror or type(err).__name__})") from err
+        raise transient(upstream, f"cannot be reached ({_reason(err)})") from err
+
+
+def _reason(err: OSError) -> str:
+    """Say why there is no connection, without the address that asyncio puts into its words: callers hear this too."""
+    text = err.strerror or type(err).__name__
+    return os.strerror(err.errno) if err.errno and text.startswith("Connect call failed") else text
 
 
 def _head(method: str, place: Place, upstream: str, headers: Mapping[str, str], body_bytes: int) -> bytes:

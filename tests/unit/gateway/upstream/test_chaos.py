@@ -22,6 +22,7 @@ from headrace.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from headrace.core.upstream_settings import FailoverSettings
 from headrace.core.upstream_status import BreakerState
 from tests.unit.gateway.upstream.scripted import (
     DONE,
@@ -191,6 +192,46 @@ def test_the_last_failure_is_told_as_what_it_is(deed: Deed, error: type[Headrace
             assert said in caught.value.message
             assert "sk-abc" not in caught.value.message
             assert "sk-abc" not in str(fleet.status())
+
+    play(run())
+
+
+def test_rejected_keys_are_named_to_caller_and_operator_beside_whatever_else_is_wrong(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One upstream rejects its key, the other is gone: 503 says both, and no secret and no address."""
+    secret, gone = "sk-0123456789", closed_port()
+    message = "its operator has to renew upstreams.u0.api_key"
+
+    async def run() -> None:
+        async with ScriptedServer([status(401, {"error": {"message": f"no such key {secret}"}})]) as server:
+            policy = FailoverSettings(retry_s=0.0, retry_ratio=1.0, breaker_min_calls=1)
+            fleet = fleet_of(server.url, gone, policy=policy, api_key=secret)
+            said = []
+            for _ in range(4):
+                with pytest.raises(HeadraceError) as caught:
+                    await deltas_of(fleet, a_request())
+                said.append((caught.value.http_status, caught.value.message))
+            assert said[-1][0] == 503
+            assert message in said[-1][1]
+            state = fleet.status()[0]
+            assert (state.dead_keys, state.key_problem is not None and message in state.key_problem) == (1, True)
+            told = f"{said} {fleet.status()} {caplog.text}".replace(gone, "")  # the operator sees it in the status
+            assert message in caplog.text
+            assert secret not in told
+            assert "127.0.0.1" not in str(said)
+
+    play(run())
+
+
+def test_an_upstream_that_wants_a_key_where_none_is_configured_says_so() -> None:
+    async def run() -> None:
+        async with ScriptedServer([status(401)]) as server:
+            fleet = fleet_of(server.url)
+            for _ in range(2):
+                with pytest.raises(CredentialsExhausted) as caught:
+                    await deltas_of(fleet, a_request())
+            assert "none is configured" in caught.value.message
 
     play(run())
 
