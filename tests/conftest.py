@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from headrace.model.store import Store
 from tests.postgres import find_binaries, new_schema, running_postgres
+
+# A test fails by what it finds: a machine that stands still for a while is no finding.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pulled(name: str) -> Path:

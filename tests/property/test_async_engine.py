@@ -86,7 +86,7 @@ async def serve(coming: list[Wish], num_blocks: int, max_step_tokens: int, *, pl
     clock = MonotonicClock()
     service = AsyncEngine(Engine(scheduler, model, clock), ByteTokenizer(), clock, vocab_size=VOCAB)
     await service.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         answers = await asyncio.gather(*(read(service, wish, number) for number, wish in enumerate(coming)))
     await service.stop()
     scheduler.check()

@@ -71,7 +71,7 @@ class Connection:
     async def until(self, num_events: int) -> None:
         """Wait for that many events."""
         assert self._task is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.events) < num_events and not self._task.done():
                 self._news.clear()
                 await self._news.wait()
@@ -84,6 +84,6 @@ class Connection:
     async def ended(self) -> Connection:
         """Wait for the whole reply."""
         assert self._task is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self._task
         return self

@@ -69,7 +69,7 @@ def drive(make_api: Any) -> Callable[..., None]:
         async def main() -> None:
             source = Source(source_length)
             api = make_api(source, recordings=Recordings(RecordingLimits(**limits)), gatekeeper=Doorman())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await case(api.app, source)
 
         asyncio.run(main())

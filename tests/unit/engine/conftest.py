@@ -56,16 +56,19 @@ class Valve:
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
         self._is_open = False
+        self._num_let = 0
         self.num_begun = 0
 
     def let(self, num_steps: int) -> None:
+        self._num_let += num_steps
         self._permits.release(num_steps)
 
     async def step(self, is_so: Callable[[], bool]) -> None:
-        """Let steps through one by one until a fact holds."""
-        async with asyncio.timeout(10):
+        """Let steps through one by one until a fact holds; permits do not gather while the engine is held up."""
+        async with asyncio.timeout(60):
             while not is_so():
-                self.let(1)
+                if self.num_begun > self._num_let:
+                    self.let(1)
                 await asyncio.sleep(0.001)
 
     def open(self) -> None:
@@ -75,7 +78,7 @@ class Valve:
     def __call__(self, step: Step) -> None:
         self.num_begun += not step.is_dry_run
         if not (step.is_dry_run or self._is_open):
-            assert self._permits.acquire(timeout=20)
+            assert self._permits.acquire(timeout=60)
 
 
 class Bench:
@@ -104,12 +107,12 @@ class Bench:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Give way until a fact holds that another thread brings about."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not is_so():
                 await asyncio.sleep(0.001)
 
     async def collect(self, request: Request) -> list[Delta]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return [delta async for delta in self.service.generate(request)]
 
 

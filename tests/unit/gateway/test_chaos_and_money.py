@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def test_what_fails_before_a_word_costs_nothing_and_the_other_upstreams_answer_i
             assert UPSTREAM_KEY not in caplog.text
             assert till.key not in caplog.text
 
-    play(run())
+    play(run(), skips_idle=False)
 
 
 @pytest.mark.parametrize("deed", AFTER)
@@ -143,4 +142,4 @@ def test_what_fails_after_a_word_is_told_once_and_paid_as_far_as_it_came(deed: D
             assert num_output == 1
             assert account == (cost_nano, 0)
 
-    play(asyncio.wait_for(run(), 20))
+    play(run(), skips_idle=False)

@@ -85,7 +85,9 @@ def test_every_shorter_file_is_refused(files: Any, save: Save) -> None:
             GgufFile(save("m.gguf", data[:length]))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_a_flipped_byte_is_read_or_refused_but_never_crashes(files: Any, save: Save, data: st.DataObject) -> None:
     whole = bytearray(good(files))

@@ -93,7 +93,9 @@ def test_a_broken_file_says_where(save: Save, data: bytes, message: str) -> None
         SafetensorsFile(save("m.safetensors", data))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_a_flipped_byte_is_read_or_refused_but_never_crashes(files: Any, save: Save, data: st.DataObject) -> None:
     whole = bytearray(files.safetensors({"w": files.f32(files.floats(3, 4)), "b": files.f32(files.floats(4))}))

@@ -31,13 +31,14 @@ def test_times_of_the_clock_become_times_of_day(receiver: OtlpReceiver) -> None:
     tracer = OtelTracer(receiver.url, 1.0, clock, "0")
     began_ns = time.time_ns()
     span = tracer.begin("POST /x", "chat", {})
+    begun_ns = time.time_ns()
     span.begin("queue", 1000.25).end(1002.5)
     clock.advance(3.0)
     span.end()
     tracer.close()
     queue, whole = receiver.one("queue"), receiver.one("POST /x")
     assert (queue.end_ns - queue.start_ns, whole.end_ns - queue.end_ns) == (2_250_000_000, 500_000_000)
-    assert 0 <= queue.start_ns - 250_000_000 - began_ns < 10**9
+    assert began_ns <= queue.start_ns - 250_000_000 <= begun_ns
 
 
 def test_a_stage_that_fails_carries_the_errors_code_and_not_its_words(receiver: OtlpReceiver) -> None:
@@ -88,7 +89,7 @@ def test_a_collector_that_is_gone_costs_spans_and_nothing_else(caplog: pytest.Lo
     began = time.monotonic()
     with caplog.at_level(logging.CRITICAL):
         tracer.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_nothing_of_opentelemetry_is_imported_where_telemetry_is_off() -> None:

@@ -75,7 +75,7 @@ def test_an_idle_pool_uses_no_cpu() -> None:
         _product(pool)
         still = threading.Event()
         used = []
-        for _ in range(20):  # the first windows may hold the workers' last spins
+        for _ in range(500):  # the first windows may hold the workers' last spins
             before = time.process_time()
             still.wait(0.02)
             used.append(time.process_time() - before)
@@ -92,7 +92,9 @@ def test_threads_run_on_the_cpus_they_are_given() -> None:
         workers = set(os.listdir("/proc/self/task")) - before
         assert len(workers) == 2
         assert all(os.sched_getaffinity(int(worker)) == {cpu} for worker in workers)
-    assert not workers & set(os.listdir("/proc/self/task"))
+    until_s = time.monotonic() + 60
+    while workers & set(os.listdir("/proc/self/task")):  # the kernel removes a thread a little after it was joined
+        assert time.monotonic() < until_s
 
 
 def test_bad_pools_are_refused() -> None:

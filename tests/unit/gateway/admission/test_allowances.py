@@ -274,7 +274,7 @@ def test_a_gateway_that_closes_keeps_nothing(url: str) -> None:
         await open_allowance(s)
         (grant,) = draw(s)
         s.settle(grant, 5, 5)
-        await asyncio.wait_for(s.gateway.close(), 10)
+        await asyncio.wait_for(s.gateway.close(), 60)
         assert await s.accounts() == [(30, 0)]
         assert await s.rows("SELECT id FROM reservations") == []
 

@@ -23,6 +23,13 @@ async def outcome(scene: Scene, ask: Ask, gateway: Any = None) -> str:
     return "ok"
 
 
+async def late(s: Scene, num: int) -> None:
+    """Wait until so many settlements wait for the database."""
+    async with asyncio.timeout(60):
+        while s.gateway.stats().late != num:
+            await asyncio.sleep(0.001)
+
+
 def test_concurrent_requests_of_two_gateways_never_pass_a_hard_budget(url: str) -> None:
     async def scene(s: Scene) -> None:
         await s.budgets.set("all", 1000)
@@ -131,7 +138,8 @@ def test_a_rolling_budget_says_when_it_will_pay_again(tmp_path: Path, spent: int
             assert caught.value.retry_after_s is None
         else:
             assert caught.value.retry_after_s is not None
-            assert pays_in_s < caught.value.retry_after_s <= pays_in_s + 60
+            # A minute's spending leaves together, and the minute may have ended since.
+            assert pays_in_s - 60 < caught.value.retry_after_s <= pays_in_s + 60
             assert "wait until 20" in caught.value.message
 
     play(f"sqlite:///{tmp_path / 'a.db'}", scene)
@@ -272,8 +280,8 @@ def test_without_the_database_hard_budgets_refuse_and_other_limits_go_on(url: st
         assert await outcome(s, s.ask(1, model="soft")) == "rate_limit_exceeded"
         s.settle(alone, 30)
         s.settle(before, 10)
-        await asyncio.sleep(0.01)
-        assert s.gateway.stats().late == 2
+        await asyncio.sleep(0.01)  # it tries to write them, in vain
+        await late(s, 2)
         await s.database.open()
         await s.written()
         assert sorted(await s.accounts()) == [(10, 0), (30, 0)]
@@ -317,7 +325,8 @@ def test_settlements_that_wait_have_a_bound(url: str, monkeypatch: pytest.Monkey
         await s.database.close()
         for grant in grants:
             s.settle(grant)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # it tries to write them, in vain
+        await late(s, 3)
         with pytest.raises(StoreUnavailable, match="settlements wait"):
             await s.gateway.reserve(s.ask(1))
         await s.database.open()

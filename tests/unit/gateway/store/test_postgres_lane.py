@@ -9,6 +9,7 @@ import pytest
 
 from headrace.gateway.store import postgres_lane
 from headrace.gateway.store.postgres_lane import Lane
+from tests.patient_loop import run_patiently
 
 
 class Connection:
@@ -60,12 +61,12 @@ def test_many_statements_share_one_connection_and_one_flush() -> None:
         bench = Bench()
         for _ in range(5):
             assert await bench.lane.fetch("x", ()) == [{"one": 1}]
-        await asyncio.wait_for(bench.flushed.wait(), 5)
+        await bench.flushed.wait()
         await bench.lane.close()
         assert (len(bench.made), bench.num_flushes) == (1, 1)
         assert "synchronous_commit = off" in bench.made[0].said[0]
 
-    asyncio.run(main())
+    run_patiently(main())
 
 
 def test_closing_flushes_what_was_written_last(monkeypatch: pytest.MonkeyPatch) -> None:

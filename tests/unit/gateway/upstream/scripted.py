@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from headrace.core.clock import MonotonicClock
 from headrace.core.conversation import Conversation, Given, Message, TextPart
 from headrace.core.delta import Delta
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 from headrace.gateway.upstream import Fleet
+from tests.patient_loop import LoopClock, run_patiently
 
 Deed = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -151,8 +151,8 @@ async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 _open_fleets: list[Fleet] = []
 
 
-def play(scenario: Coroutine[Any, Any, None]) -> None:
-    """Run a scenario and close the fleets it opened."""
+def play(scenario: Coroutine[Any, Any, None], *, skips_idle: bool = True) -> None:
+    """Run a scenario, in which time limits pass at once, and close the fleets it opened."""
 
     async def run() -> None:
         try:
@@ -161,7 +161,7 @@ def play(scenario: Coroutine[Any, Any, None]) -> None:
             while _open_fleets:
                 await _open_fleets.pop().close()
 
-    asyncio.run(run())
+    run_patiently(run(), skips_idle=skips_idle)
 
 
 def a_request(model: str = "m", *, wants_stream: bool = True, text: str = "hi", **given: Any) -> Request:
@@ -194,7 +194,7 @@ def fleet_of(
         )
         for i, url in enumerate(urls)
     }
-    fleet = Fleet(upstreams, policy, clock or MonotonicClock(), read_secret, random=Random(7))
+    fleet = Fleet(upstreams, policy, clock or LoopClock(), read_secret, random=Random(7))
     _open_fleets.append(fleet)
     return fleet
 
