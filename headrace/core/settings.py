@@ -33,7 +33,7 @@ Backend = Literal["auto", "reference", "native", "cuda"]
 KvDtype = Literal["auto", "bf16", "int8"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-Quantization = Literal["auto", "bf16", "int8", "int4", "fp8"]
+Quantization = Literal["auto", "bf16", "int8", "int4", "int4-g64", "int4-g128", "fp8"]
 PrefixPolicy = Literal["lru", "cost"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -87,7 +87,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     backend          what computes a step; auto takes the fastest that works here
     quantization     how the native and the cuda backend keep weights; auto keeps the numbers of the file wherever it
-                     can; fp8 is for cuda
+                     can; int4 is in groups of 32, or longer if it says so; fp8 is for cuda
     kv_dtype         how K and V are kept: int8, with a scale per token and head, holds nearly twice the tokens of bf16
                      in the same memory; auto is bf16, on the reference backend fp32
     max_num_seqs     sequences in a step at most

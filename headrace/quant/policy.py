@@ -46,6 +46,7 @@ class PackedFormat:
 
 BF16 = PackedFormat("BF16")
 INT4 = PackedFormat("I4G", _GROUP, True)
+_INT4_LONG = {"int4-g64": PackedFormat("I4G", 64, True), "int4-g128": PackedFormat("I4G", 128, True)}
 _I8_SYMMETRIC = PackedFormat("I8G", _GROUP)
 _I4_SYMMETRIC = PackedFormat("I4G", _GROUP)
 _I8_ASYMMETRIC = PackedFormat("I8G", _GROUP, True)
@@ -82,6 +83,8 @@ def choose(stored: Sequence[Format], quantization: Quantization, k: int) -> Pack
             return rotated_int8(k)
         case "int4":
             return INT4
+        case "int4-g64" | "int4-g128":
+            return _INT4_LONG[quantization]
         case "fp8":
             raise ValueError("fp8 has no packed format; it is a form of the cuda backend")
         case "auto":

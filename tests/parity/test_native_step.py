@@ -90,7 +90,10 @@ def rounded(path: Path, quantization: Quantization, target: Path) -> Path:
 
 # What is left are bf16 KV and activations (bf16: 8 bits of mantissa; int8, one scale per 32 channels): logits of these
 # sharp little models move by hundredths.
-@pytest.mark.parametrize(("quantization", "mean_error"), [("bf16", 0.04), ("int8", 0.08), ("int4", 0.08)])
+@pytest.mark.parametrize(
+    ("quantization", "mean_error"),
+    [("bf16", 0.04), ("int8", 0.08), ("int4", 0.08), ("int4-g64", 0.08), ("int4-g128", 0.08)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_match_the_reference_on_the_same_weights(
     tmp_path: Path, family: Family, quantization: Quantization, mean_error: float

@@ -36,9 +36,10 @@ def choose_form(stored: Sequence[Format], quantization: Quantization, k: int) ->
     """Return the form of a matrix with `k` inputs whose parts are stored like this."""
     if quantization == "fp8":
         return FormChoice("fp8")
-    name = choose(stored, quantization, k).name
+    chosen = choose(stored, quantization, k)
+    name = chosen.name
     if name == "I4G" and k % _GROUP == 0:
-        return FormChoice("int4", _GROUP)
+        return FormChoice("int4", math.gcd(chosen.group, k))  # a group never passes the end of a row here
     if name == "I8G" and k % _GROUP == 0:
         return FormChoice("int8", _GROUP)
     return FormChoice("dense") if name in ("F32", "BF16") else FormChoice("int8")

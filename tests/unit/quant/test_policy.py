@@ -33,6 +33,8 @@ def test_every_stored_format_has_a_packed_one() -> None:
 def test_a_format_that_was_asked_for_goes_before_what_is_stored() -> None:
     asked = [choose([Format.Q4_0], name, 576) for name in ("bf16", "int8", "int4")]
     assert asked == [BF16, PackedFormat("I8R", 192), INT4]
+    long = [choose([Format.Q4_0], name, 576) for name in ("int4-g64", "int4-g128")]
+    assert long == [PackedFormat("I4G", 64, True), PackedFormat("I4G", 128, True)]
 
 
 @pytest.mark.parametrize(("k", "group"), [(2048, 256), (576, 192), (640, 128), (320, 64), (31, 64), (100, 128)])
