@@ -9,9 +9,11 @@ from headrace.api.recording import RecordingLimits
 from headrace.api.recordings import Recordings
 from headrace.api.served import Models, RemoteModel, ServedModel
 from headrace.api.shared_key import SharedKey
+from headrace.api.sse import ON_DISCONNECT
 from headrace.api.state import ApiState
 
 __all__ = [
+    "ON_DISCONNECT",
     "ApiState",
     "Calls",
     "Ladders",

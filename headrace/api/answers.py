@@ -6,8 +6,7 @@ Invariant: the upstream's iterator is closed on every way out, which aborts work
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
@@ -77,33 +76,50 @@ async def stream(upstream: Upstream, request: Request) -> AsyncGenerator[Delta, 
     deltas = upstream.generate(request)
     try:
         async for delta in deltas:
-            if delta.finish is FinishReason.EXPIRED:
-                raise DeadlineExpired(delta.error or "the deadline passed before the first token", param="deadline_ms")
-            if delta.finish is FinishReason.ERROR and delta.cut is not None:
-                raise delta.cut.error(delta.error or "the server ended this request; send it again")
-            if delta.finish is FinishReason.ERROR:
-                raise RequestFailed(delta.error or "the engine could not finish this request; send it again")
+            if delta.finish is not None:
+                check_ending(delta)
             yield delta
     finally:
-        if isinstance(deltas, AsyncGenerator):
-            await deltas.aclose()
+        await close(deltas)
+
+
+async def close(deltas: AsyncIterator[Delta]) -> None:
+    """End an upstream's answer, and so the work that nobody waits for any more."""
+    if isinstance(deltas, AsyncGenerator):
+        await deltas.aclose()
+
+
+def check_ending(delta: Delta) -> None:
+    """Raise what `stream` raises if a choice's last delta says that it failed."""
+    if delta.finish is FinishReason.EXPIRED:
+        raise DeadlineExpired(delta.error or "the deadline passed before the first token", param="deadline_ms")
+    if delta.finish is FinishReason.ERROR and delta.cut is not None:
+        raise delta.cut.error(delta.error or "the server ended this request; send it again")
+    if delta.finish is FinishReason.ERROR:
+        raise RequestFailed(delta.error or "the engine could not finish this request; send it again")
 
 
 async def collect(upstream: Upstream, request: Request) -> Answer:
     """Wait for the whole answer. Raises what `stream` raises."""
     answer = Answer([ChoiceAnswer() for _ in range(request.n)], Usage(prompt_tokens=0, completion_tokens=0))
-    async with aclosing(stream(upstream, request)) as deltas:
+    deltas = upstream.generate(request)
+    try:
         async for delta in deltas:
             choice = answer.choices[delta.index]
+            if delta.finish is not None:
+                check_ending(delta)
+                choice.finish, choice.stop_match = delta.finish, delta.stop_match
             choice.texts.append(delta.text)
-            choice.logprobs.extend(delta.logprobs)
-            choice.token_ids.extend(delta.token_ids)
+            if delta.logprobs:
+                choice.logprobs.extend(delta.logprobs)
+            if delta.token_ids:
+                choice.token_ids.extend(delta.token_ids)
             if delta.reasoning or delta.tool_calls or delta.refusal or delta.signature or delta.foreign:
                 choice.others.append(delta)
             answer.prompt_logprobs = answer.prompt_logprobs or delta.prompt_logprobs
-            if delta.finish is not None:
-                choice.finish, choice.stop_match = delta.finish, delta.stop_match
             answer.usage = delta.usage or answer.usage
+    finally:
+        await close(deltas)
     return answer
 
 

@@ -31,6 +31,7 @@ T = TypeVar("T")
 CallId = tuple[str, str]  # owner, request id
 
 _MOST_REMEMBERED = 4096
+_CANCELLED = "the request was cancelled"
 _PREFIXES = ("chatcmpl-", "cmpl-", "msg_")  # what replies put before the request id
 
 
@@ -192,8 +193,10 @@ class Call:
                     trail.see(delta)
                 if delta.usage is not None:
                     self._usages.append(delta.usage)
-                    if delta.usage.cost_nano is not None:
-                        cost_nano = sum(usage.cost_nano or 0 for usage in self._usages)
+                    cost_nano = delta.usage.cost_nano
+                    if cost_nano is not None:
+                        if len(self._usages) > 1:
+                            cost_nano = sum(usage.cost_nano or 0 for usage in self._usages)
                         self.headers["x-headrace-cost-usd"] = show_usd(cost_nano)
                 yield delta
         except HeadraceError as err:
@@ -206,8 +209,13 @@ class Call:
 
     async def run(self, work: Coroutine[object, object, T]) -> T:
         """Do the call's work in this task. Raises RequestCancelled if it had to be cut off."""
-        with self.cut_off_here():
+        task = self._task = asyncio.current_task()
+        try:
             return await work
+        except asyncio.CancelledError:
+            if self._is_cut_off(task):
+                raise RequestCancelled(_CANCELLED) from None
+            raise
 
     @contextmanager
     def cut_off_here(self) -> Iterator[None]:
@@ -216,10 +224,16 @@ class Call:
         try:
             yield
         except asyncio.CancelledError:
-            if not self.is_cancelled or task is None:
-                raise
-            task.uncancel()
-            raise RequestCancelled("the request was cancelled") from None
+            if self._is_cut_off(task):
+                raise RequestCancelled(_CANCELLED) from None
+            raise
+
+    def _is_cut_off(self, task: asyncio.Task[object] | None) -> bool:
+        """Say whether it was `cancel` that cut off a task, and clear that of it."""
+        if not self.is_cancelled or task is None:
+            return False
+        task.uncancel()
+        return True
 
     def cancel(self) -> None:
         """End the call: an engine ends its choices as `abort`, other work is cut off. Idempotent."""

@@ -8,13 +8,12 @@ is the model's; the finish reason rides on the chunk of the last token.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 
 import msgspec
 from msgspec import UNSET
 from starlette.types import ASGIApp
 
-from headrace.api.answers import ChoiceAnswer, collect, prompt_logprobs_reply, running_usage, stream
+from headrace.api.answers import ChoiceAnswer, check_ending, close, collect, prompt_logprobs_reply, running_usage
 from headrace.api.body import read_body, refuse_unsupported
 from headrace.api.calls import Call
 from headrace.api.exchange import respond
@@ -116,14 +115,19 @@ class ChatWire:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield framed events, `[DONE]` last."""
         usage = None
-        async with aclosing(stream(self._upstream, self._request)) as deltas:
+        deltas = self._upstream.generate(self._request)
+        try:
             async for delta in deltas:
+                if delta.finish is not None:
+                    check_ending(delta)
                 usage = delta.usage or usage
                 self._num_generated += len(delta.token_ids)
                 if self._has_token_ids:
                     self._untold_ids.setdefault(delta.index, []).extend(delta.token_ids)
                 if delta.has_words or delta.finish is not None or delta.logprobs or delta.prompt_logprobs:
                     yield event(_encoder.encode(self._chunk(delta)))
+        finally:
+            await close(deltas)
         if self._has_usage_chunk and usage is not None:
             chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [], usage_reply(usage))
             chunk.system_fingerprint = self._fingerprint

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET
 from starlette.types import ASGIApp
 
-from headrace.api.answers import Answer, collect, prompt_logprobs_reply, running_usage, stream
+from headrace.api.answers import Answer, check_ending, close, collect, prompt_logprobs_reply, running_usage, stream
 from headrace.api.body import read_body, refuse_unsupported
 from headrace.api.calls import Call
 from headrace.api.exchange import respond
@@ -80,7 +80,7 @@ def _prompts(body: CompletionBody) -> list[str | list[int]]:
     """Return one text or list of token ids per prompt, whatever shape the caller used."""
     prompt = body.prompt
     if isinstance(prompt, str):
-        prompt = [prompt]
+        return [prompt]
     if prompt and all(isinstance(part, int) for part in prompt):
         prompt = [[part for part in prompt if isinstance(part, int)]]
     if not prompt or len(prompt) > MAX_PROMPTS:
@@ -133,37 +133,60 @@ class CompletionWire:
         self._has_running_usage = bool(options and options.continuous_usage_stats)
         self._num_prompt = sum(len(request.prompt) for request in requests)
         self._num_generated = 0
+        self._usages: list[Usage] = []  # of a stream
         self._columns: dict[int, LogprobColumns] = {}
         self._echoed: set[int] = set()
         self._prompt_scores: dict[int, tuple[PositionLogprobs | None, ...]] = {}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield framed events, `[DONE]` last."""
-        usages: list[Usage] = []
-        sources = [stream(self._upstream, request) for request in self._requests]
-        async with aclosing(merge(sources)) as deltas:
-            async for prompt_idx, delta in deltas:
-                if delta.usage is not None:
-                    usages.append(delta.usage)
-                self._num_generated += len(delta.token_ids)
-                choice = self._chunk_choice(prompt_idx, delta)
-                if choice.text or choice.finish_reason is not None or choice.logprobs is not None:
-                    yield event(_encoder.encode(self._reply([choice], self._usage_so_far())))
+        if len(self._requests) == 1:
+            deltas = self._upstream.generate(self._requests[0])
+            try:
+                async for delta in deltas:
+                    if delta.finish is not None:
+                        check_ending(delta)
+                    if (chunk := self._chunk(0, delta)) is not None:
+                        yield chunk
+            finally:
+                await close(deltas)
+        else:
+            sources = [stream(self._upstream, request) for request in self._requests]
+            async with aclosing(merge(sources)) as merged:
+                async for prompt_idx, delta in merged:
+                    if (chunk := self._chunk(prompt_idx, delta)) is not None:
+                        yield chunk
         if self._has_usage_chunk:
-            yield event(_encoder.encode(self._reply([], usage_reply(sum_usages(usages)))))
+            yield event(_encoder.encode(self._reply([], usage_reply(sum_usages(self._usages)))))
         yield DONE
+
+    def _chunk(self, prompt_idx: int, delta: Delta) -> bytes | None:
+        """Spell a delta as an event; None if it says nothing."""
+        if delta.usage is not None:
+            self._usages.append(delta.usage)
+        self._num_generated += len(delta.token_ids)
+        choice = self._chunk_choice(prompt_idx, delta)
+        if choice.text or choice.finish_reason is not None or choice.logprobs is not None:
+            return event(_encoder.encode(self._reply([choice], self._usage_so_far())))
+        return None
 
     async def reply(self) -> TextReply:
         """Return the whole answer."""
+        answers = await self._answers()
+        choices = [choice for i, answer in enumerate(answers) for choice in self._whole_choices(i, answer)]
+        return self._reply(choices, usage_reply(sum_usages([answer.usage for answer in answers])))
+
+    async def _answers(self) -> list[Answer]:
+        """Wait for the answers of all prompts: in this task, where there is one."""
+        if len(self._requests) == 1:
+            return [await collect(self._upstream, self._requests[0])]
         tasks = [asyncio.ensure_future(collect(self._upstream, request)) for request in self._requests]
         try:
-            answers = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        choices = [choice for i, answer in enumerate(answers) for choice in self._whole_choices(i, answer)]
-        return self._reply(choices, usage_reply(sum_usages([answer.usage for answer in answers])))
 
     def _whole_choices(self, prompt_idx: int, answer: Answer) -> list[TextChoice]:
         """Spell an answer by the same path as a stream: one delta per choice."""

@@ -8,13 +8,12 @@ Invariant: the same checks, limits and cancellation as on the OpenAI wire; only 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from headrace.api.answers import stream
+from headrace.api.answers import check_ending, close
 from headrace.api.anthropic_conversations import conversation_of, given_of, passed_on
 from headrace.api.anthropic_replies import (
     MessageDelta,
@@ -127,8 +126,11 @@ class MessagesWire:
         is_started = False
         usage = Usage(prompt_tokens=len(self._request.prompt), completion_tokens=0)
         last: Delta | None = None
-        async with aclosing(stream(self._upstream, self._request)) as deltas:
+        deltas = self._upstream.generate(self._request)
+        try:
             async for delta in deltas:
+                if delta.finish is not None:
+                    check_ending(delta)
                 if not is_started:
                     is_started = True
                     yield _event(MessageStart(self._reply([], None, usage)))
@@ -137,6 +139,8 @@ class MessagesWire:
                     yield b"".join(events)
                 usage = delta.usage or usage
                 last = delta if delta.finish is not None else last
+        finally:
+            await close(deltas)
         ending = StopDelta(*self._stop(last))
         closing = [_event(event) for event in blocks.close()]
         closing += [_event(MessageDelta(ending, message_usage(usage))), _event(MessageStop())]
@@ -146,10 +150,15 @@ class MessagesWire:
         """Return the whole answer."""
         usage = Usage(prompt_tokens=0, completion_tokens=0)
         kept: list[Delta] = []
-        async with aclosing(stream(self._upstream, self._request)) as deltas:
+        deltas = self._upstream.generate(self._request)
+        try:
             async for delta in deltas:
+                if delta.finish is not None:
+                    check_ending(delta)
                 kept.append(delta)
                 usage = delta.usage or usage
+        finally:
+            await close(deltas)
         last = next((delta for delta in reversed(kept) if delta.finish is not None), None)
         reply = self._reply([], last, usage)
         reply.content = whole_blocks(kept)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from headrace.app.http_protocol import Connection
 from headrace.core.errors import ConfigError
 from headrace.core.settings import ServerSettings
 
@@ -39,7 +39,7 @@ def http_server(app: object, server: ServerSettings) -> HttpServer:
     check_tls(server)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http="httptools" if server.max_connections is None else _limited(server.max_connections),
+        http=Connection if server.max_connections is None else _limited(server.max_connections),
         ws="none",
         loop="none",
         lifespan="off",
@@ -72,10 +72,10 @@ def check_tls(server: ServerSettings) -> None:
         raise ConfigError(f"server.tls_cert {cert} or server.tls_key {key} cannot be read: {err.strerror}") from err
 
 
-def _limited(limit: int) -> type[asyncio.Protocol]:
+def _limited(limit: int) -> type[Connection]:
     """Make the protocol that answers requests on connections beyond the limit with 503."""
 
-    class Limited(HttpToolsProtocol):
+    class Limited(Connection):
         is_refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -50,7 +50,7 @@ HOMES = {
     "pyarrow": ["cli.ledger_export"],
     "asyncpg": ["gateway"],
     "cryptography": ["gateway.audit.content"],
-    "httptools": ["bench", "gateway.upstream"],
+    "httptools": ["app.http_protocol", "bench", "gateway.upstream"],
     # Peers run in their own environments; `runner` is the script beside the peer's own.
     "llama_cpp": ["bench.peers"],
     "openvino": ["bench.peers"],
