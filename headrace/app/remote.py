@@ -33,17 +33,17 @@ class RemoteSide:
         """Yield one served model per public name, each with metrics of its own."""
         if self._fleet is None:
             return
-        from headrace.gateway.upstream import ObservedUpstream
+        from headrace.gateway.upstream import Observed
 
         for name in self._fleet.models:
             observer = self._metrics.observer(name)
-            pool = self._fleet.pool(name)
-            upstream = ObservedUpstream(pool, observer, self._clock)
-            self._metrics.add(observer, upstream.snapshot)
+            observed = Observed(observer, self._clock)
+            pool = self._fleet.pool(name, observed)
+            self._metrics.add(observer, observed.snapshot)
             yield RemoteModel(
                 name=name,
                 root=self._fleet.root(name),
-                upstream=upstream,
+                upstream=pool,
                 created=created,
                 max_context=self._fleet.max_context(name),
                 count_tokens=pool.count_tokens,

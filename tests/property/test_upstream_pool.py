@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -32,25 +32,48 @@ ENDINGS: list[Kind | None] = [None, None, None, *(kind for kind in Kind if kind 
 attempts = st.tuples(st.integers(0, 3), st.sampled_from(ENDINGS))
 
 
+class Planned:
+    """An answer of a number of deltas, in reads of one or two, that ends as planned."""
+
+    def __init__(self, mark: str, num_deltas: int, ending: Kind | None, told: list[str]) -> None:
+        self._mark, self._num_left, self._ending, self._told = mark, num_deltas, ending, told
+        self._whole = mark * (num_deltas + 1)
+        self.has_ended = self.is_closed = False
+
+    async def more(self) -> list[Delta]:
+        assert not self.is_closed
+        if self._num_left == 0:
+            self.has_ended = True
+            if self._ending is not None:
+                raise Failure(self._ending, UpstreamFailed("planned"), 1.0 if self._ending is Kind.THROTTLED else None)
+            self._told.append(self._whole)
+            usage = Usage(prompt_tokens=1, completion_tokens=2)
+            return [Delta(text=self._mark, finish=FinishReason.STOP, usage=usage)]
+        num_read = min(2, self._num_left)
+        self._num_left -= num_read
+        return [Delta(text=self._mark)] * num_read
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 class Fickle:
     """An adapter whose attempts go as planned; each says its own name, so that a mix of two would show."""
 
     def __init__(self, name: str, plan: list[tuple[int, Kind | None]], told: list[str]) -> None:
         self._name, self._plan, self._told = name, plan, told
-        self.num_attempts = 0
+        self.answers: list[Planned] = []
         self.costs = ReportedCosts(name, "note")
 
-    async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
+    @property
+    def num_attempts(self) -> int:
+        return len(self.answers)
+
+    async def ask(self, request: Request, model: str, secret: str | None) -> Planned:
         num_deltas, ending = self._plan[self.num_attempts % len(self._plan)]
-        mark = f"[{self._name}{self.num_attempts}]"
-        self.num_attempts += 1
-        for _ in range(num_deltas):
-            yield Delta(text=mark)
-        if ending is not None:
-            raise Failure(ending, UpstreamFailed("planned"), 1.0 if ending is Kind.THROTTLED else None)
-        self._told.append(mark * (num_deltas + 1))
-        usage = Usage(prompt_tokens=1, completion_tokens=num_deltas + 1)
-        yield Delta(text=mark, finish=FinishReason.STOP, usage=usage)
+        answer = Planned(f"[{self._name}{self.num_attempts}]", num_deltas, ending, self._told)
+        self.answers.append(answer)
+        return answer
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         raise NotImplementedError
@@ -130,5 +153,6 @@ def test_each_answer_is_one_attempts_own(
             status = member.status()
             assert status.in_flight == 0
             assert sum(status.outcomes.values()) == adapter.num_attempts
+            assert all(answer.is_closed for answer in adapter.answers)
 
     asyncio.run(run())

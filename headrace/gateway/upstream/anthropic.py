@@ -5,12 +5,10 @@ Owns nothing between requests. Invariant: leaving an attempt early closes its co
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
 import msgspec
 
-from headrace.core.delta import Delta
 from headrace.core.request import Request
 from headrace.core.upstream_settings import UpstreamSettings
 from headrace.gateway.upstream.address import api_base, limits_of, request_headers
@@ -18,7 +16,7 @@ from headrace.gateway.upstream.anthropic_body import encode_count, encode_reques
 from headrace.gateway.upstream.anthropic_events import AnthropicEvents
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.refusals import unsupported
-from headrace.gateway.upstream.replies import decoded, deltas_of
+from headrace.gateway.upstream.replies import Answer, decoded
 from headrace.gateway.upstream.reported import ReportedCosts
 from headrace.gateway.upstream.transport import Transport
 
@@ -35,8 +33,8 @@ class AnthropicAdapter:
         self._base = api_base(settings.url)
         self.costs = ReportedCosts(name, settings.reported_cost)
 
-    async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
-        """Send the request; yield its deltas, usage on the last. Raises Failure."""
+    async def ask(self, request: Request, model: str, secret: str | None) -> Answer:
+        """Send the request and wait for the head of its reply. Raises Failure."""
         wants_stream = request.given is not None and request.given.wants_stream
         body = encode_request(request, model, self._name, self._settings.max_tokens)
         first_byte_s = self._limits.first_byte_s if wants_stream else self._limits.total_s
@@ -45,9 +43,7 @@ class AnthropicAdapter:
             self._name, self._base + "/messages", headers, body, self._limits, first_byte_s
         )
         reader = AnthropicEvents(self._name)
-        async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:
-            async for delta in deltas:
-                yield self.costs.note(delta, reader.told_cost, reply)
+        return Answer(self._name, reply, reader, self.costs, self._settings.max_event_bytes)
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt has. Raises Failure."""

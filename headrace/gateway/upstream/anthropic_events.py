@@ -118,41 +118,42 @@ class AnthropicEvents:
         self._stop: tuple[str, str | None] | None = None
         self.is_done = False
 
-    def read(self, data: bytes) -> Iterator[Delta]:
-        """Yield the deltas of one event. Raises Failure."""
+    def read(self, data: bytes) -> list[Delta]:
+        """Return the deltas of one event. Raises Failure."""
         if self.is_done:
-            return
+            return []
         try:
-            yield from self._read(data)
+            return list(self._read(data))
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise transient(self._upstream, f"sent what is no event of this wire ({err})") from err
 
-    def read_whole(self, body: bytes) -> Iterator[Delta]:
-        """Yield the deltas of a whole message. Raises Failure."""
+    def read_whole(self, body: bytes) -> list[Delta]:
+        """Return the deltas of a whole message. Raises Failure."""
+        deltas: list[Delta] = []
         try:
             event = decoded(_event_decoder, body)
             if event.type != "message":
-                yield from self._read(body)
+                deltas.extend(self._read(body))
             message = decoded(_message_decoder, body)
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise transient(self._upstream, f"sent what is no message of this wire ({err})") from err
         for index, raw in enumerate(message.content):
-            yield from self._begin(index, raw)
-            yield from self._close(index)
+            deltas.extend(self._begin(index, raw))
+            deltas.extend(self._close(index))
         self._add_usage(message.usage)
         if message.stop_reason is not None:
             self._stop = (message.stop_reason, message.stop_sequence)
         self.is_done = True
-        yield from self.end()
+        return [*deltas, *self.end()]
 
-    def end(self) -> Iterator[Delta]:
-        """Yield the ending with the usage. Raises Failure if the stream ended before its message did."""
+    def end(self) -> list[Delta]:
+        """Return the ending with the usage. Raises Failure if the stream ended before its message did."""
         if not self.is_done or self._stop is None:
             raise transient(self._upstream, "ended its reply before the answer was complete")
         reason, sequence = self._stop
         finish = _FINISHES.get(reason, FinishReason.STOP)
         usage = None if self._usage is None else _as_usage(self._usage)
-        yield Delta(finish=finish, stop_match=sequence, usage=usage)
+        return [Delta(finish=finish, stop_match=sequence, usage=usage)]
 
     @property
     def told_cost(self) -> ToldCost | None:

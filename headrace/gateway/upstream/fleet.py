@@ -18,6 +18,7 @@ from headrace.gateway.upstream.anthropic import AnthropicAdapter
 from headrace.gateway.upstream.breaker import Breaker
 from headrace.gateway.upstream.keys import KeyRing
 from headrace.gateway.upstream.member import Adapter, Member
+from headrace.gateway.upstream.observed import Observed
 from headrace.gateway.upstream.openai import OpenAIAdapter
 from headrace.gateway.upstream.pool import Pool
 from headrace.gateway.upstream.profiles import profiles
@@ -50,10 +51,10 @@ class Fleet:
         """List the public names, in the order of the settings."""
         return list(dict.fromkeys(model for upstream in self._settings.values() for model in upstream.models))
 
-    def pool(self, model: str) -> Pool:
-        """Put the upstreams of a public name together."""
+    def pool(self, model: str, observed: Observed | None = None) -> Pool:
+        """Put the upstreams of a public name together; tell `observed` of its requests."""
         members = [member for member in self._members.values() if model in member.models]
-        return Pool(members, self._policy, self._retries, self._clock, random=self._random)
+        return Pool(members, self._policy, self._retries, self._clock, observed=observed, random=self._random)
 
     def root(self, model: str) -> str:
         """Return where a public name is served: names of upstreams, no addresses."""

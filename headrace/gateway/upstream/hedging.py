@@ -8,34 +8,34 @@ Source: Dean and Barroso 2013, "The Tail at Scale", hedged requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from headrace.core.delta import Delta
 from headrace.core.request import Request
 from headrace.gateway.upstream.failure import Failure, transient
-from headrace.gateway.upstream.member import Member
+from headrace.gateway.upstream.member import Attempt, Member
 
 
 class Started(NamedTuple):
-    """An attempt that has given its first delta."""
+    """An attempt that has given its first deltas."""
 
     member: Member
-    deltas: AsyncGenerator[Delta, None]
-    first: Delta
+    attempt: Attempt
+    first: Sequence[Delta]
 
 
 async def begin(member: Member, request: Request) -> Started:
-    """Open an attempt and wait for its first delta. Raises Failure."""
-    deltas = member.attempt(request)
+    """Open an attempt and wait for its first deltas. Raises Failure."""
+    attempt = member.attempt(request)
     try:
-        first = await anext(deltas, None)
-        if first is None:
+        first = await attempt.more()
+        if not first:
             raise transient(member.name, "gave no answer")
     except BaseException:
-        await deltas.aclose()
+        attempt.close()
         raise
-    return Started(member, deltas, first)
+    return Started(member, attempt, first)
 
 
 async def begin_hedged(
@@ -60,7 +60,7 @@ async def begin_hedged(
             task.cancel()
         for result in await asyncio.gather(*racers, return_exceptions=True):
             if isinstance(result, Started) and result is not winner:
-                await result.deltas.aclose()
+                result.attempt.close()
 
 
 async def _first_success(racers: dict[asyncio.Task[Started], Member], member: Member) -> Started:

@@ -7,7 +7,7 @@ Invariant: an attempt is counted once, however it ends; `in_flight` is the numbe
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -32,13 +32,27 @@ _SMOOTHING = 0.2  # share of the newest time to first token
 _THROTTLE_S = 1.0  # for servers that say "too much" without saying how long
 
 
+class Answer(Protocol):
+    """One reply as it is read. `has_ended`: nothing is left of it."""
+
+    has_ended: bool
+
+    async def more(self) -> Sequence[Delta]:
+        """Wait for the next deltas, usage on the very last; none at the end. Raises Failure."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back, or close it if more could come. Idempotent."""
+        ...
+
+
 class Adapter(Protocol):
     """Speaks one wire to one server."""
 
     costs: ReportedCosts
 
-    def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
-        """Send `request` for the server's `model`; yield its deltas, usage on the last. Raises Failure."""
+    async def ask(self, request: Request, model: str, secret: str | None) -> Answer:
+        """Send `request` for the server's `model` and wait for the head of its reply. Raises Failure."""
         ...
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
@@ -120,8 +134,8 @@ class Member:
         throttled = Overloaded(f"upstream '{self.name}' asks for {wait_s:.0f} s without requests", retry_after_s=wait_s)
         return Failure(Kind.THROTTLED, throttled, wait_s)
 
-    async def attempt(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Make one attempt and keep count of it. Raises Failure."""
+    def attempt(self, request: Request) -> Attempt:
+        """Begin an attempt, which has to be closed. Raises Failure."""
         key = self._keys.try_pick()
         grant = self._breaker.try_acquire() if key is not None and self._has_room else None
         if key is None or grant is None:
@@ -130,32 +144,7 @@ class Member:
         if span is not None:
             request = msgspec.structs.replace(request, span=span)
         self.in_flight += 1
-        start_s = self._clock.now()
-        is_first = True
-        outcome = "aborted"
-        deltas = self._adapter.attempt(request, self.models[request.model], key.secret)
-        try:
-            async for delta in deltas:
-                if is_first:
-                    is_first = False
-                    self._note_first(self._clock.now() - start_s)
-                    self._keys.mark_good(key)
-                if span is not None:
-                    _note(span, request, delta)
-                yield delta
-            outcome = "ok"
-            grant.answer(False)
-        except Failure as failure:
-            outcome = failure.kind.value
-            self._note_failure(failure, key, grant)
-            raise
-        finally:
-            self.in_flight -= 1
-            self._outcomes[outcome] += 1
-            grant.answer(None if is_first else False)
-            if span is not None:
-                span.end(error="" if outcome in ("ok", "aborted") else outcome)
-            await deltas.aclose()
+        return Attempt(self, request, key, grant, span)
 
     def _begin_span(self, request: Request, span: Span) -> Span:
         attempt = span.begin("attempt", model=request.model, calls_out=True)
@@ -211,8 +200,16 @@ class Member:
     def _has_room(self) -> bool:
         return self.in_flight < self._settings.max_parallel
 
-    def _note_first(self, ttft_s: float) -> None:
+    async def _ask(self, request: Request, key: Key) -> Answer:
+        return await self._adapter.ask(request, self.models[request.model], key.secret)
+
+    def _note_first(self, key: Key, ttft_s: float) -> None:
+        self._keys.mark_good(key)
         self.ttft_s = ttft_s if self.ttft_s is None else self.ttft_s + _SMOOTHING * (ttft_s - self.ttft_s)
+
+    def _note_end(self, outcome: str) -> None:
+        self.in_flight -= 1
+        self._outcomes[outcome] += 1
 
     def _note_failure(self, failure: Failure, key: Key, grant: Grant) -> None:
         if failure.kind in (Kind.TRANSIENT, Kind.DEAD_KEY, Kind.THROTTLED):
@@ -232,6 +229,60 @@ class Member:
                 grant.answer(False)  # it answered, and sensibly
             case Kind.BUSY:
                 grant.answer(None)
+
+
+class Attempt:
+    """One attempt, counted once however it ends. `has_ended`: nothing more comes of it."""
+
+    def __init__(self, member: Member, request: Request, key: Key, grant: Grant, span: Span | None) -> None:
+        self._member = member
+        self._request = request
+        self._key = key
+        self._grant = grant
+        self._span = span
+        self._answer: Answer | None = None
+        self._start_s = member._clock.now()
+        self._is_first = True
+        self.has_ended = False
+
+    async def more(self) -> Sequence[Delta]:
+        """Wait for the next deltas, none at the end. Raises Failure."""
+        if self.has_ended:
+            return ()
+        member, answer = self._member, self._answer
+        try:
+            if answer is None:
+                answer = self._answer = await member._ask(self._request, self._key)
+            deltas = await answer.more()
+        except Failure as failure:
+            member._note_failure(failure, self._key, self._grant)
+            self._end(failure.kind.value)
+            raise
+        if self._is_first and deltas:
+            self._is_first = False
+            member._note_first(self._key, member._clock.now() - self._start_s)
+        if self._span is not None:
+            for delta in deltas:
+                _note(self._span, self._request, delta)
+        if answer.has_ended or not deltas:
+            self._grant.answer(False)
+            self._end("ok")
+        return deltas
+
+    def close(self) -> None:
+        """Leave it; one that has not ended is an aborted one. Idempotent."""
+        self._end("aborted")
+
+    def _end(self, outcome: str) -> None:
+        if self.has_ended:
+            return
+        self.has_ended = True
+        self._member._note_end(outcome)
+        self._grant.answer(None if self._is_first else False)
+        if self._span is not None:
+            self._span.end(error="" if outcome in ("ok", "aborted") else outcome)
+        if self._answer is not None:
+            self._answer.close()
 
 
 def _note(span: Span, request: Request, delta: Delta) -> None:

@@ -5,14 +5,12 @@ Owns nothing between requests. Invariant: leaving an attempt early closes its co
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
 from headrace.core.conversation import Conversation
-from headrace.core.delta import Delta
 from headrace.core.request import Request
 from headrace.core.upstream_settings import UpstreamSettings
 from headrace.gateway.upstream.address import api_base, limits_of, request_headers, server_root
@@ -20,7 +18,7 @@ from headrace.gateway.upstream.openai_body import Dialect, encode_count, encode_
 from headrace.gateway.upstream.openai_events import OpenAIEvents
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.refusals import unsupported
-from headrace.gateway.upstream.replies import decoded, deltas_of
+from headrace.gateway.upstream.replies import Answer, decoded
 from headrace.gateway.upstream.reported import ReportedCosts
 from headrace.gateway.upstream.transport import Transport
 
@@ -48,8 +46,8 @@ class OpenAIAdapter:
         self._base = api_base(settings.url)
         self.costs = ReportedCosts(name, settings.reported_cost)
 
-    async def attempt(self, request: Request, model: str, secret: str | None) -> AsyncGenerator[Delta, None]:
-        """Send the request; yield its deltas, usage on the last. Raises Failure."""
+    async def ask(self, request: Request, model: str, secret: str | None) -> Answer:
+        """Send the request and wait for the head of its reply. Raises Failure."""
         given = request.given
         wants_stream = given is not None and given.wants_stream
         body = encode_request(request, model, self._dialect)
@@ -60,9 +58,7 @@ class OpenAIAdapter:
             headers.update(request.span.headers())
         reply = await self._transport.post(self._name, self._base + path, headers, body, self._limits, first_byte_s)
         reader = OpenAIEvents(self._name, request.n)
-        async with aclosing(deltas_of(self._name, reply, reader, self._settings.max_event_bytes)) as deltas:
-            async for delta in deltas:
-                yield self.costs.note(delta, reader.told_cost, reply)
+        return Answer(self._name, reply, reader, self.costs, self._settings.max_event_bytes)
 
     async def count(self, request: Request, model: str, secret: str | None) -> int:
         """Ask how many tokens the prompt has. Raises Failure, for servers that cannot count as well."""

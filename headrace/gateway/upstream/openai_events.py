@@ -8,7 +8,7 @@ Source: OpenAI API reference; `reasoning_content` and `reasoning` as vLLM, SGLan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -40,6 +40,11 @@ class _Words(msgspec.Struct):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[_Call] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Say whether there is text at most."""
+        return not (self.reasoning_content or self.reasoning or self.refusal or self.tool_calls)
 
 
 class _Top(msgspec.Struct):
@@ -104,6 +109,7 @@ class _Chunk(msgspec.Struct):
     prompt_token_ids: list[int] | None = None
 
 
+_NO_WORDS = _Words()
 _decoder = msgspec.json.Decoder(_Chunk)
 _FINISHES = {
     "stop": FinishReason.STOP,
@@ -128,30 +134,28 @@ class OpenAIEvents:
         self.is_done = False
         self.told_cost: ToldCost | None = None
 
-    def read(self, data: bytes) -> Iterator[Delta]:
-        """Yield the deltas of one event. Raises Failure."""
-        if data.strip() == b"[DONE]":
+    def read(self, data: bytes) -> Sequence[Delta]:
+        """Return the deltas of one event. Raises Failure."""
+        if data[:1] != b"{" and data.strip() == b"[DONE]":
             self.is_done = True
-            return
+            return ()
         chunk = self._decode(data)
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)
             self.told_cost = chunk.usage
         if chunk.prompt_token_ids:
             self._prompt_token_ids = tuple(chunk.prompt_token_ids)
-        for choice in chunk.choices or ():
-            yield from self._choice(choice)
+        return [delta for choice in chunk.choices or () if (delta := self._choice(choice)) is not None]
 
-    def read_whole(self, body: bytes) -> Iterator[Delta]:
-        """Yield the deltas of a whole reply. Raises Failure."""
-        yield from self.read(body)
-        yield from self.end()
+    def read_whole(self, body: bytes) -> Sequence[Delta]:
+        """Return the deltas of a whole reply. Raises Failure."""
+        return [*self.read(body), *self.end()]
 
-    def end(self) -> Iterator[Delta]:
-        """Yield the last ending with the usage. Raises Failure if the stream ended before its choices did."""
+    def end(self) -> Sequence[Delta]:
+        """Return the last ending with the usage. Raises Failure if the stream ended before its choices did."""
         if self._open or self._last is None:
             raise transient(self._upstream, "ended its reply before the answer was complete")
-        yield msgspec.structs.replace(self._last, usage=self._usage)
+        return [msgspec.structs.replace(self._last, usage=self._usage)]
 
     def _decode(self, data: bytes) -> _Chunk:
         try:
@@ -170,13 +174,16 @@ class OpenAIEvents:
         status = int(digits) if digits.isdigit() and 400 <= int(digits) < 600 else None
         return of_event(self._upstream, data, status, error.type or digits)
 
-    def _choice(self, choice: _Choice) -> Iterator[Delta]:
+    def _choice(self, choice: _Choice) -> Delta | None:
         if not 0 <= choice.index < self._n:
             raise transient(self._upstream, f"sent choice {choice.index} of {self._n}")
         if choice.index not in self._open:
-            return  # said again after its end
-        words = choice.delta or choice.message or _Words()
+            return None  # said again after its end
+        words = choice.delta or choice.message or _NO_WORDS
         text = choice.text if choice.text is not None else _plain(words.content)
+        is_all = choice.finish_reason is None and choice.token_ids is None and choice.logprobs is None
+        if is_all and words.is_plain and not self._prompt_token_ids:  # nearly every event
+            return Delta(index=choice.index, text=text) if text else None
         delta = Delta(
             index=choice.index,
             text=text,
@@ -189,18 +196,19 @@ class OpenAIEvents:
         )
         self._prompt_token_ids = ()
         if choice.finish_reason:
-            yield from self._end_choice(delta, choice.finish_reason, choice.stop_reason)
-        elif delta.text or delta.reasoning or delta.refusal or delta.tool_calls or delta.logprobs or delta.token_ids:
-            yield delta
+            return self._end_choice(delta, choice.finish_reason, choice.stop_reason)
+        has_words = delta.text or delta.reasoning or delta.refusal or delta.tool_calls
+        return delta if has_words or delta.logprobs or delta.token_ids else None
 
-    def _end_choice(self, delta: Delta, reason: str, stop: str | int | None) -> Iterator[Delta]:
+    def _end_choice(self, delta: Delta, reason: str, stop: str | int | None) -> Delta | None:
+        """Keep an ending back; return the one that was kept before it."""
         if reason in ("error", "abort"):
             raise transient(self._upstream, f"ended its answer with '{reason}'")
         self._open.discard(delta.index)
-        if self._last is not None:
-            yield self._last
+        before = self._last
         finish = _FINISHES.get(reason, FinishReason.STOP)
         self._last = msgspec.structs.replace(delta, finish=finish, stop_match=stop)
+        return before
 
 
 def _plain(content: str | list[_Text] | None) -> str:

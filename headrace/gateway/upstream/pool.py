@@ -20,9 +20,8 @@ from random import Random
 
 import msgspec
 
-from headrace.core.conversation import Conversation, TextPart, ToolResultPart
 from headrace.core.delta import Delta
-from headrace.core.errors import DeadlineExpired
+from headrace.core.errors import DeadlineExpired, HeadraceError
 from headrace.core.protocols import Clock
 from headrace.core.request import Request
 from headrace.core.upstream_settings import FailoverSettings
@@ -32,11 +31,10 @@ from headrace.gateway.upstream.endings import Endings
 from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.hedging import Started, begin, begin_hedged
 from headrace.gateway.upstream.member import Member
+from headrace.gateway.upstream.observed import Observed
 from headrace.gateway.upstream.replay import Replay
 from headrace.gateway.upstream.resuming import resume
 from headrace.gateway.upstream.retries import RetryAccount
-
-_BYTES_PER_TOKEN = 4  # where nobody has counted
 
 
 class Pool:
@@ -49,6 +47,7 @@ class Pool:
         retries: RetryAccount,
         clock: Clock,
         *,
+        observed: Observed | None = None,
         random: Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -56,6 +55,7 @@ class Pool:
         self._policy = policy
         self._retries = retries
         self._clock = clock
+        self._observed = observed
         self._random = random or Random()
         self._sleep = sleep
         self._chooser = Chooser(policy.choice, self._random)
@@ -67,24 +67,38 @@ class Pool:
         `finish` ERROR.
         """
         self._retries.earn()
-        endings = Endings(request.n, prompt_tokens(request))
-        started = await self._start_in_time(request)
-        replay = Replay(request)
-        delta: Delta | None = _from(started.member, started.first)
+        life = None if self._observed is None else self._observed.begin(request)
+        started: Started | None = None
         try:
-            while delta is not None:
-                endings.see(delta)
-                replay.see(delta)
-                if endings.is_complete and delta.usage is None:
-                    delta = msgspec.structs.replace(delta, usage=endings.usage())
-                yield delta
-                delta = await anext(started.deltas, None)
-        except Failure as failure:
-            async with aclosing(self._go_on(replay, request, started.member, failure, endings)) as rest:
-                async for delta in rest:
-                    yield delta
+            started = await self._start_in_time(request)
+            endings, replay = Endings(request), Replay(request)
+            deltas: Sequence[Delta] = (_from(started.member, started.first[0]), *started.first[1:])
+            try:
+                while deltas:
+                    for delta in deltas:
+                        endings.see(delta)
+                        if delta.finish is not None and delta.usage is None and endings.is_complete:
+                            delta = msgspec.structs.replace(delta, usage=endings.usage())
+                        replay.see(delta)
+                        if life is not None:
+                            life.see(delta)
+                        yield delta
+                    deltas = () if started.attempt.has_ended else await started.attempt.more()
+            except Failure as failure:
+                async with aclosing(self._go_on(replay, request, started.member, failure, endings)) as rest:
+                    async for delta in rest:
+                        if life is not None:
+                            life.see(delta)
+                        yield delta
+        except HeadraceError as error:
+            if life is not None:
+                life.refuse(error)
+            raise
         finally:
-            await started.deltas.aclose()
+            if started is not None:
+                started.attempt.close()
+            if life is not None:
+                life.end()
 
     async def _go_on(
         self, replay: Replay, request: Request, member: Member, failure: Failure, endings: Endings
@@ -172,16 +186,3 @@ class Pool:
 def _from(member: Member, delta: Delta) -> Delta:
     """Say with a delta who answers from here on."""
     return msgspec.structs.replace(delta, headers=(*delta.headers, ("x-headrace-upstream", member.name)))
-
-
-def prompt_tokens(request: Request) -> int:
-    """Count the prompt's tokens, or estimate them from its words where nothing here has counted."""
-    if request.prompt or request.source is None:
-        return len(request.prompt)
-    if isinstance(request.source, Conversation):
-        parts = [part for message in request.source.messages for part in message.parts]
-        parts += [inner for part in parts if isinstance(part, ToolResultPart) for inner in part.parts]
-        num_bytes = sum(len(part.text.encode()) for part in parts if isinstance(part, TextPart))
-    else:
-        num_bytes = len(request.source.encode())
-    return -(-num_bytes // _BYTES_PER_TOKEN)

@@ -11,7 +11,6 @@ stop string or half a character) is said first, and stop strings are matched her
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import msgspec
 
@@ -51,18 +50,22 @@ async def resume(replay: Replay, request: Request, member: Member) -> AsyncGener
         extras=(),
     )
     rest = msgspec.structs.replace(request, prompt=(*replay.prompt_ids, *ids), source=None, given=values)
-    async with aclosing(member.attempt(rest)) as deltas:
-        async for delta in deltas:
-            released, match = stops.feed(delta.text)
-            usage = _whole_usage(so_far, delta.usage)
-            if match is not None:
-                usage = usage or msgspec.structs.replace(so_far, is_estimate=True)
-                yield Delta(text=released, finish=FinishReason.STOP, stop_match=match, usage=usage)
-                return
-            if delta.finish is not None:
-                released += stops.flush()
-            if released or delta.finish is not None:
-                yield msgspec.structs.replace(delta, text=released, usage=usage)
+    attempt = member.attempt(rest)
+    try:
+        while deltas := await attempt.more():
+            for delta in deltas:
+                released, match = stops.feed(delta.text)
+                usage = _whole_usage(so_far, delta.usage)
+                if match is not None:
+                    usage = usage or msgspec.structs.replace(so_far, is_estimate=True)
+                    yield Delta(text=released, finish=FinishReason.STOP, stop_match=match, usage=usage)
+                    return
+                if delta.finish is not None:
+                    released += stops.flush()
+                if released or delta.finish is not None:
+                    yield msgspec.structs.replace(delta, text=released, usage=usage)
+    finally:
+        attempt.close()
 
 
 async def _tail(replay: Replay, request: Request, member: Member) -> tuple[str, list[int]]:

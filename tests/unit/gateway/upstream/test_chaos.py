@@ -128,6 +128,9 @@ BROKEN_LATER = [
     pytest.param(stream(chunk("Hel"), event({"error": {"message": "boom"}})), id="error event"),
     pytest.param(stream(chunk("Hel"), b"data: {garbage\n\n"), id="garbage"),
     pytest.param(stream(chunk("Hel"), b"y" * 5000), id="giant line"),
+    pytest.param(stream(chunk("Hel") + b"data: {garbage\n\n" + chunk("lo")), id="garbage in one read with words"),
+    pytest.param(stream(chunk("Hel") + event({"error": {"message": "boom"}})), id="error in one read with words"),
+    pytest.param(stream(chunk("Hel") + b"data: " + b"y" * 5000 + b"\n\n"), id="giant event in one read with words"),
     pytest.param(stream(chunk("Hel"), chunk("lo")[:30]), id="truncated event"),
 ]
 
