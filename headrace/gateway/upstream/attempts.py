@@ -41,6 +41,9 @@ class Attempts:
 
     def choose(self, chooser: Chooser, besides: Member | None = None) -> Member | None:
         """Return a member that may be tried now, if there is one."""
+        if not self._failures and besides is None:  # nothing has happened yet
+            fresh = [member for member in self._members if member.is_ready]
+            return chooser.choose(fresh) if fresh else None
         now = self._clock.now()
         ready = [
             member

@@ -7,6 +7,7 @@ Source: OpenAI API reference (chat, completions); the servers' own references fo
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,26 @@ from headrace.gateway.upstream.refusals import unsupported
 from headrace.gateway.upstream.replay import is_replayable
 
 Fields = dict[str, object]
+
+# What only some servers know: the field of `Given`, by the name of the wire.
+_SAMPLING = {
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "logit_bias": "logit_bias",
+    "seed": "seed",
+    "stop": "stop",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_tokens",
+    "ignore_eos": "ignore_eos",
+    "stop_token_ids": "stop_token_ids",
+    "include_stop_str_in_output": "include_stop_text",
+    "skip_special_tokens": "skip_special_tokens",
+}
+_sampling_of = attrgetter(*_SAMPLING.values())
+_NOTHING_GIVEN = (None,) * len(_SAMPLING)
 
 _LOW_BUDGET, _MEDIUM_BUDGET = 2048, 8192  # thinking tokens up to which an effort is called low and medium
 
@@ -91,34 +112,20 @@ def encode_count(request: Request, model: str, dialect: Dialect) -> bytes:
 
 def _add_values(fields: Fields, given: Given, dialect: Dialect) -> None:
     profile = dialect.profile
-    values: Fields = {
-        "presence_penalty": given.presence_penalty,
-        "frequency_penalty": given.frequency_penalty,
-        "logit_bias": dict(given.logit_bias) if given.logit_bias is not None else None,
-        "seed": given.seed,
-        "stop": list(given.stop) if given.stop is not None else None,
-        "top_k": given.top_k,
-        "min_p": given.min_p,
-        "typical_p": given.typical_p,
-        "repetition_penalty": given.repetition_penalty,
-        "min_tokens": given.min_tokens,
-        "ignore_eos": given.ignore_eos,
-        "stop_token_ids": list(given.stop_token_ids) if given.stop_token_ids is not None else None,
-        "include_stop_str_in_output": given.include_stop_text,
-        "skip_special_tokens": given.skip_special_tokens,
-    }
-    for name, value in values.items():
-        if value is None:
-            continue
-        if name not in profile.sampling:
-            raise unsupported(name, dialect.upstream, dialect.kind)
-        fields[profile.names.get(name, name)] = value
-    common: Fields = {
-        profile.max_tokens if "messages" in fields else "max_tokens": given.max_tokens,
-        "temperature": given.temperature,
-        "top_p": given.top_p,
-    }
-    fields.update({name: value for name, value in common.items() if value is not None})
+    values = _sampling_of(given)
+    if values != _NOTHING_GIVEN:
+        for name, value in zip(_SAMPLING, values, strict=True):
+            if value is None:
+                continue
+            if name not in profile.sampling:
+                raise unsupported(name, dialect.upstream, dialect.kind)
+            fields[profile.names.get(name, name)] = dict(value) if name == "logit_bias" else value
+    if given.max_tokens is not None:
+        fields[profile.max_tokens if "messages" in fields else "max_tokens"] = given.max_tokens
+    if given.temperature is not None:
+        fields["temperature"] = given.temperature
+    if given.top_p is not None:
+        fields["top_p"] = given.top_p
     if given.n is not None and given.n > 1:
         if not profile.has_n:
             raise unsupported("n", dialect.upstream, dialect.kind)
@@ -203,6 +210,10 @@ def _tool(tool: Tool | ForeignTool, dialect: Dialect) -> object:
 def _messages(conversation: Conversation, dialect: Dialect) -> list[Fields]:
     messages: list[Fields] = []
     for message in conversation.messages:
+        part = message.parts[0] if len(message.parts) == 1 and message.name is None else None
+        if isinstance(part, TextPart) and part.cache is None:  # nearly always
+            messages.append({"role": message.role, "content": part.text})
+            continue
         results = [part for part in message.parts if isinstance(part, ToolResultPart)]
         for result in results:
             messages.extend(_result_messages(result, dialect))

@@ -71,7 +71,8 @@ class Pool:
         started: Started | None = None
         try:
             started = await self._start_in_time(request)
-            endings, replay = Endings(request), Replay(request)
+            endings = Endings(request)
+            replay = Replay(request) if len(self._members) > 1 else None
             deltas: Sequence[Delta] = (_from(started.member, started.first[0]), *started.first[1:])
             try:
                 while deltas:
@@ -79,7 +80,8 @@ class Pool:
                         endings.see(delta)
                         if delta.finish is not None and delta.usage is None and endings.is_complete:
                             delta = msgspec.structs.replace(delta, usage=endings.usage())
-                        replay.see(delta)
+                        if replay is not None:
+                            replay.see(delta)
                         if life is not None:
                             life.see(delta)
                         yield delta
@@ -101,11 +103,12 @@ class Pool:
                 life.end()
 
     async def _go_on(
-        self, replay: Replay, request: Request, member: Member, failure: Failure, endings: Endings
+        self, replay: Replay | None, request: Request, member: Member, failure: Failure, endings: Endings
     ) -> AsyncGenerator[Delta, None]:
         """Yield the rest of an answer that broke off: from a replica if there is one, else its ending."""
         replicas = [other for other in self._members if other.is_ready and other.is_replica_of(member, request.model)]
-        if failure.kind is Kind.TRANSIENT and replay.can_go_on and replicas and self._retries.try_spend():
+        may_go_on = failure.kind is Kind.TRANSIENT and bool(replicas)
+        if may_go_on and replay is not None and replay.can_go_on and self._retries.try_spend():
             replica = self._chooser.choose(replicas)
             replica.num_resumed += 1
             try:

@@ -58,9 +58,11 @@ class ReportedCosts:
         if delta.usage is None or self._trust == "ignore":
             return delta
         nano = self._of_usage(told) if told is not None else None
-        for name in () if reply.is_event_stream else _HEADERS:
-            if nano is None and (text := reply.headers.get(name)) is not None:
-                nano = self._read(text.strip(), name)
+        if nano is None and not reply.is_event_stream:
+            headers = reply.headers
+            for name in _HEADERS:
+                if nano is None and (text := headers.get(name)) is not None:
+                    nano = self._read(text.strip(), name)
         if nano is None:
             return delta
         self.total_nano += nano
