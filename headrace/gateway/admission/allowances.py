@@ -16,11 +16,10 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from headrace.gateway.admission.asks import Ask, Granted, Pace, Terms
-from headrace.gateway.admission.book import ALLOWANCE, Reservation
-from headrace.gateway.admission.lending import NOTHING, Lot, Turn, Turned, holds_of_one, is_lendable, need
+from headrace.gateway.admission.book import ALLOWANCE, Reservation, begun
+from headrace.gateway.admission.lending import NOTHING, Draw, Lot, Turn, Turned, holds_of_one, is_lendable, need
 
 SHARE = 32
 FEW, MANY = 8, 256
@@ -30,17 +29,11 @@ HOPELESS_S = 5.0  # after an account had too little left to lend of
 MAX_ALLOWANCES = 256
 _MAX_RECENT = 1024
 _SAFE_LEASE = 0.5  # of a lease: less than that is left only where the database does not answer
+_NS = 10**9
 _Kind = tuple[str, str, str]
 
 
 Turns = list[tuple[_Kind, Turn]]
-
-
-class Draw(NamedTuple):
-    """A request that has begun, and what it took."""
-
-    ask: Ask
-    lot: Lot
 
 
 @dataclass(slots=True, eq=False)
@@ -73,8 +66,8 @@ class _Allowance:
         if not self.is_short:
             return Lot()
         goal = Lot(self.wanted, self.size.nano * self.wanted, self.size.tokens * self.wanted)
-        missing = Lot(*(max(0, full - has) for full, has in zip(goal, self.left, strict=True)))
-        return missing._replace(requests=max(1, missing.requests))
+        missing = goal.plus(self.left, -1)
+        return Lot(max(1, missing.requests), max(0, missing.nano), max(0, missing.tokens))
 
     def grow(self) -> None:
         """Want twice as much from now on: it did not last from one turn to the next."""
@@ -112,7 +105,7 @@ class Allowances:
         """Say whether the database has to hear of anything."""
         return any(one.draws or one.is_returning or (one.is_short and one.row is None) for one in self._kinds.values())
 
-    def try_draw(self, ask: Ask, now_s: float, now_ns: int) -> tuple[Granted, float] | None:
+    def try_draw(self, ask: Ask, now_s: float, now_ns: int) -> tuple[Granted, Reservation, float] | None:
         """Grant a request until its lease ends; None: the database has to be asked."""
         terms = ask.terms
         one = self._kinds.get(terms.kind)
@@ -125,32 +118,35 @@ class Allowances:
             one.terms = terms
         if one.lease_until_s - now_s < _SAFE_LEASE * self._lease_s or not is_lendable(ask):
             return None
-        lot = _, nano, tokens = need(ask)
+        lot, left = need(ask), one.left
+        nano, tokens = lot.nano, lot.tokens
         if nano > one.size.nano or tokens > one.size.tokens:
             one.size = Lot(1, max(nano, one.size.nano), max(tokens, one.size.tokens))
         one.is_used = True
-        if not one.left.covers(lot):
+        if not left.requests or left.nano < nano or left.tokens < tokens:
             one.grow()
             one.is_short = True
             return None
-        left = one.left = one.left.plus(lot, -1)
-        if 2 * left.requests < one.wanted:
+        num_left = left.requests - 1
+        one.left = Lot(num_left, left.nano - nano, left.tokens - tokens)
+        if 2 * num_left < one.wanted:
             one.is_short = True
-            if 4 * left.requests < one.wanted and not one.is_pressed and not one.flying:
+            if 4 * num_left < one.wanted and not one.is_pressed and not one.flying:
                 one.is_pressed = self.is_urgent = True
                 one.grow()
-        one.draws.append(Draw(ask, lot))
         self.num_drawn += 1
-        elapsed_ns = now_ns - one.stands_ns
+        holds, elapsed_ns = holds_of_one(ask, tokens), now_ns - one.stands_ns
+        reservation = begun(ask, nano, holds, now_ns, int(self._lease_s * _NS))
+        one.draws.append(Draw(reservation, lot))
         granted = Granted(
-            holds=holds_of_one(ask, tokens),
+            holds=holds,
             granted_nano=nano,
             num_output=ask.num_output,
-            requests=None if one.requests is None else _now(one.requests, left.requests, elapsed_ns),
-            tokens=None if one.tokens is None else _now(one.tokens, left.tokens, elapsed_ns),
+            requests=None if one.requests is None else _now(one.requests, num_left, elapsed_ns),
+            tokens=None if one.tokens is None else _now(one.tokens, one.left.tokens, elapsed_ns),
             spent_nano=one.spent_nano,
         )
-        return granted, one.lease_until_s
+        return granted, reservation, one.lease_until_s
 
     def note(self, ask: Ask, now_s: float) -> bool:
         """Hear of a request that the database has granted; say whether an allowance is to be lent for its kind."""
@@ -195,17 +191,17 @@ class Allowances:
         self._is_suspended = False
         until_s = asked_s + self._lease_s * 0.9
         for draw in one.flying:
-            self._tell(draw.ask.id, asked_s if turned is None else until_s)
+            self._tell(draw.reservation.id, asked_s if turned is None else until_s)
         one.flying = []
         if turned is None or turned.row is None:
             del self._kinds[kind]
             self._recent[kind] = asked_s if one.is_returning else asked_s + HOPELESS_S
             for draw in one.draws:  # begun meanwhile, out of what is no more: nobody vouches for it
-                self._tell(draw.ask.id, asked_s)
+                self._tell(draw.reservation.id, asked_s)
             return
         one.row, one.lease_until_s = turned.row, until_s
-        for _, lot in turn.draws:
-            one.lot = one.lot.plus(lot, -1)
+        for draw in turn.draws:
+            one.lot = one.lot.plus(draw.lot, -1)
         one.lot = one.lot.plus(turned.lent)
         one.left = one.left.plus(turned.lent)
         if turn.wish.requests:

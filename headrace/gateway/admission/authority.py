@@ -33,7 +33,7 @@ from headrace.core.stats import AdmissionStats
 from headrace.gateway.admission.allowances import IDLE_S, SHARE, Allowances, Turns
 from headrace.gateway.admission.asks import Ask, Granted
 from headrace.gateway.admission.batch import Answer, Batch, Command, Renew, Reserve, Settle, expire
-from headrace.gateway.admission.book import Book, Reservation
+from headrace.gateway.admission.book import Book, Reservation, begun
 from headrace.gateway.admission.fullness import Fullness
 from headrace.gateway.admission.lending import Turned
 from headrace.gateway.admission.swap import Swap
@@ -178,8 +178,10 @@ class Authority:
         now_ns = self.now_ns()
         drawn = self._allowances.try_draw(ask, self._clock.now(), now_ns)
         if drawn is not None:
-            granted, until_s = drawn
-            grant = self._begin(ask, granted, now_ns, until_s, is_written=False)
+            granted, reservation, until_s = drawn
+            self._live[ask.id] = grant = Grant(
+                ask=ask, granted=granted, reservation=reservation, lease_until_s=until_s, is_written=False
+            )
             if self._allowances.is_urgent:
                 self._start()
             elif self._timer is None:
@@ -194,7 +196,9 @@ class Authority:
 
     async def _ask_database(self, ask: Ask) -> Grant:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._put(_Queued(Reserve(ask), answer))
+        self._queue.append(_Queued(Reserve(ask), answer))
+        self._num_asking += 1
+        self._start()
         try:
             granted = await asyncio.shield(answer)  # a cancelled caller must not take the answer along
         except asyncio.CancelledError:
@@ -226,41 +230,20 @@ class Authority:
         if grant.is_shadow:
             self._shadow.settle(grant.reservation, settlement, self.now_ns())
             self._shadow.settlements.clear()
-        self._put(_Queued(Settle(grant.reservation, settlement), None))
+        self._queue.append(_Queued(Settle(grant.reservation, settlement), None))
+        if self._timer is None:
+            self._start_soon()
 
     def is_lost(self, grant: Grant) -> bool:
         """Say whether a request must stop because nobody vouches for its money any more."""
         return grant.ask.is_hard and self._clock.now() >= grant.lease_until_s
 
     def _begin(
-        self,
-        ask: Ask,
-        granted: Granted,
-        now_ns: int,
-        lease_until_s: float,
-        *,
-        is_written: bool = True,
-        is_shadow: bool = False,
+        self, ask: Ask, granted: Granted, now_ns: int, lease_until_s: float, *, is_shadow: bool = False
     ) -> Grant:
-        tenant, key_id, model = ask.terms.kind
-        reservation = Reservation(
-            id=ask.id,
-            lease_until_ns=now_ns + int(self._lease_s * _NS),
-            created_ns=now_ns,
-            tenant=tenant,
-            key_id=key_id,
-            model=model,
-            task=ask.task,
-            granted_nano=granted.granted_nano,
-            holds=granted.holds,
-        )
+        reservation = begun(ask, granted.granted_nano, granted.holds, now_ns, int(self._lease_s * _NS))
         grant = Grant(
-            ask=ask,
-            granted=granted,
-            reservation=reservation,
-            lease_until_s=lease_until_s,
-            is_written=is_written,
-            is_shadow=is_shadow,
+            ask=ask, granted=granted, reservation=reservation, lease_until_s=lease_until_s, is_shadow=is_shadow
         )
         self._live[ask.id] = grant
         return grant
@@ -295,14 +278,6 @@ class Authority:
         if isinstance(granted, Granted):
             grant = self._begin(ask, granted, self.now_ns(), 0.0)
             self.settle(grant, aborted(grant, self.now_ns()))
-
-    def _put(self, queued: _Queued) -> None:
-        self._queue.append(queued)
-        if queued.answer is not None:
-            self._num_asking += 1
-            self._start()
-        elif self._timer is None:
-            self._start_soon()
 
     def _start_soon(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._settle_s, self._start)

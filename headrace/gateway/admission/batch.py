@@ -97,14 +97,15 @@ class Batch:
 
     def rows(self) -> set[str]:
         """Name the reservations that the commands change and that should have a row."""
-        drawn = {ask.id for command in self.commands if isinstance(command, Turn) for ask, _ in command.draws}
         found: set[str] = set()
+        drawn: set[str] = set()
         for command in self.commands:
-            match command:
-                case Settle(known, _) | Renew(known):
-                    found.add(known.id)
-                case Turn(row=Reservation() as row):
-                    found.add(row.id)
+            if isinstance(command, Settle | Renew):
+                found.add(command.known.id)
+            elif isinstance(command, Turn):
+                if command.row is not None:
+                    found.add(command.row.id)
+                drawn.update([draw.reservation.id for draw in command.draws])
         return found - drawn
 
     def accounts(self) -> tuple[set[str], set[str]]:
@@ -112,33 +113,29 @@ class Batch:
         spends: set[str] = set()
         paces: set[str] = set()
         for command in self.commands:
-            match command:
-                case Reserve(ask):
-                    spends.update(hold.account for hold in ask.budgets)
-                    paces.update(hold.account for hold in ask.limits)
-                case Settle(known, _):
-                    spends.update(known.holds.spends)
-                    paces.update(hold.account for hold in known.holds.tokens)
-                    paces.update(known.holds.parallel)
-                case Turn(ask=ask) if command.touches_accounts:
-                    spends.update(hold.account for hold in ask.budgets)
-                    paces.update(hold.account for hold in ask.limits)
+            if isinstance(command, Settle):
+                holds = command.known.holds
+                spends.update(holds.spends)
+                paces.update(holds.parallel)
+                for token in holds.tokens:
+                    paces.add(token.account)
+            elif isinstance(command, Reserve) or (isinstance(command, Turn) and command.touches_accounts):
+                spends.update(command.ask.terms.spends)
+                paces.update(hold.account for hold in command.ask.terms.limits)
         return spends, paces
 
     def _decide(self, book: Book, command: Command) -> Answer:
-        match command:
-            case Reserve(ask):
-                try:
-                    return book.reserve(ask, self.now_ns, self.lease_ns)
-                except HeadraceError as refusal:
-                    return refusal
-            case Settle(known, settlement):
-                book.settle(known, settlement, self.now_ns)
-                return None
-            case Renew(known):
-                return book.renew(known, self.lease_ns, self.now_ns)
-            case Turn():
-                return take_turn(book, command, self.now_ns, self.lease_ns)
+        if isinstance(command, Settle):
+            book.settle(command.known, command.settlement, self.now_ns)
+            return None
+        if isinstance(command, Turn):
+            return take_turn(book, command, self.now_ns, self.lease_ns)
+        if isinstance(command, Renew):
+            return book.renew(command.known, self.lease_ns, self.now_ns)
+        try:
+            return book.reserve(command.ask, self.now_ns, self.lease_ns)
+        except HeadraceError as refusal:
+            return refusal
 
     async def _open(self, tx: Transaction) -> Book:
         book = Book()
@@ -146,7 +143,8 @@ class Batch:
         for row in await _rows(tx, self.dialect, f"SELECT {_RESERVATION} FROM reservations", self.rows()):
             found = rows.read_reservation(row)
             book.reservations[found.id] = found
-        begun = {ask.id for c in self.commands if isinstance(c, Turn) and _is_open(book, c.row) for ask, _ in c.draws}
+        turns = [c for c in self.commands if isinstance(c, Turn) and _is_open(book, c.row)]
+        begun = {draw.reservation.id for turn in turns for draw in turn.draws}
         ended = [c.known.id for c in self.commands if isinstance(c, Settle)]
         late = [one for one in ended if one not in book.reservations and one not in begun]
         for row in await _rows(tx, self.dialect, "SELECT id FROM settlements", late):

@@ -60,6 +60,22 @@ class Reservation(msgspec.Struct, kw_only=True, gc=False):
     holds: Holds
 
 
+def begun(ask: Ask, granted_nano: int, holds: Holds, now_ns: int, lease_ns: int) -> Reservation:
+    """Return the reservation of a request that begins now."""
+    tenant, key_id, model = ask.terms.kind
+    return Reservation(
+        id=ask.id,
+        lease_until_ns=now_ns + lease_ns,
+        created_ns=now_ns,
+        tenant=tenant,
+        key_id=key_id,
+        model=model,
+        task=ask.task,
+        granted_nano=granted_nano,
+        holds=holds,
+    )
+
+
 @dataclass(slots=True)
 class Book:
     """Accounts that are open now. An account that is not in it is new and empty."""
@@ -78,7 +94,7 @@ class Book:
         self._check_limits(ask, now_ns)
         granted_nano, num_output = self._afford(ask, now_ns)
         holds = self._take(ask, granted_nano, now_ns)
-        self.begin(ask, granted_nano, holds, now_ns, lease_ns)
+        self.begin(begun(ask, granted_nano, holds, now_ns, lease_ns), now_ns + lease_ns)
         return Granted(
             holds=holds,
             granted_nano=granted_nano,
@@ -89,21 +105,12 @@ class Book:
             spent_nano=tuple(self.spends[hold.account].spent_nano for hold in ask.budgets),
         )
 
-    def begin(self, ask: Ask, granted_nano: int, holds: Holds, now_ns: int, lease_ns: int) -> None:
+    def begin(self, reservation: Reservation, lease_until_ns: int) -> None:
         """Write down a request that may begin; its accounts are charged elsewhere."""
-        self.reservations[ask.id] = Reservation(
-            id=ask.id,
-            lease_until_ns=now_ns + lease_ns,
-            created_ns=now_ns,
-            tenant=ask.tenant,
-            key_id=ask.key_id,
-            model=ask.model,
-            task=ask.task,
-            granted_nano=granted_nano,
-            holds=holds,
-        )
-        self.changed.add(ask.id)
-        self.fresh.add(ask.id)
+        reservation.lease_until_ns = lease_until_ns
+        self.reservations[reservation.id] = reservation
+        self.changed.add(reservation.id)
+        self.fresh.add(reservation.id)
 
     def end(self, reservation_id: str) -> None:
         """Take a reservation off the book: its row goes, if it has one."""
@@ -118,13 +125,13 @@ class Book:
         found = self.reservations.get(known.id)
         if found is None and known.id in self.settled:
             return
-        charged_nano = 0
+        cost_nano = settlement.cost_nano or 0
         if found is not None and found.is_open:
             self.release(found, settlement.counts, now_ns)
         elif found is not None:
-            charged_nano = found.progress_nano
+            cost_nano -= found.progress_nano
         for account in known.holds.spends:
-            self._charge(account, (settlement.cost_nano or 0) - charged_nano, now_ns)
+            self._charge(account, cost_nano, now_ns)
         if found is not None:
             self.end(known.id)
         self.settled.add(known.id)
@@ -269,11 +276,12 @@ class Book:
         for account in found.holds.spends:
             self.spend(account, now_ns).reserved_nano -= found.granted_nano
             self.changed.add(account)
-        for hold in found.holds.tokens:
-            track = self.track(hold.account)
-            num = counts.num_input + counts.num_output - hold.num
-            track.full_ns = bucket.take(track.full_ns, now_ns, num, hold.amount, hold.period_ns)
-            self.changed.add(hold.account)
+        if found.holds.tokens:
+            used = counts.num_input + counts.num_output
+            for hold in found.holds.tokens:
+                track = self.track(hold.account)
+                track.full_ns = bucket.take(track.full_ns, now_ns, used - hold.num, hold.amount, hold.period_ns)
+                self.changed.add(hold.account)
         for account in found.holds.parallel:
             track = self.track(account)
             track.held = max(0, track.held - found.holds.slots)
@@ -300,7 +308,8 @@ class Book:
         spend = self.spends.get(account)
         if spend is None:
             spend = self.spends[account] = Spend.named(account)
-        spend.roll(now_ns // _NS)
+        if spend.window_s is not None:
+            spend.roll(now_ns // _NS)
         return spend
 
     def _charge(self, account: str, nano: int, now_ns: int) -> None:

@@ -6,7 +6,7 @@ Invariant: where a hard budget holds, no more is charged than was set aside for 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from headrace.core.delta import Usage
 from headrace.econ import divide
@@ -16,7 +16,7 @@ from headrace.gateway.budgets.price import TokenCounts
 REPORTED = "reported"
 
 
-class Money(NamedTuple):
+class Money(msgspec.Struct, frozen=True, gc=False):
     """What one request comes to, in nano-dollars; None is what is not known.
 
     cost      what the caller is charged; cached and output are parts of it

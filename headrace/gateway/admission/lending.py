@@ -27,7 +27,7 @@ from headrace.gateway.limits import bucket
 from headrace.gateway.limits.rules import What
 
 
-class Lot(NamedTuple):
+class Lot(msgspec.Struct, frozen=True, gc=False):
     """What an allowance holds: requests, and for all of them together money and tokens."""
 
     requests: int = 0
@@ -36,8 +36,9 @@ class Lot(NamedTuple):
 
     def plus(self, other: Lot, sign: int = 1) -> Lot:
         """Add, or with -1 take away."""
-        requests, nano, tokens = other
-        return Lot(self.requests + sign * requests, self.nano + sign * nano, self.tokens + sign * tokens)
+        return Lot(
+            self.requests + sign * other.requests, self.nano + sign * other.nano, self.tokens + sign * other.tokens
+        )
 
     def covers(self, other: Lot) -> bool:
         """Say whether it has at least as much of everything."""
@@ -45,6 +46,13 @@ class Lot(NamedTuple):
 
 
 NOTHING = Lot()
+
+
+class Draw(msgspec.Struct, frozen=True, gc=False):
+    """A request that has begun out of an allowance, and what it took; its reservation holds no more than that."""
+
+    reservation: Reservation
+    lot: Lot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,7 @@ class Turn:
     ask: Ask
     row: Reservation | None
     lot: Lot
-    draws: Sequence[tuple[Ask, Lot]]
+    draws: Sequence[Draw]
     wish: Lot
     is_return: bool
     new_id: str
@@ -105,9 +113,9 @@ def take_turn(book: Book, turn: Turn, now_ns: int, lease_ns: int) -> Turned | No
             return None
         book.end(row.id)
     lot = turn.lot
-    for ask, taken in turn.draws:
-        lot = lot.plus(taken, -1)
-        book.begin(ask, taken.nano, holds_of_one(ask, taken.tokens), now_ns, lease_ns)
+    for draw in turn.draws:
+        lot = lot.plus(draw.lot, -1)
+        book.begin(draw.reservation, now_ns + lease_ns)
     if turn.is_return:
         book.release(_row(turn, lot, now_ns, lease_ns), TokenCounts(), now_ns)
         return Turned(None)

@@ -183,7 +183,7 @@ class Admission:
 
     def _settlement(self, request: Request, grant: Grant, meter: _Meter, watch: Stopwatch) -> Settlement:
         ask, money = grant.ask, meter.money()
-        charge = self._claim(RequestId(ask.request_id))
+        charge = self._claim(request.request_id)
         tenant, key_id, model = ask.terms.kind
         return Settlement(
             id=ask.id,

@@ -39,7 +39,9 @@ class PriceTable:
         versions = self._prices.get(model)
         if versions is None:
             return None
-        now_s = self._wall_s() if len(versions) > 1 or versions[0][0] else 0.0
+        if len(versions) == 1 and not versions[0][0]:
+            return versions[0][1]
+        now_s = self._wall_s()
         return next((price for since_s, price in reversed(versions) if since_s <= now_s), None)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from array import array
-from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +23,7 @@ _PERSON = b"headrace-traffic"
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-class Traces(NamedTuple):
+class Traces(msgspec.Struct, frozen=True, gc=False):
     """What is remembered of how a request looked."""
 
     is_stream: bool = False
