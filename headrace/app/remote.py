@@ -1,7 +1,7 @@
 """Remote upstreams put into the server: a fleet from the settings, one served model per public name.
 
 Owns the fleet of this process from its building to `close`; without upstreams in the settings there is none, and its
-code is not even imported.
+HTTP client is not even imported (0.25 s and 9 MB at start).
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ HOMES = {
     "uvicorn": ["app"],
     "uvloop": ["app"],
     "httpx": ["bench", "cli", "model.store"],
-    "aiohappyeyeballs": ["gateway.upstream"],
+    "aiohttp": ["gateway.upstream"],
+    "yarl": ["gateway.upstream"],
     "prometheus_client": ["obs"],
     "opentelemetry": ["obs"],
     "jinja2": ["text"],
@@ -50,7 +51,7 @@ HOMES = {
     "pyarrow": ["cli.ledger_export"],
     "asyncpg": ["gateway"],
     "cryptography": ["gateway.audit.content"],
-    "httptools": ["app.http_protocol", "bench", "gateway.upstream"],
+    "httptools": ["app.http_protocol", "bench"],
     # Peers run in their own environments; `runner` is the script beside the peer's own.
     "llama_cpp": ["bench.peers"],
     "openvino": ["bench.peers"],
