@@ -22,7 +22,7 @@ from headrace.core.caller import Caller
 from headrace.core.errors import HeadraceError, InvalidRequest
 from headrace.core.random_ids import random_id
 from headrace.core.tracing import Span, stage
-from headrace.obs import LogTag, tag_logs, untag_logs
+from headrace.obs import LogTag, PlainRecord, tag_logs, untag_logs
 
 _SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _OPEN = ("/health", "/health/live", "/health/ready")  # `/health/progress` names requests and needs the key
@@ -103,16 +103,18 @@ class Access:
     def _write_line(self, visit: Visit, elapsed_ms: float) -> None:
         """Write the access log's line."""
         level = logging.DEBUG if visit.path in _POLLED else logging.INFO
+        if not _log.isEnabledFor(level):
+            return
         method, path, status, request_id = visit.method, visit.path, visit.status, visit.request_id
-        fields = {
+        fields: dict[str, object] = {
             "method": method,
             "path": path,
             "status": status,
             "duration_ms": round(elapsed_ms, 3),
             "request_id": request_id,
         }
-        line = "%s %s %s %.0f ms id=%s"
-        _log.log(level, line, method, path, status, elapsed_ms, request_id, extra={"fields": fields})
+        line = f"{method} {path} {status} {elapsed_ms:.0f} ms id={request_id}"
+        _log.handle(PlainRecord(_log.name, level, line, fields))
 
     def _begin_span(self, visit: Visit) -> Span | None:
         """Begin the trace of a call that asks a model; None for other calls and where tracing is off."""

@@ -29,6 +29,20 @@ class JsonReply:
         await send({"type": "http.response.body", "body": body})
 
 
+class _Names(dict[str, bytes]):
+    """Names of headers as they are sent; a few dozen are ours, what an upstream may add is not kept."""
+
+    def __missing__(self, name: str) -> bytes:
+        spelled = name.encode("latin-1")
+        if len(self) < _MOST_NAMES:
+            self[name] = spelled
+        return spelled
+
+
+_MOST_NAMES = 256
+_names = _Names()
+
+
 def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return headers as they are sent: names are lower-case, both are Latin-1."""
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return [(_names[name], value.encode("latin-1")) for name, value in headers.items()]

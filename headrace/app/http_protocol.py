@@ -94,11 +94,8 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         status, headers = message["status"], [*self.default_headers, *message.get("headers", ())]
         lines = [STATUS_LINE[status]]
-        names, values = [], []
         says_close = False
         for name, value in headers:
-            names.append(name)
-            values.append(value)
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length" and self.chunked_encoding is None:
                 self.expected_content_length = int(value)
@@ -108,7 +105,7 @@ class Exchange(RequestResponseCycle):
                 self.chunked_encoding = True
             elif name == b"connection":
                 says_close = says_close or b"close" in [token.strip() for token in value.lower().split(b",")]
-        if _BAD_NAME.search(b"".join(names)) or _BAD_VALUE.search(b"".join(values)):
+        if _BAD_NAME.search(b"".join(lines[1::4])) or _BAD_VALUE.search(b"".join(lines[3::4])):
             raise RuntimeError("a header of the answer has a character that no header may have")
         if says_close:
             self.keep_alive = False

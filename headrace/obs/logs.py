@@ -5,8 +5,8 @@
 
 Owns the process's log configuration; called once by `app.serving`. Bodies, prompts, answers and keys are never logged.
 Lines that are written while a request is served carry its id, and its trace's: tasks inherit the tag, other threads and
-long-lived tasks have none. A line costs a request about 10 µs: what no line tells (the place in the source, thread and
-process) is not looked up, and the time of day is spelled once a second.
+long-lived tasks have none. What no line tells (the place in the source, thread and process) is not looked up, and the
+time of day is spelled once a second.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import NamedTuple, TextIO
 import msgspec
 
 from headrace.core.settings import LogFormat
+from headrace.obs.log_lines import LineHandler
 
 
 class LogTag(NamedTuple):
@@ -127,7 +128,7 @@ def untag_logs(token: Token[LogTag | None]) -> None:
 
 def configure_logging(level: str, stream: TextIO | None = None, *, log_format: LogFormat = "text") -> None:
     """Send log lines of `level` and above to `stream` (None: standard error). Replaces earlier configuration."""
-    handler = logging.StreamHandler(stream)
+    handler = LineHandler(stream)
     handler.setFormatter(LineFormatter() if log_format == "text" else JsonFormatter())
     handler.addFilter(Seldom())
     root = logging.getLogger()

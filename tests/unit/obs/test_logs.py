@@ -70,6 +70,7 @@ def test_lines_of_a_request_and_of_the_tasks_it_begins_carry_its_ids() -> None:
     for stream, log_format in ((texts, "text"), (objects, "json")):
         configure_logging("info", stream, log_format=log_format)  # type: ignore[arg-type]
         asyncio.run(request())
+        logging.getLogger().handlers[0].flush()
     first, second, third = texts.getvalue().splitlines()
     assert first.endswith("upstream 'u' broke off id=r1 trace=0af7")
     assert second.endswith("request r1 aborted trace=0af7")
