@@ -2,10 +2,10 @@
 
 Owns the queue of commands and this gateway's live grants. One batch is under way at a time, so commands gather while
 the one before is written; a request that they grant is written down before it begins. A settlement by itself
-starts no batch for SETTLE_S: it goes along with the next reservation. Callers that ask again and again are granted at
-once, out of what was lent for them before (`admission.allowances`); that is written down with the next batch.
+starts no batch before the next beat (`store.beats`). Callers that ask again and again are granted at once, out of
+what was lent for them before (`admission.allowances`); that is written down with the next batch.
 
-    stage ─ reserve ─► allowance ─► Granted, written within SETTLE_S
+    stage ─ reserve ─► allowance ─► Granted, written with the next beat
                └─────► queue ─► batch ─► one transaction ─► Granted or refusal
           ─ settle ──► queue          (not waited for)
 
@@ -41,12 +41,12 @@ from headrace.gateway.admission.upkeep import database_ahead_ns, find_expired, f
 from headrace.gateway.budgets.price import TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.store import Database, Deadlock
+from headrace.gateway.store.beats import BEAT_S, until_beat
 from headrace.obs import tag_logs
 
 MAX_BATCH = 256
 MAX_LATE = 100_000
 RETRY_S = 0.5
-SETTLE_S = 0.04
 _UPKEEP_S = 3600.0
 _NS = 10**9
 _log = logging.getLogger(__name__)
@@ -96,11 +96,11 @@ class Authority:
         clock: Clock,
         *,
         lease_s: float,
-        settle_s: float = SETTLE_S,
+        settle_s: float = BEAT_S,
         lend_share: int = SHARE,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Make an authority. A settlement waits `settle_s` at most for company; `lend_share`: see `Allowances`."""
+        """Make an authority. `settle_s` is the time between two beats; `lend_share`: see `Allowances`."""
         self._database = database
         self._swap = Swap(database) if database.dialect == "postgres" else None
         self._settle_s = settle_s
@@ -280,7 +280,8 @@ class Authority:
             self.settle(grant, aborted(grant, self.now_ns()))
 
     def _start_soon(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._settle_s, self._start)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(until_beat(loop.time(), self._settle_s), self._start)
 
     def _start(self) -> None:
         if self._timer is not None:

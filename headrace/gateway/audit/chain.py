@@ -172,7 +172,7 @@ def as_head(row: Row) -> Head:
 
 
 def _place(entry: Entry, seq: int, key_name: str) -> AuditRow:
-    fields = {name: getattr(entry.event, name) for name in AuditEvent.__struct_fields__}
+    fields = msgspec.structs.asdict(entry.event)
     return AuditRow(seq=seq, uid=entry.uid, key_name=key_name, content_digest=content_digest(entry.content), **fields)
 
 

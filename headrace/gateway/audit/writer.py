@@ -1,7 +1,7 @@
 """The writer: events of this process into the chain, in batches, off the path of requests.
 
-Owns what is not written yet. Events of GATHER_S are one transaction; SQLite syncs within 50 ms more, Postgres when it
-commits, so what has happened is on the disk within a tenth of a second. Nobody waits for it.
+Owns what is not written yet. Events until a beat (`store.beats`) are one transaction; SQLite syncs within 50 ms more,
+Postgres when it commits, so what has happened is on the disk within a tenth of a second. Nobody waits for it.
 Without the database events wait in memory, `max_buffered` and MAX_BYTES at most. Beyond that either calls are refused
 (503) until there is room, or events are given up and counted; the log itself says how many, once it goes on.
 Callers without a key cannot fill the log: beyond DOOR_PER_S their refusals are only counted.
@@ -29,9 +29,10 @@ from headrace.gateway.audit.chain import Chain, Entry, Head
 from headrace.gateway.audit.content import ContentSafe
 from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.store import Database, Deadlock, RuleBroken, Transaction
+from headrace.gateway.store.beats import BEAT_S, until_beat
 from headrace.obs import tag_logs
 
-GATHER_S = 0.02
+GATHER_S = BEAT_S
 RETRY_S = 0.5
 CLOSE_S = 5.0
 MAX_BATCH = 512
@@ -187,7 +188,7 @@ class AuditWriter:
         tag_logs(None)  # begun by one call, writes for all
         while self._waiting or self._unsure:
             if not self._is_closing:
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(until_beat(asyncio.get_running_loop().time(), GATHER_S))
             try:
                 await self._write()
             except Deadlock:

@@ -1,13 +1,14 @@
 """Fsync of a write-ahead log, off the path of commits: at most every INTERVAL_S, and only while there are commits.
 
-Owns one thread, asleep while nothing is written. What is committed survives the death of the process at once, and the
-death of the machine after INTERVAL_S and one fsync.
+Owns one thread, asleep while nothing is written, and a descriptor of the log. What is committed survives the death of
+the process at once, and the death of the machine after INTERVAL_S and one fsync.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 from pathlib import Path
 
@@ -20,36 +21,36 @@ class LogSync:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changed = threading.Event()
+        self._is_marked = False
+        self._marks: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="headrace-sync", daemon=True)
         self._thread.start()
 
     def mark(self) -> None:
         """Say that the file has grown."""
-        self._changed.set()
+        if not self._is_marked:
+            self._is_marked = True
+            self._marks.put(True)
 
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
-        self._changed.set()
+        self._marks.put(False)
         self._thread.join()
 
     def _work(self) -> None:
-        while True:
-            self._changed.wait()
-            if self._stopping.is_set():
-                return
-            self._changed.clear()
-            self._sync()
-            self._stopping.wait(INTERVAL_S)
-
-    def _sync(self) -> None:
+        descriptor = -1
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fdatasync(descriptor)
-            finally:
+            while self._marks.get() and not self._stopping.is_set():
+                self._is_marked = False
+                try:
+                    if descriptor < 0:
+                        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                    os.fdatasync(descriptor)
+                except OSError as err:
+                    _log.warning("%s could not be synced: %s", self._path.name, err.strerror)
+                self._stopping.wait(INTERVAL_S)
+        finally:
+            if descriptor >= 0:
                 os.close(descriptor)
-        except OSError as err:
-            _log.warning("%s could not be synced: %s", self._path.name, err.strerror)

@@ -92,6 +92,21 @@ def test_a_drawn_request_is_written_down_while_it_runs(url: str) -> None:
     play(url, scene)
 
 
+def test_an_allowance_grows_before_it_runs_out_of_requests(url: str) -> None:
+    async def scene(s: Scene) -> None:
+        await s.budgets.set("all", 100_000)
+        await s.load()
+        await open_allowance(s)
+        for num in (7, 13, 26):  # more each time than the one before had left
+            for grant in draw(s, num):
+                s.settle(grant, 5, 5)
+            await s.written()
+        await forget(s)
+        assert await s.accounts() == [(480, 0)]
+
+    play(url, scene)
+
+
 def test_what_is_nearly_used_up_is_never_lent(url: str) -> None:
     async def scene(s: Scene) -> None:
         await s.budgets.set("all", 319)  # a 32nd of it is less than a request
