@@ -94,16 +94,16 @@ class Admission:
                 grant = await self._authority.reserve(self._ask(request))
         watch.grant()
         meter = _Meter(grant)
-        is_lost = self._authority.is_lost if grant.ask.is_hard else _never
+        is_paid, is_hard = bool(grant.ask.terms.budgets), grant.ask.is_hard
         try:
             deltas = _generator(following(_fitted(request, grant)))
             try:
                 async for delta in deltas:
                     counted = meter.count(delta)
-                    watch.hand_over(has_words=delta.has_words)
+                    watch.hand_over(has_words=watch.is_silent and delta.has_words)
                     yield counted
                     watch.come_back()
-                    if meter.is_over or is_lost(grant):
+                    if is_paid and (meter.is_over or (is_hard and self._authority.is_lost(grant))):
                         break
                 else:
                     return
@@ -229,15 +229,15 @@ class _Meter:
 
     @property
     def is_over(self) -> bool:
-        """Say whether more was written than may be paid for, and the upstream has not ended by itself."""
+        """Say whether more was written than was set aside, and the upstream has not ended by itself."""
         grant = self._grant
-        return self.usage is None and grant.num_output > grant.granted.num_output and bool(grant.ask.terms.budgets)
+        return self.usage is None and grant.num_output > grant.granted.num_output
 
     def count(self, delta: Delta) -> Delta:
         """Take a delta into account; return it, the first with the headers of the reply."""
         grant = self._grant
         grant.has_input = True
-        grant.num_output += output_of(delta)
+        grant.num_output += len(delta.token_ids) or output_of(delta)
         self._counts = self._money = None
         if delta.finish is not None:
             self.finished.append(delta.index)
@@ -302,11 +302,6 @@ def reply_headers(grant: Grant) -> tuple[tuple[str, str], ...]:
     if ask.price is not None and ask.terms.budgets:
         headers.append(("x-headrace-reserved-usd", show_usd(granted.granted_nano)))
     return tuple(headers)
-
-
-def _never(grant: Grant) -> bool:
-    """Say that nobody has to vouch for a request's money: no hard budget pays."""
-    return False
 
 
 def _fitted(request: Request, grant: Grant) -> Request:

@@ -61,13 +61,14 @@ _NOTHING_DONE = Charge(0, None)
 class Stopwatch:
     """Notes when a request moves on. Owned by its stage."""
 
-    __slots__ = ("_arrival_s", "_first_s", "_granted_s", "_handed_s", "_now", "_reading_s")
+    __slots__ = ("_arrival_s", "_first_s", "_granted_s", "_handed_s", "_now", "_reading_s", "is_silent")
 
     def __init__(self, clock: Clock, arrival_s: float) -> None:
         self._now: Callable[[], float] = clock.now
         self._granted_s = begun_s = clock.now()
         self._arrival_s = arrival_s if 0.0 < arrival_s <= begun_s else begun_s
         self._first_s: float | None = None
+        self.is_silent = True  # until it hands over words
         self._reading_s = 0.0
         self._handed_s = 0.0
 
@@ -78,8 +79,8 @@ class Stopwatch:
     def hand_over(self, *, has_words: bool) -> None:
         """Note that its reader gets something."""
         self._handed_s = now = self._now()
-        if has_words and self._first_s is None:
-            self._first_s = now
+        if has_words and self.is_silent:
+            self._first_s, self.is_silent = now, False
 
     def come_back(self) -> None:
         """Note that its reader wants more."""
