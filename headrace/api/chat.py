@@ -124,7 +124,7 @@ class ChatWire:
                 self._num_generated += len(delta.token_ids)
                 if self._has_token_ids:
                     self._untold_ids.setdefault(delta.index, []).extend(delta.token_ids)
-                if delta.has_words or delta.finish is not None or delta.logprobs or delta.prompt_logprobs:
+                if delta.text or delta.finish is not None or delta.has_words or delta.logprobs or delta.prompt_logprobs:
                     yield event(_encoder.encode(self._chunk(delta)))
         finally:
             await close(deltas)
@@ -154,7 +154,8 @@ class ChatWire:
             choice.stop_reason = self._model.stop_reason(delta.stop_match)
         chunk = ChatChunk(self._request.request_id, self._created, self._model.name, [choice], self._usage_so_far())
         chunk.system_fingerprint = self._fingerprint
-        chunk.prompt_logprobs = prompt_logprobs_reply(delta.prompt_logprobs)
+        if delta.prompt_logprobs:
+            chunk.prompt_logprobs = prompt_logprobs_reply(delta.prompt_logprobs)
         if self._has_token_ids:
             choice.token_ids = self._untold_ids.pop(delta.index, [])
             if not self._has_prompt_ids_told:

@@ -128,6 +128,7 @@ class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     _answering: Exchange | None = None
+    _idle_since_s: float | None = None  # by the loop's time; None while there is something to answer
 
     def on_headers_complete(self) -> None:
         """Begin the request whose headers are there, or queue it behind the one that is being answered."""
@@ -168,8 +169,40 @@ class Connection(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
+    def on_response_complete(self) -> None:
+        """Go on with the next request of a pipeline, or begin to wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since_s = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it has been idle for long; one timer lasts for many requests."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since_s is None or self.transport.is_closing():
+            return
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._look_again(left_s)
+        else:
+            self.transport.close()
+
+    def _look_again(self, after_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(after_s, self.timeout_keep_alive_handler)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the call that is being answered, be it the last that came or not."""
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         if self._answering is not None:
             self._answering.hear_disconnect()

@@ -41,8 +41,8 @@ class Wire(asyncio.Transport):
         self.is_paused = False
 
 
-def connected(app: Any) -> tuple[Connection, Wire]:
-    config = Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
+def connected(app: Any, **settings: Any) -> tuple[Connection, Wire]:
+    config = Config(app, ws="none", lifespan="off", log_config=None, access_log=False, **settings)
     connection, wire = Connection(config, ServerState(), {}), Wire()
     connection.connection_made(wire)
     return connection, wire
@@ -230,5 +230,36 @@ def test_a_watch_that_was_taken_back_hears_nothing() -> None:
         for task in connection.tasks:
             task.cancel()
         await asyncio.gather(*connection.tasks, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_an_idle_connection_is_closed_in_time_and_one_at_work_is_not() -> None:
+    async def main() -> None:
+        ready = asyncio.Event()
+
+        async def slow(scope: Any, receive: Any, send: Any) -> None:
+            await ready.wait()
+            await whole(scope, receive, send)
+
+        connection, wire = connected(slow, timeout_keep_alive=1000)
+        connection.data_received(GET)
+        connection.timeout_keep_alive_handler()  # of an earlier idle time
+        ready.set()
+        await until(lambda: wire.writes)
+        timer = connection.timeout_keep_alive_task
+        assert timer is not None
+        connection.timeout_keep_alive_handler()  # too early
+        assert not wire.is_closed
+        assert connection.timeout_keep_alive_task is not None
+        timer.cancel()
+        connection.data_received(GET)
+        await until(lambda: len(wire.writes) == 2)
+        connection.connection_lost(None)
+        assert connection.timeout_keep_alive_task.cancelled()
+        connection, wire = connected(whole, timeout_keep_alive=0)
+        connection.data_received(GET)
+        await until(lambda: wire.is_closed)
+        assert len(wire.writes) == 1
 
     asyncio.run(main())
