@@ -20,6 +20,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from yarl import URL
 
+import headrace
 from headrace.core.errors import UpstreamFailed
 from headrace.gateway.upstream.failure import Failure, Kind, timed_out, transient
 
@@ -27,6 +28,7 @@ _KEEP_ALIVE_S = 15.0  # shorter than servers keep idle connections, so that none
 _CHUNK_BYTES = 64 << 10
 _DRAIN_S = 0.05
 _MOST_URLS = 1024
+_NAME = f"headrace/{headrace.__version__}"
 _LINE_BREAKS = frozenset("\r\n\0")
 
 
@@ -173,7 +175,7 @@ class Transport:
                 response = await self._open().request(
                     method,
                     place,
-                    data=body,
+                    data=None if body is None else aiohttp.BytesPayload(body),
                     headers=headers,
                     timeout=_timeout(limits.connect_s),
                     allow_redirects=False,
@@ -199,9 +201,9 @@ class Transport:
                 connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
                 read_bufsize=_CHUNK_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # Compressed replies could be far larger than their bytes; none is asked for.
-                headers={"accept-encoding": "identity"},
-                skip_auto_headers=("User-Agent",),
+                # Compressed replies could be far larger than their bytes; none is asked for. All that aiohttp would
+                # add by itself is said here: without a list of what to skip it takes a shorter way.
+                headers={"accept-encoding": "identity", "accept": "*/*", "user-agent": _NAME},
                 auto_decompress=False,
             )
         return self._session

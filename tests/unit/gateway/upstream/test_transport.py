@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from headrace import __version__
 from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.transport import Limits, Reply, Transport
 from tests.patient_loop import run_patiently
@@ -112,9 +113,10 @@ def test_a_request_says_what_it_should_and_nothing_else() -> None:
             )
             netloc = url.split("/")[2].encode()
             assert server.requests == [
-                b"POST /v1/x HTTP/1.1\r\nHost: " + netloc + b"\r\naccept-encoding: identity\r\n"
+                b"POST /v1/x HTTP/1.1\r\nHost: " + netloc + b"\r\naccept-encoding: identity\r\naccept: */*\r\n"
+                b"user-agent: headrace/" + __version__.encode() + b"\r\n"
                 b"content-type: application/json\r\nauthorization: Bearer k\r\n"
-                b'Accept: */*\r\nContent-Length: 7\r\n\r\n{"a":1}'
+                b'Content-Length: 7\r\n\r\n{"a":1}'
             ]
             reply.close()
 
