@@ -49,7 +49,7 @@ def connected(app: Any, **settings: Any) -> tuple[Connection, Wire]:
 
 
 async def until(is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not is_so():
             await asyncio.sleep(0)
 
