@@ -36,7 +36,7 @@ class Endings:
     def see(self, delta: Delta) -> None:
         """Note a delta that passes."""
         if delta.text:
-            self._num_bytes += _bytes_in(delta.text)
+            self._num_bytes += len(delta.text) if delta.text.isascii() else len(delta.text.encode())
         if delta.token_ids:
             self._num_tokens += len(delta.token_ids)
         if delta.reasoning or delta.refusal:

@@ -201,9 +201,6 @@ class Member:
     def _has_room(self) -> bool:
         return self.in_flight < self._settings.max_parallel
 
-    async def _ask(self, request: Request, key: Key) -> Answer:
-        return await self._adapter.ask(request, self.models[request.model], key.secret)
-
     def _note_first(self, key: Key, ttft_s: float) -> None:
         self._keys.mark_good(key)
         self.ttft_s = ttft_s if self.ttft_s is None else self.ttft_s + _SMOOTHING * (ttft_s - self.ttft_s)
@@ -253,7 +250,8 @@ class Attempt:
         member, answer = self._member, self._answer
         try:
             if answer is None:
-                answer = self._answer = await member._ask(self._request, self._key)
+                model = member.models[self._request.model]
+                answer = self._answer = await member._adapter.ask(self._request, model, self._key.secret)
             deltas = await answer.more()
         except Failure as failure:
             member._note_failure(failure, self._key, self._grant)

@@ -41,11 +41,6 @@ class _Words(msgspec.Struct):
     refusal: str | None = None
     tool_calls: list[_Call] | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Say whether there is text at most."""
-        return not (self.reasoning_content or self.reasoning or self.refusal or self.tool_calls)
-
 
 class _Top(msgspec.Struct):
     token: str
@@ -181,33 +176,39 @@ class OpenAIEvents:
             return None  # said again after its end
         words = choice.delta or choice.message or _NO_WORDS
         text = choice.text if choice.text is not None else _plain(words.content)
-        is_all = choice.finish_reason is None and choice.token_ids is None and choice.logprobs is None
-        if is_all and words.is_plain and not self._prompt_token_ids:  # nearly every event
-            return Delta(index=choice.index, text=text) if text else None
+        is_more = choice.finish_reason or choice.token_ids or choice.logprobs or self._prompt_token_ids
+        if not (is_more or words.reasoning_content or words.reasoning or words.refusal or words.tool_calls):
+            return Delta(index=choice.index, text=text) if text else None  # nearly every event
         delta = Delta(
             index=choice.index,
             text=text,
             reasoning=words.reasoning_content or words.reasoning or "",
             refusal=words.refusal or "",
-            tool_calls=tuple(_call(i, call) for i, call in enumerate(words.tool_calls or ())),
+            tool_calls=tuple([_call(i, call) for i, call in enumerate(words.tool_calls)]) if words.tool_calls else (),
             logprobs=_logprobs(choice.logprobs) if choice.logprobs is not None else (),
             token_ids=tuple(choice.token_ids or ()),
             prompt_token_ids=self._prompt_token_ids,
+            finish=self._finish(choice.finish_reason) if choice.finish_reason else None,
+            stop_match=choice.stop_reason if choice.finish_reason else None,
         )
-        self._prompt_token_ids = ()
-        if choice.finish_reason:
-            return self._end_choice(delta, choice.finish_reason, choice.stop_reason)
+        if delta.finish is not None:
+            return self._keep(delta)
         has_words = delta.text or delta.reasoning or delta.refusal or delta.tool_calls
-        return delta if has_words or delta.logprobs or delta.token_ids else None
+        if not (has_words or delta.logprobs or delta.token_ids):
+            return None  # a role; the prompt's tokens go with the first words
+        self._prompt_token_ids = ()
+        return delta
 
-    def _end_choice(self, delta: Delta, reason: str, stop: str | int | None) -> Delta | None:
-        """Keep an ending back; return the one that was kept before it."""
+    def _finish(self, reason: str) -> FinishReason:
         if reason in ("error", "abort"):
             raise transient(self._upstream, f"ended its answer with '{reason}'")
-        self._open.discard(delta.index)
-        before = self._last
-        finish = _FINISHES.get(reason, FinishReason.STOP)
-        self._last = msgspec.structs.replace(delta, finish=finish, stop_match=stop)
+        return _FINISHES.get(reason, FinishReason.STOP)
+
+    def _keep(self, ending: Delta) -> Delta | None:
+        """Keep an ending back until the usage has come; return the one that was kept before it."""
+        self._open.discard(ending.index)
+        self._prompt_token_ids = ()
+        before, self._last = self._last, ending
         return before
 
 

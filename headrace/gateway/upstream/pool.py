@@ -70,7 +70,7 @@ class Pool:
         life = None if self._observed is None else self._observed.begin(request)
         started: Started | None = None
         try:
-            started = await self._start_in_time(request)
+            started = await (self._start(request) if request.deadline_s is None else self._start_in_time(request))
             endings = Endings(request)
             replay = Replay(request) if len(self._members) > 1 else None
             deltas: Sequence[Delta] = (_from(started.member, started.first[0]), *started.first[1:])
@@ -137,8 +137,7 @@ class Pool:
 
     async def _start_in_time(self, request: Request) -> Started:
         """Start before the request's deadline passes. Raises HeadraceError."""
-        if request.deadline_s is None:
-            return await self._start(request)
+        assert request.deadline_s is not None
         try:
             async with asyncio.timeout(request.arrival_s + request.deadline_s - self._clock.now()):
                 return await self._start(request)
@@ -160,16 +159,16 @@ class Pool:
                 await self._sleep(wait_s)
                 continue
             try:
-                return await self._begin(member, request, attempts)
+                if self._policy.hedge_after_s is None:
+                    return await begin(member, request)
+                return await self._begin_hedged(member, request, attempts, self._policy.hedge_after_s)
             except Failure as failure:
                 attempts.note(member, failure)
                 self._check_another(member, failure, attempts)
 
-    async def _begin(self, member: Member, request: Request, attempts: Attempts) -> Started:
-        hedge_after_s = self._policy.hedge_after_s
-        if hedge_after_s is None:
-            return await begin(member, request)
-
+    async def _begin_hedged(
+        self, member: Member, request: Request, attempts: Attempts, hedge_after_s: float
+    ) -> Started:
         def second() -> Member | None:
             other = attempts.choose(self._chooser, besides=member)
             return other if other is not None and self._retries.try_spend() else None

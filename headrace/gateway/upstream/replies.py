@@ -109,7 +109,8 @@ class Answer:
             self._failure = failure
         for i, delta in enumerate(deltas):
             if delta.usage is not None:
-                deltas[i] = self._costs.note(delta, self._reader.told_cost, self._reply)
+                headers = self._reply.headers if self._events is None else {}  # a stream's came before its cost
+                deltas[i] = self._costs.note(delta, self._reader.told_cost, headers)
         return deltas
 
     def close(self) -> None:

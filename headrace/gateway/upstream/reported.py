@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import TypeVar
 
@@ -19,7 +20,6 @@ import msgspec
 from headrace.core.delta import Delta
 from headrace.core.upstream_settings import CostTrust
 from headrace.econ import NANO_PER_USD
-from headrace.gateway.upstream.transport import Reply
 
 _HEADERS = ("x-headrace-cost-usd", "x-litellm-response-cost")
 _NOTHING = ("", "null", "None")  # LiteLLM writes None where it knows no price
@@ -53,16 +53,14 @@ class ReportedCosts:
         self._has_warned = False
         self.total_nano = 0
 
-    def note(self, delta: Delta, told: ToldCost | None, reply: Reply) -> Delta:
-        """Return a delta of `reply`; the one with the usage, with what was reported of the answer's cost."""
+    def note(self, delta: Delta, told: ToldCost | None, headers: Mapping[str, str]) -> Delta:
+        """Return a delta of a reply; the one with the usage, with what was reported of the answer's cost."""
         if delta.usage is None or self._trust == "ignore":
             return delta
         nano = self._of_usage(told) if told is not None else None
-        if nano is None and not reply.is_event_stream:
-            headers = reply.headers
-            for name in _HEADERS:
-                if nano is None and (text := headers.get(name)) is not None:
-                    nano = self._read(text.strip(), name)
+        for name in _HEADERS:
+            if nano is None and (text := headers.get(name)) is not None:
+                nano = self._read(text.strip(), name)
         if nano is None:
             return delta
         self.total_nano += nano

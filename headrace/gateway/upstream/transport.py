@@ -27,6 +27,7 @@ from headrace.gateway.upstream.failure import Failure, Kind, timed_out, transien
 _KEEP_ALIVE_S = 15.0  # shorter than servers keep idle connections, so that none is closed as a request goes out
 _CHUNK_BYTES = 64 << 10
 _DRAIN_S = 0.05
+_SLACK_S = 1e-3  # a loop's clock may tell whole milliseconds
 _MOST_URLS = 1024
 _NAME = f"headrace/{headrace.__version__}"
 _LINE_BREAKS = frozenset("\r\n\0")
@@ -68,7 +69,9 @@ class Reply:
         self._limits = limits
         self._deadline_s = deadline_s
         self._num_bytes = 0
-        self._is_left = False
+        self._is_left = self._is_waiting = False
+        self._until_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
@@ -86,11 +89,7 @@ class Reply:
         try:
             piece: bytes = content.read_nowait()
             if not piece:
-                if content.at_eof():
-                    return b""
-                until_s = min(asyncio.get_running_loop().time() + self._limits.idle_s, self._deadline_s)
-                async with asyncio.timeout_at(until_s):
-                    piece = await content.readany()
+                piece = b"" if content.at_eof() else await self._wait()
         except TimeoutError as err:
             raise timed_out(self._upstream, self._silence()) from err
         except (aiohttp.ClientError, OSError) as err:
@@ -105,10 +104,13 @@ class Reply:
 
     async def body(self) -> bytes:
         """Return the whole body. Raises what `read` raises."""
-        pieces = [first := await self.read()]
-        while first and (piece := await self.read()):
+        first = await self.read()
+        if self._response.content.at_eof():
+            return first  # it came at once, as nearly all do
+        pieces = [first]
+        while piece := await self.read():
             pieces.append(piece)
-        return b"".join(pieces) if len(pieces) > 1 else first
+        return b"".join(pieces)
 
     def close(self, *, is_read: bool = False) -> None:
         """Give the connection back if the body has come to its end, else close it. Idempotent.
@@ -116,6 +118,9 @@ class Reply:
         is_read  nothing of use can follow: the connection is given back once the end comes, if that is soon
         """
         response = self._response
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if response.content.is_eof():
             response.release()
         elif is_read and response.connection is not None:
@@ -124,8 +129,29 @@ class Reply:
         elif not self._is_left:
             response.close()
 
+    async def _wait(self) -> bytes:
+        """Wait for a piece, until it has been silent for too long. One timer serves all waits of a reply."""
+        loop = asyncio.get_running_loop()
+        self._until_s = min(loop.time() + self._limits.idle_s, self._deadline_s)
+        if self._timer is None:
+            self._timer = loop.call_at(self._until_s, self._ring)
+        self._is_waiting = True
+        try:
+            return await self._response.content.readany()
+        finally:
+            self._is_waiting = False
+
+    def _ring(self) -> None:
+        """End a wait that has become too long; see to a later one when it would."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        if self._is_waiting and loop.time() + _SLACK_S >= self._until_s:
+            self._response.content.set_exception(TimeoutError())
+        elif self._is_waiting:
+            self._timer = loop.call_at(self._until_s, self._ring)
+
     def _silence(self) -> str:
-        if asyncio.get_running_loop().time() + 1e-3 >= self._deadline_s:
+        if asyncio.get_running_loop().time() + _SLACK_S >= self._deadline_s:
             return f"was not done after {self._limits.total_s:g} s (total_s)"
         return f"fell silent for {self._limits.idle_s:g} s (idle_s)"
 

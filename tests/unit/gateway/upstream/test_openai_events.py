@@ -45,6 +45,12 @@ def test_thoughts_are_kept_apart_from_text(field: str) -> None:
     assert [(delta.reasoning, delta.text) for delta in deltas] == [("hm", ""), ("", "yes"), ("", "")]
 
 
+def test_the_tokens_of_a_prompt_come_with_the_first_words_even_if_a_role_came_before() -> None:
+    role = {**choice(role="assistant", content=""), "prompt_token_ids": [5, 6]}
+    deltas = read(role, choice(content="a"), choice(content="b"), choice(finish="stop"))
+    assert [(delta.text, delta.prompt_token_ids) for delta in deltas] == [("a", (5, 6)), ("b", ()), ("", ())]
+
+
 def test_tool_calls_come_in_pieces() -> None:
     deltas = read(
         choice(tool_calls=[{"index": 0, "id": "c1", "function": {"name": "get", "arguments": ""}}]),
