@@ -17,14 +17,15 @@ from headrace.core.upstream_status import UpstreamStatus
 from headrace.obs import Metrics
 
 if TYPE_CHECKING:
+    from headrace.gateway.budgets.price import PriceOf
     from headrace.gateway.upstream import Fleet, UpstreamProbe
 
 
 class RemoteSide:
     """The part of a server that other servers do. Raises ConfigError for upstreams that cannot be used as written."""
 
-    def __init__(self, settings: Settings, clock: Clock, metrics: Metrics) -> None:
-        self._fleet = open_fleet(settings, clock) if settings.upstreams else None
+    def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, price_of: PriceOf | None = None) -> None:
+        self._fleet = open_fleet(settings, clock, price_of) if settings.upstreams else None
         self._clock = clock
         self._metrics = metrics
         metrics.add_upstreams(self.status)
@@ -73,8 +74,8 @@ async def probe_upstreams(settings: Settings) -> list[UpstreamProbe]:
     return await probe_all(settings.upstreams, read_secret)
 
 
-def open_fleet(settings: Settings, clock: Clock) -> Fleet:
-    """Build the upstreams of `settings`. Raises ConfigError."""
+def open_fleet(settings: Settings, clock: Clock, price_of: PriceOf | None = None) -> Fleet:
+    """Build the upstreams of `settings`. Raises ConfigError. `price_of` knows what callers pay, where accounts are."""
     from headrace.gateway.upstream import Fleet
 
-    return Fleet(settings.upstreams, settings.failover, clock, read_secret)
+    return Fleet(settings.upstreams, settings.failover, clock, read_secret, price_of=price_of)

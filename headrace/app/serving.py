@@ -136,7 +136,9 @@ class _Server:
         )
         self._calls = Calls()
         self._recordings = Recordings(_resume_limits(settings.resume))
-        self._remote = RemoteSide(settings, self._clock, self._metrics)
+        self._remote = RemoteSide(
+            settings, self._clock, self._metrics, None if self._gateway is None else self._gateway.price_of
+        )
         self._watches: list[asyncio.Future[None]] = []
         self._swapper = Swapper(
             settings,

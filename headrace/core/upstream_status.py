@@ -26,6 +26,8 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_problem      words of the last failure, without content or keys
     key_problem       what the operator has to do about the keys, which no other failure pushes aside; None: nothing
     reported_nano     nano-dollars that it says its answers cost, as far as it says so
+    uncounted         attempts whose usage it never told, because they broke off or were left; `uncounted_…`: their
+                      tokens, estimated, and what those cost at the price that callers pay; `_unpriced` have none
     retry_after_s     seconds until the breaker lets a probe through; 0 unless it is open
     """
 
@@ -49,3 +51,8 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_problem: str | None
     key_problem: str | None = None
     reported_nano: int = 0
+    uncounted: int = 0
+    uncounted_unpriced: int = 0
+    uncounted_input_tokens: int = 0
+    uncounted_output_tokens: int = 0
+    uncounted_nano: int = 0

@@ -27,6 +27,7 @@ from headrace.gateway.admission import Admission, Authority, Rulebook
 from headrace.gateway.admission.recent import RecentSettlements
 from headrace.gateway.admission.stage import AdmissionRules
 from headrace.gateway.audit.log import AuditLog
+from headrace.gateway.budgets.price import PriceOf
 from headrace.gateway.budgets.price_book import read_book
 from headrace.gateway.budgets.price_table import PriceTable
 from headrace.gateway.budgets.settlement import Settlement
@@ -58,6 +59,7 @@ class Gateway:
         self._watch = Watch(self._database, clock, [self._directory, self._rulebook])
         self._authority = Authority(self._database, clock, lease_s=settings.lease_s, lend_share=settings.lend_share)
         book = None if settings.price_book is None else read_book(Path(settings.price_book).expanduser())
+        self.price_of: PriceOf = PriceTable(settings.prices, book)
         rate = None if settings.usd_per_hour is None else machine_rate(settings.usd_per_hour)
         self._recorder = LedgerRecorder(self._database, rate, every_s=settings.ledger_s)
         self._audit = None if audit.record == "none" else AuditLog(self._database, audit, clock, read_secret)
@@ -66,7 +68,7 @@ class Gateway:
         self._admission = Admission(
             self._authority,
             self._rulebook,
-            PriceTable(settings.prices, book),
+            self.price_of,
             AdmissionRules(
                 least_output=settings.least_output,
                 default_output=settings.default_output,

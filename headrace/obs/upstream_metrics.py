@@ -39,6 +39,22 @@ def _counters(statuses: Sequence[UpstreamStatus]) -> Iterator[Metric]:
         ("headrace_upstream_hedges", "Attempts made because another upstream was slow", lambda s: s.hedges),
         ("headrace_upstream_resumed", "Answers that another replica went on with", lambda s: s.resumed),
         ("headrace_upstream_reported_usd", "What it says that its answers cost", lambda s: s.reported_nano / 1e9),
+        ("headrace_upstream_uncounted_attempts", "Attempts whose usage it never told", lambda s: s.uncounted),
+        (
+            "headrace_upstream_uncounted_input_tokens",
+            "Prompt tokens of those, estimated",
+            lambda s: s.uncounted_input_tokens,
+        ),
+        (
+            "headrace_upstream_uncounted_output_tokens",
+            "Answer tokens that came of those, estimated",
+            lambda s: s.uncounted_output_tokens,
+        ),
+        (
+            "headrace_upstream_uncounted_usd",
+            "Those tokens at the price that callers pay, where there is one; nobody knows whether they were billed",
+            lambda s: s.uncounted_nano / 1e9,
+        ),
     )
     for name, text, read in table:
         family = CounterMetricFamily(name, text, labels=_LABELS)

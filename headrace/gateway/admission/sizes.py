@@ -35,6 +35,11 @@ def most_input(request: Request) -> int:
     return _conversation(request.source)
 
 
+def likely_input(most: int) -> int:
+    """Return what is likely of what `most_input` says of a remote request: its words at four bytes a token."""
+    return -(-most // 2)
+
+
 def num_sequences(request: Request) -> int:
     """Return how many answers are written, those included that are thrown away."""
     if request.best_of is None and request.beam is None:

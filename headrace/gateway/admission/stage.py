@@ -29,7 +29,7 @@ from headrace.gateway.admission.authority import Authority, Grant
 from headrace.gateway.admission.book import pace_headers
 from headrace.gateway.admission.charges import Money, money_of
 from headrace.gateway.admission.rulebook import Rulebook
-from headrace.gateway.admission.sizes import limited, most_input, num_sequences, output_of
+from headrace.gateway.admission.sizes import likely_input, limited, most_input, num_sequences, output_of
 from headrace.gateway.budgets.price import PriceOf, TokenCounts
 from headrace.gateway.budgets.settlement import Settlement
 from headrace.gateway.ledger import Charge, Digests, Stopwatch
@@ -93,7 +93,7 @@ class Admission:
             with stage(request.span, "admission"):
                 grant = await self._authority.reserve(self._ask(request))
         watch.grant()
-        meter = _Meter(grant)
+        meter = _Meter(grant, is_remote=request.given is not None)
         is_paid, is_hard = bool(grant.ask.terms.budgets), grant.ask.is_hard
         try:
             deltas = _generator(following(_fitted(request, grant)))
@@ -216,10 +216,11 @@ class Admission:
 class _Meter:
     """What one request has come to so far. What it costs is worked out once for what has come by."""
 
-    __slots__ = ("_counts", "_grant", "_headers", "_money", "finished", "outcome", "usage")
+    __slots__ = ("_counts", "_grant", "_headers", "_is_remote", "_money", "finished", "outcome", "usage")
 
-    def __init__(self, grant: Grant) -> None:
+    def __init__(self, grant: Grant, *, is_remote: bool) -> None:
         self._grant = grant
+        self._is_remote = is_remote
         self._headers = reply_headers(grant)
         self._counts: TokenCounts | None = None
         self._money: Money | None = None
@@ -273,8 +274,15 @@ class _Meter:
     def counts(self) -> TokenCounts:
         """Return the tokens, as the upstream told them or else as they came by."""
         if self._counts is None:
-            self._counts = self._grant.progress() if self.usage is None else _counts_of(self.usage)
+            self._counts = self._seen() if self.usage is None else _counts_of(self.usage)
         return self._counts
+
+    def _seen(self) -> TokenCounts:
+        """Return what has come by, and what is likely of an input that nobody here has counted."""
+        seen = self._grant.progress()
+        if not self._is_remote:
+            return seen
+        return msgspec.structs.replace(seen, input_uncached=likely_input(seen.input_uncached))
 
 
 def _counts_of(usage: Usage) -> TokenCounts:

@@ -67,6 +67,11 @@ def _bytes_in(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def asked(request: Request) -> Usage:
+    """Estimate the usage of a request that was sent and to which nothing came back."""
+    return Usage(prompt_tokens=prompt_tokens(request), completion_tokens=0, is_estimate=True)
+
+
 def prompt_tokens(request: Request) -> int:
     """Count the prompt's tokens, or estimate them from its words where nothing here has counted."""
     if request.prompt or request.source is None:

@@ -44,26 +44,36 @@ class Failure(Exception):
     error          what the caller is told if this was the last attempt
     problem        what logs and admin views say
     retry_after_s  what the server asked for; None if it did not
+    may_cost       the server had the request and may have computed something
     """
 
     def __init__(
-        self, kind: Kind, error: HeadraceError, retry_after_s: float | None = None, *, problem: str | None = None
+        self,
+        kind: Kind,
+        error: HeadraceError,
+        retry_after_s: float | None = None,
+        *,
+        problem: str | None = None,
+        may_cost: bool = False,
     ) -> None:
         super().__init__(error.message)
         self.kind = kind
         self.error = error
         self.problem = error.message if problem is None else problem
         self.retry_after_s = retry_after_s
+        self.may_cost = may_cost
 
 
-def transient(upstream: str, problem: str) -> Failure:
+def transient(upstream: str, problem: str, *, may_cost: bool = False) -> Failure:
     """Make the failure of a server that did not answer, or not sensibly."""
-    return Failure(Kind.TRANSIENT, UpstreamFailed(f"upstream '{upstream}' {problem}; try again"))
+    error = UpstreamFailed(f"upstream '{upstream}' {problem}; try again")
+    return Failure(Kind.TRANSIENT, error, may_cost=may_cost)
 
 
-def timed_out(upstream: str, problem: str) -> Failure:
+def timed_out(upstream: str, problem: str, *, may_cost: bool = True) -> Failure:
     """Make the failure of a server that took too long."""
-    return Failure(Kind.TRANSIENT, UpstreamTimeout(f"upstream '{upstream}' {problem}; try again"))
+    error = UpstreamTimeout(f"upstream '{upstream}' {problem}; try again")
+    return Failure(Kind.TRANSIENT, error, may_cost=may_cost)
 
 
 def of_status(upstream: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:

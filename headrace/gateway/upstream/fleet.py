@@ -13,6 +13,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.protocols import Clock
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
 from headrace.core.upstream_status import UpstreamStatus
+from headrace.gateway.budgets.price import PriceOf
 from headrace.gateway.upstream.address import check_headers, check_url
 from headrace.gateway.upstream.anthropic import AnthropicAdapter
 from headrace.gateway.upstream.breaker import Breaker
@@ -24,6 +25,7 @@ from headrace.gateway.upstream.pool import Pool
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.retries import RetryAccount
 from headrace.gateway.upstream.transport import Transport
+from headrace.gateway.upstream.uncounted import Uncounted
 
 
 class Fleet:
@@ -37,6 +39,7 @@ class Fleet:
         read_secret: Callable[[str], str],
         *,
         random: Random | None = None,
+        price_of: PriceOf | None = None,
     ) -> None:
         self._settings = settings
         self._transport = Transport()
@@ -44,6 +47,7 @@ class Fleet:
         self._policy = policy
         self._clock = clock
         self._random = random
+        self._price_of = price_of
         self._members = {name: self._member(name, upstream, read_secret) for name, upstream in settings.items()}
 
     @property
@@ -81,9 +85,8 @@ class Fleet:
             keys = KeyRing(places, read_secret, self._clock)
         except ConfigError as err:
             raise ConfigError(f"upstreams.{name}.api_key: {err.message}", param=f"upstreams.{name}.api_key") from err
-        return Member(
-            name, settings, self._adapter(name, settings), keys, Breaker(self._policy, self._clock), self._clock
-        )
+        adapter, breaker = self._adapter(name, settings), Breaker(self._policy, self._clock)
+        return Member(name, settings, adapter, keys, breaker, self._clock, Uncounted(self._price_of))
 
     def _adapter(self, name: str, settings: UpstreamSettings) -> Adapter:
         if profiles()[settings.profile].wire == "anthropic":

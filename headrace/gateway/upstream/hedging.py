@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from headrace.core.delta import Delta
 from headrace.core.request import Request
+from headrace.gateway.upstream.endings import asked
 from headrace.gateway.upstream.failure import Failure, transient
 from headrace.gateway.upstream.member import Attempt, Member
 
@@ -56,8 +57,9 @@ async def begin_hedged(
         winner = await _first_success(racers, member)
         return winner
     finally:
-        for task in racers:
-            task.cancel()
+        for task, racer in racers.items():
+            if task.cancel() and winner is not None:
+                racer.uncounted.note(request.model, asked(request))
         for result in await asyncio.gather(*racers, return_exceptions=True):
             if isinstance(result, Started) and result is not winner:
                 result.attempt.close()

@@ -26,6 +26,7 @@ from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.keys import Key, KeyRing
 from headrace.gateway.upstream.profiles import profiles
 from headrace.gateway.upstream.reported import ReportedCosts
+from headrace.gateway.upstream.uncounted import Uncounted
 
 _log = logging.getLogger(__name__)
 _SMOOTHING = 0.2  # share of the newest time to first token
@@ -68,13 +69,21 @@ class Member:
     """One upstream. `models`: public name → its own name."""
 
     def __init__(
-        self, name: str, settings: UpstreamSettings, adapter: Adapter, keys: KeyRing, breaker: Breaker, clock: Clock
+        self,
+        name: str,
+        settings: UpstreamSettings,
+        adapter: Adapter,
+        keys: KeyRing,
+        breaker: Breaker,
+        clock: Clock,
+        uncounted: Uncounted | None = None,
     ) -> None:
         self.name = name
         self.models: Mapping[str, str] = settings.models
         self.weight = settings.weight
         self.in_flight = 0
         self.ttft_s: float | None = None
+        self.uncounted = uncounted or Uncounted()
         self._settings = settings
         self._adapter = adapter
         self._keys = keys
@@ -195,6 +204,11 @@ class Member:
             last_problem=self._last_problem,
             key_problem=self.key_problem,
             reported_nano=self._adapter.costs.total_nano,
+            uncounted=self.uncounted.num,
+            uncounted_unpriced=self.uncounted.num_unpriced,
+            uncounted_input_tokens=self.uncounted.input_tokens,
+            uncounted_output_tokens=self.uncounted.output_tokens,
+            uncounted_nano=self.uncounted.nano,
         )
 
     @property

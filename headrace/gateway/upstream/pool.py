@@ -27,7 +27,7 @@ from headrace.core.request import Request
 from headrace.core.upstream_settings import FailoverSettings
 from headrace.gateway.upstream.attempts import Attempts, told
 from headrace.gateway.upstream.choice import Chooser
-from headrace.gateway.upstream.endings import Endings
+from headrace.gateway.upstream.endings import Endings, asked
 from headrace.gateway.upstream.failure import Failure, Kind
 from headrace.gateway.upstream.hedging import Started, begin, begin_hedged
 from headrace.gateway.upstream.member import Member
@@ -69,6 +69,7 @@ class Pool:
         self._retries.earn()
         life = None if self._observed is None else self._observed.begin(request)
         started: Started | None = None
+        is_counted = False
         try:
             started = await (self._start(request) if request.deadline_s is None else self._start_in_time(request))
             endings = Endings(request)
@@ -78,8 +79,11 @@ class Pool:
                 while deltas:
                     for delta in deltas:
                         endings.see(delta)
-                        if delta.finish is not None and delta.usage is None and endings.is_complete:
-                            delta = msgspec.structs.replace(delta, usage=endings.usage())
+                        if delta.finish is not None:
+                            if delta.usage is not None:
+                                is_counted = True
+                            elif endings.is_complete:
+                                delta = msgspec.structs.replace(delta, usage=endings.usage())
                         if replay is not None:
                             replay.see(delta)
                         if life is not None:
@@ -87,6 +91,8 @@ class Pool:
                         yield delta
                     deltas = () if started.attempt.has_ended else await started.attempt.more()
             except Failure as failure:
+                started.member.uncounted.note(request.model, endings.usage())
+                is_counted = True
                 async with aclosing(self._go_on(replay, request, started.member, failure, endings)) as rest:
                     async for delta in rest:
                         if life is not None:
@@ -99,6 +105,8 @@ class Pool:
         finally:
             if started is not None:
                 started.attempt.close()
+                if not is_counted:
+                    started.member.uncounted.note(request.model, endings.usage())
             if life is not None:
                 life.end()
 
@@ -162,7 +170,12 @@ class Pool:
                 if self._policy.hedge_after_s is None:
                     return await begin(member, request)
                 return await self._begin_hedged(member, request, attempts, self._policy.hedge_after_s)
+            except asyncio.CancelledError:
+                member.uncounted.note(request.model, asked(request))
+                raise
             except Failure as failure:
+                if failure.may_cost:
+                    member.uncounted.note(request.model, asked(request))
                 attempts.note(member, failure)
                 self._check_another(member, failure, attempts)
 

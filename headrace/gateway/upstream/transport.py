@@ -93,7 +93,7 @@ class Reply:
         except TimeoutError as err:
             raise timed_out(self._upstream, self._silence()) from err
         except (aiohttp.ClientError, OSError) as err:
-            raise transient(self._upstream, f"broke off in its reply ({type(err).__name__})") from err
+            raise transient(self._upstream, f"broke off in its reply ({type(err).__name__})", may_cost=True) from err
         self._num_bytes += len(piece)
         if self._num_bytes > self._limits.max_reply_bytes:
             raise transient(
@@ -208,7 +208,8 @@ class Transport:
                     ssl=self._trusted() if place.scheme == "https" else True,
                 )
         except aiohttp.ConnectionTimeoutError as err:
-            raise timed_out(upstream, f"could not be reached within {limits.connect_s:g} s (connect_s)") from err
+            problem = f"could not be reached within {limits.connect_s:g} s (connect_s)"
+            raise timed_out(upstream, problem, may_cost=False) from err
         except TimeoutError as err:
             raise timed_out(upstream, f"sent nothing for {first_byte_s:g} s (first_byte_s)") from err
         except aiohttp.ClientConnectorError as err:
@@ -218,7 +219,8 @@ class Transport:
         except aiohttp.ClientResponseError as err:
             raise transient(upstream, "sent what is no HTTP reply") from err
         except (aiohttp.ClientError, OSError) as err:
-            raise transient(upstream, f"broke off before its reply ({type(err).__name__})") from err
+            problem = f"broke off before its reply ({type(err).__name__})"
+            raise transient(upstream, problem, may_cost=True) from err
         return Reply(response, upstream, limits, start_s + limits.total_s)
 
     def _open(self) -> aiohttp.ClientSession:

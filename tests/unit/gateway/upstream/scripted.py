@@ -14,6 +14,7 @@ from headrace.core.delta import Delta
 from headrace.core.protocols import Clock
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 from headrace.core.upstream_settings import FailoverSettings, UpstreamSettings
+from headrace.gateway.budgets.price import PriceOf
 from headrace.gateway.upstream import Fleet
 from tests.patient_loop import LoopClock, run_patiently
 
@@ -186,6 +187,7 @@ def fleet_of(
     read_secret: Callable[[str], str] = lambda place: place,
     clock: Clock | None = None,
     weights: tuple[float, ...] = (),
+    price_of: PriceOf | None = None,
     **settings: Any,
 ) -> Fleet:
     upstreams = {
@@ -194,7 +196,7 @@ def fleet_of(
         )
         for i, url in enumerate(urls)
     }
-    fleet = Fleet(upstreams, policy, clock or LoopClock(), read_secret, random=Random(7))
+    fleet = Fleet(upstreams, policy, clock or LoopClock(), read_secret, random=Random(7), price_of=price_of)
     _open_fleets.append(fleet)
     return fleet
 
