@@ -95,10 +95,14 @@ class Till:
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app))
         return openai.AsyncOpenAI(base_url="http://test/v1", api_key=self.key, http_client=self.http, max_retries=0)
 
-    async def close(self) -> tuple[list[tuple[str, int, int]], tuple[int, int]]:
-        """Return outcome, output tokens and cost of what was settled, and what the budget's account says."""
+    async def shut(self) -> None:
+        """Write all that waits."""
         await self.http.aclose()
         await self.gateway.close()
+
+    async def close(self) -> tuple[list[tuple[str, int, int]], tuple[int, int]]:
+        """Return outcome, output tokens and cost of what was settled, and what the budget's account says."""
+        await self.shut()
         database = open_database(self.url)
         await database.open()
         rows = await database.fetch("SELECT outcome, output_text, cost_nano FROM settlements ORDER BY settled_ns")
