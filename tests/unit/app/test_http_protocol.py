@@ -263,3 +263,23 @@ def test_an_idle_connection_is_closed_in_time_and_one_at_work_is_not() -> None:
         assert len(wire.writes) == 1
 
     asyncio.run(main())
+
+
+def test_a_client_that_asks_first_is_told_to_go_on_once_its_body_is_wanted() -> None:
+    async def main() -> None:
+        async def echo(scope: Any, receive: Any, send: Any) -> None:
+            message = await receive()
+            while message["more_body"]:
+                message = await receive()
+            await send(begins((b"content-length", b"2")))
+            await send(body(message["body"]))
+
+        connection, wire = connected(echo)
+        connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        await until(lambda: wire.writes)
+        assert wire.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+        connection.data_received(b"hi")
+        await until(lambda: len(wire.writes) == 2)
+        assert wire.writes[1].endswith(b"\r\n\r\nhi")
+
+    asyncio.run(main())
