@@ -99,6 +99,7 @@ class Access:
             if span is not None:
                 span.note({"http.response.status_code": status})
                 span.end(is_error=status >= 500 or not status)
+            del known["visit"]  # each names the other: nothing of a call is left to the collector
 
     def _write_line(self, visit: Visit, elapsed_ms: float) -> None:
         """Write the access log's line."""

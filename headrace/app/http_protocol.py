@@ -23,6 +23,7 @@ Message = Any  # a dictionary of ASGI's
 _BAD_NAME = re.compile(rb"[\x00-\x1f\x7f()<>@,;:\[\]={} \t\\\"]")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS = (204, 304)
+_OVER: Any = {}  # the scope of every request that has been answered
 
 
 class Exchange(RequestResponseCycle):
@@ -83,6 +84,7 @@ class Exchange(RequestResponseCycle):
             if self.expected_content_length:
                 raise RuntimeError("the answer is shorter than its content-length")
             self.response_complete = True
+            self.scope = _OVER  # what is kept there names this object: nothing of a request is left to the collector
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()

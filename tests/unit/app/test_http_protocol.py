@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from headrace.api import ON_DISCONNECT
+from headrace.api import ON_DISCONNECT, ApiState, Models, ServedModel, build_app
 from headrace.app.http_protocol import Connection
+from headrace.core.health import HealthState, ServerHealth
+from headrace.testing import ByteTokenizer, EchoUpstream, VirtualClock
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -283,3 +286,39 @@ def test_a_client_that_asks_first_is_told_to_go_on_once_its_body_is_wanted() -> 
         assert wire.writes[1].endswith(b"\r\n\r\nhi")
 
     asyncio.run(main())
+
+
+def test_an_answered_call_leaves_nothing_to_the_collector() -> None:
+    """A collection of what many calls have left holds the network thread for milliseconds."""
+    tokenizer: Any = ByteTokenizer()
+    model = ServedModel(
+        name="echo", root="file:echo", upstream=EchoUpstream(tokenizer), tokenizer=tokenizer, template=None,
+        max_context=64, created=7,
+    )  # fmt: skip
+    state = ApiState(
+        models=Models([model]), clock=VirtualClock(), wall_s=lambda: 1.7e9, version="1", max_body_bytes=4096,
+        health=lambda: ServerHealth(state=HealthState.READY), render=lambda: (b"", ""),
+    )  # fmt: skip
+    asked = b'{"model": "echo", "prompt": "hi", "max_tokens": 2}'
+    post = b"POST /v1/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(asked), asked)
+
+    async def main() -> int:
+        connection, wire = connected(build_app(state))
+
+        async def ask(num: int) -> None:
+            for _ in range(num):
+                connection.data_received(post)
+                await until(lambda: connection.cycle.response_complete)
+                await asyncio.sleep(0)
+
+        await ask(3)
+        gc.collect()
+        gc.disable()
+        try:
+            await ask(20)
+            assert all(write.startswith(b"HTTP/1.1 200") for write in wire.writes)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    assert asyncio.run(main()) < 20
