@@ -7,12 +7,15 @@ Certificates are read before anything is loaded, so that a wrong one is told at 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 import math
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headrace.app.http_protocol import Connection
 from headrace.core.errors import ConfigError
@@ -20,6 +23,11 @@ from headrace.core.settings import ServerSettings
 
 CLOSE_GRACE_S = 2  # for bytes of ended streams to reach their clients
 _KEEP_ALIVE_S = 75  # longer than the pools of common clients, so that they close idle connections, not we
+_KNOWN = (  # what `http_protocol` builds on, the same from uvicorn 0.30 to 0.54
+    "scope", "transport", "flow", "logger", "access_logger", "access_log", "default_headers", "message_event",
+    "expect_100_continue", "keep_alive", "on_response",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
 _REFUSAL = (
     b'{"error":{"message":"%d connections are open, the limit is %d (server.max_connections); try again later",'
     b'"type":"server_error","param":null,"code":"too_many_connections"}}'
@@ -39,7 +47,7 @@ def http_server(app: object, server: ServerSettings) -> HttpServer:
     check_tls(server)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=Connection if server.max_connections is None else _limited(server.max_connections),
+        http=_protocol() if server.max_connections is None else _limited(_protocol(), server.max_connections),
         ws="none",
         loop="none",
         lifespan="off",
@@ -72,13 +80,21 @@ def check_tls(server: ServerSettings) -> None:
         raise ConfigError(f"server.tls_cert {cert} or server.tls_key {key} cannot be read: {err.strerror}") from err
 
 
-def _limited(limit: int) -> type[Connection]:
+def _protocol() -> type[HttpToolsProtocol]:
+    """Return our protocol, or uvicorn's own, slower one, where this uvicorn's is not the one that ours builds on."""
+    if tuple(inspect.signature(RequestResponseCycle.__init__).parameters)[1:] == _KNOWN:
+        return Connection
+    _log.info("uvicorn %s is not known here: requests take its own protocol, which is slower", uvicorn.__version__)
+    return HttpToolsProtocol
+
+
+def _limited(protocol: type[HttpToolsProtocol], limit: int) -> type[HttpToolsProtocol]:
     """Make the protocol that answers requests on connections beyond the limit with 503."""
 
-    class Limited(Connection):
+    class Limited(protocol):  # type: ignore[misc, valid-type]
         is_refused = False
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self.is_refused = len(self.connections) > limit
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from headrace.app import connections
 from headrace.app.connections import HttpServer, check_tls, http_server
+from headrace.app.http_protocol import Connection
 from headrace.core.errors import ConfigError
 from headrace.core.settings import ServerSettings
 
@@ -54,7 +56,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return cert, key
 
 
-def test_connections_beyond_the_limit_are_told_so_and_closed() -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_connections_beyond_the_limit_are_told_so_and_closed(monkeypatch: pytest.MonkeyPatch, is_known: bool) -> None:
+    """A uvicorn that has become another one serves as well, with its own protocol."""
+    if not is_known:
+        monkeypatch.setattr(connections, "_KNOWN", ("scope", "something new"))
+
     async def main() -> None:
         async with serving(max_connections=2) as port:
             kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
@@ -85,6 +92,10 @@ def test_connections_beyond_the_limit_are_told_so_and_closed() -> None:
             await kept[1][1].wait_closed()
 
     asyncio.run(main())
+
+
+def test_this_uvicorn_takes_the_fast_protocol() -> None:
+    assert issubclass(http_server(hello, ServerSettings()).config.http, Connection)  # type: ignore[arg-type]
 
 
 def test_https_is_spoken_with_a_certificate(pair: tuple[str, str]) -> None:
