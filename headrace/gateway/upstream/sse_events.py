@@ -36,6 +36,9 @@ class EventReader:
         lines = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
         self._rest = lines.pop()
         for line in lines:
+            if len(line) > self._max_bytes:
+                self.excess = f"a line of more than {self._max_bytes:,} bytes"
+                return events
             if line[-1:] == b"\r":
                 line = line[:-1]
             if not line:

@@ -259,6 +259,24 @@ def test_a_slow_stream_lives_as_long_as_it_says_something_in_time() -> None:
     run_patiently(run())  # another loop's time goes on while the machine stands still
 
 
+def test_silence_counts_from_the_last_word() -> None:
+    async def run() -> None:
+        async def fade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n")
+            for _number in range(3):
+                await asyncio.sleep(0.03)
+                writer.write(b"x")
+            await reader.read(1)
+            raise ConnectionError
+
+        async with serving(fade) as (server, url, transport):
+            with pytest.raises(Failure, match=r"fell silent for 0\.1 s"):
+                await asyncio.wait_for(body_of(transport, url, limits(idle_s=0.1)), 10)
+            await asyncio.wait_for(server.left.wait(), 5)
+
+    on_each_loop(run)
+
+
 def test_a_reply_of_too_many_bytes_is_not_kept() -> None:
     async def run() -> None:
         async with serving(says(WHOLE)) as (_, url, transport):
