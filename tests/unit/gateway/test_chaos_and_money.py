@@ -195,7 +195,7 @@ def test_where_every_upstream_fails_the_row_says_so_and_costs_nothing(
             assert await till.close() == ([("error", 0, 0)], (0, 0))
             assert till.fleet.status()[0].uncounted == num_uncounted
 
-    play(run())
+    play(run(), skips_idle=False)
 
 
 def test_refused_connections_cost_nothing_and_the_other_upstreams_answer_is_paid_once(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_refused_connections_cost_nothing_and_the_other_upstreams_answer_is_paid
             assert await till.close() == ([("stop", 2, 5 * PRICE)] * 3, (3 * 5 * PRICE, 0))
             assert [each.uncounted for each in till.fleet.status()] == [0, 0]
 
-    play(run())
+    play(run(), skips_idle=False)
 
 
 @pytest.mark.parametrize("text", ["", "Hel"], ids=["before a word", "after a word"])
@@ -239,7 +239,7 @@ def test_a_caller_that_leaves_pays_for_what_came_and_the_upstreams_bill_is_estim
             assert (state.uncounted_input_tokens, state.uncounted_output_tokens) == (1, len(text) // 3)
             assert state.uncounted_nano == (1 + len(text) // 3) * PRICE
 
-    play(run())
+    play(run(), skips_idle=False)
 
 
 async def until_called(server: ScriptedServer) -> None:

@@ -74,7 +74,7 @@ def test_in_a_storm_of_faults_every_reservation_ends_once_and_every_word_is_told
             await till.shut()
         await check(till, ended)
 
-    play(run())
+    play(run(), skips_idle=False)
 
 
 async def check(till: Till, ended: dict[str, tuple[str, str]]) -> None:

@@ -153,7 +153,10 @@ _open_fleets: list[Fleet] = []
 
 
 def play(scenario: Coroutine[Any, Any, None], *, skips_idle: bool = True) -> None:
-    """Run a scenario, in which time limits pass at once, and close the fleets it opened."""
+    """Run a scenario and close the fleets it opened.
+
+    skips_idle  time limits pass at once; wrong with a database, whose threads are at work while the loop is idle
+    """
 
     async def run() -> None:
         try:
