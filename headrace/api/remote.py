@@ -17,6 +17,7 @@ from headrace.core.conversation import Conversation, Given
 from headrace.core.errors import InvalidRequest
 from headrace.core.request import Request, RequestId, SamplingParams, StopRules
 
+MOST_TOKENS = 1 << 24  # of an answer: more than any model writes, and what it costs is a number that accounts can hold
 UNBOUNDED_TOKENS = 1 << 20  # where neither the caller nor the configuration bounds the answer
 
 
@@ -42,8 +43,10 @@ def remote_request(
     model: RemoteModel, source: Conversation | str | list[int], given: Given, request_id: str, arrival_s: float
 ) -> Request:
     """Put a core request together. Raises InvalidRequest for a number out of its range."""
-    if given.max_tokens is not None and given.max_tokens < 0:
-        raise InvalidRequest(f"max_tokens is {given.max_tokens}; it must be at least 1", param="max_tokens")
+    if given.max_tokens is not None and not 0 <= given.max_tokens <= MOST_TOKENS:
+        raise InvalidRequest(
+            f"max_tokens is {given.max_tokens}; it must be at least 1 and at most {MOST_TOKENS:,}", param="max_tokens"
+        )
     bound = model.max_context or UNBOUNDED_TOKENS
     tokens = tuple(source) if isinstance(source, list) else ()
     return Request(

@@ -321,6 +321,8 @@ class Authority:
             _log.exception("a batch of %d commands failed", len(taken))
             for kind, turn in turns:
                 self._allowances.drop(kind, turn, asked_s)
+            if len(taken) > 1:
+                return await self._one_by_one(taken)
             _answer_all(taken, err)
             return True
         self._counts.batches += 1
@@ -329,6 +331,24 @@ class Authority:
             self._shadow = Book()
         self._apply(turns, answers, asked_s)
         for queued, answer in zip(taken, answers[len(turns) :], strict=True):
+            if queued.answer is not None and not queued.answer.done():
+                queued.answer.set_result(answer)
+        return True
+
+    async def _one_by_one(self, taken: list[_Queued]) -> bool:
+        """Carry out a batch that failed: what is at fault must not take the others' rows along."""
+        for place, queued in enumerate(taken):
+            try:
+                (answer,) = await self._carry_out([queued.command])
+            except StoreUnavailable as err:
+                self._counts.failures += 1
+                self._refuse_for_now(taken[place:], err)
+                return False
+            except Exception as err:
+                _log.exception("a command failed by itself; if it was a settlement, its lease ends by itself")
+                _answer_all([queued], err)
+                continue
+            self._counts.commands += 1
             if queued.answer is not None and not queued.answer.done():
                 queued.answer.set_result(answer)
         return True

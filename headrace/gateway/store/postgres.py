@@ -119,7 +119,7 @@ def _failures() -> Iterator[None]:
 
     try:
         yield
-    except asyncpg.IntegrityConstraintViolationError as err:
+    except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as err:  # neither gets better by waiting
         raise RuleBroken(str(err)) from err
     except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as err:
         raise Deadlock(str(err)) from err

@@ -110,7 +110,7 @@ class SqliteDatabase:
             raise StoreUnavailable("the gateway's database is closed; the server is stopping")
         try:
             return await self._worker.run(work)
-        except sqlite3.IntegrityError as err:
+        except (sqlite3.IntegrityError, OverflowError) as err:  # neither gets better by waiting
             raise RuleBroken(str(err)) from err
         except sqlite3.Error as err:
             raise StoreUnavailable(

@@ -15,6 +15,7 @@ import msgspec
 
 from headrace.core.conversation import ForeignPart, Json
 from headrace.core.delta import Delta, FinishReason, ToolCallDelta, Usage
+from headrace.gateway.upstream.counts import sensible
 from headrace.gateway.upstream.failure import of_event, transient
 from headrace.gateway.upstream.reported import ToldCost, decoded
 
@@ -152,7 +153,7 @@ class AnthropicEvents:
             raise transient(self._upstream, "ended its reply before the answer was complete")
         reason, sequence = self._stop
         finish = _FINISHES.get(reason, FinishReason.STOP)
-        usage = None if self._usage is None else _as_usage(self._usage)
+        usage = None if self._usage is None else sensible(_as_usage(self._usage))
         return [Delta(finish=finish, stop_match=sequence, usage=usage)]
 
     @property

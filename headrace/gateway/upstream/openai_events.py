@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from headrace.core.delta import Delta, FinishReason, PositionLogprobs, TokenLogprob, ToolCallDelta, Usage
+from headrace.gateway.upstream.counts import sensible
 from headrace.gateway.upstream.failure import of_event, transient
 from headrace.gateway.upstream.reported import ToldCost, decoded
 
@@ -136,7 +137,7 @@ class OpenAIEvents:
             return ()
         chunk = self._decode(data)
         if chunk.usage is not None:
-            self._usage = _usage(chunk.usage)
+            self._usage = sensible(_usage(chunk.usage))
             self.told_cost = chunk.usage
         if chunk.prompt_token_ids:
             self._prompt_token_ids = tuple(chunk.prompt_token_ids)

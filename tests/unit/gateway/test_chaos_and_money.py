@@ -245,3 +245,43 @@ def test_a_caller_that_leaves_pays_for_what_came_and_the_upstreams_bill_is_estim
 async def until_called(server: ScriptedServer) -> None:
     while not server.calls:
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"prompt_tokens": -5, "completion_tokens": 2},
+        {"prompt_tokens": 3, "completion_tokens": 10**30},
+        {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": -(2**40)}},
+        {"prompt_tokens": 3, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 2**40}},
+    ],
+)
+def test_counts_that_cannot_be_are_not_charged_by(told: dict[str, Any], tmp_path: Path) -> None:
+    async def run() -> None:
+        deed = stream(chunk("Hello"), chunk(finish="stop"), event({"choices": [], "usage": told}), DONE)
+        async with ScriptedServer([deed]) as server:
+            till = Till(tmp_path)
+            client = await till.open(server.url)
+            words: list[str] = []
+            await said(client, words)
+            assert "".join(words) == "Hello"
+            assert await till.close() == ([("stop", 2, 3 * PRICE)], (3 * PRICE, 0))  # one token in, two out, estimated
+            assert till.fleet.status()[0].uncounted == 1
+
+    play(run())
+
+
+@pytest.mark.parametrize("value", [-1, 2**40, 2**63, 10**30])
+def test_a_wish_for_more_tokens_than_accounts_can_hold_is_refused_by_name(value: int, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with ScriptedServer([answer("Hel", "lo")]) as server:
+            till = Till(tmp_path)
+            client = await till.open(server.url)
+            reply = await posted(till, max_tokens=value).ended()
+            assert reply.status == 400
+            assert b"16,777,216" in reply.body
+            await said(client, [])
+            assert await till.close() == ([("stop", 2, 5 * PRICE)], (5 * PRICE, 0))
+            assert len(server.calls) == 1
+
+    play(run())

@@ -317,6 +317,25 @@ def test_a_full_disk_refuses_hard_budgets_and_loses_no_settlement(tmp_path: Path
     play(f"sqlite:///{tmp_path / 'full.db'}", scene)
 
 
+def test_a_settlement_that_cannot_be_written_takes_no_other_along(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(s: Scene) -> None:
+        await s.budgets.set("all", 1000)
+        await s.load()
+        grants = [await s.gateway.reserve(s.ask(10)) for _ in range(3)]
+        s.settle(grants[0], 10)
+        s.settle(grants[1], 10, num_output=1 << 70)  # no column holds that
+        s.settle(grants[2], 10)
+        await s.written()
+        assert {row["id"] for row in await s.rows("SELECT id FROM settlements")} == {grants[0].ask.id, grants[2].ask.id}
+        assert await s.accounts() == [(20, 10)]  # its own ends with its lease
+        s.settle(await s.gateway.reserve(s.ask(5)), 5)
+        await s.written()
+        assert await s.accounts() == [(25, 10)]
+        assert "failed by itself" in caplog.text
+
+    play(url, scene, lend_share=0)
+
+
 def test_settlements_that_wait_have_a_bound(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.gateway.admission.authority.MAX_LATE", 2)
 
