@@ -268,7 +268,7 @@ def test_counts_that_cannot_be_are_not_charged_by(told: dict[str, Any], tmp_path
             assert await till.close() == ([("stop", 2, 3 * PRICE)], (3 * PRICE, 0))  # one token in, two out, estimated
             assert till.fleet.status()[0].uncounted == 1
 
-    play(run())
+    play(run(), skips_idle=False)
 
 
 @pytest.mark.parametrize("value", [-1, 2**40, 2**63, 10**30])
@@ -284,4 +284,4 @@ def test_a_wish_for_more_tokens_than_accounts_can_hold_is_refused_by_name(value:
             assert await till.close() == ([("stop", 2, 5 * PRICE)], (5 * PRICE, 0))
             assert len(server.calls) == 1
 
-    play(run())
+    play(run(), skips_idle=False)

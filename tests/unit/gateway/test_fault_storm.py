@@ -44,9 +44,10 @@ async def ask(till: Till, tenant: str, name: str, leaves_after: int | None) -> t
         return str(call.status), ""
     told = [json.loads(data) for _, data in call.events if data != "[DONE]"]
     text = "".join(choice["delta"].get("content", "") for each in told for choice in each.get("choices", ()))
-    if any("error" in each for each in told):
-        return "error", text
-    return ("stop" if any(data == "[DONE]" for _, data in call.events) else "left"), text
+    if leaves_after is not None:
+        return "left", text
+    assert any("error" in each for each in told) != (call.events[-1][1] == "[DONE]")
+    return ("stop" if call.events[-1][1] == "[DONE]" else "error"), text
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -94,7 +95,8 @@ async def check(till: Till, ended: dict[str, tuple[str, str]]) -> None:
         if how == "stop":
             assert (text, row["outcome"], row["cost_nano"]) == ("Hello", "stop", 5 * PRICE)
         elif how == "error":
-            assert (text, row["outcome"], row["output_text"]) == ("Hel", "error", 1)
+            assert row["outcome"] == "error"
+            assert text in ("Hel", "Hello")  # a machine that stands still may cut an answer off before its ending
         elif how == "left":
             assert text in ("Hel", "Hello")
             assert row["outcome"] in ("abort", "stop", "error")
