@@ -2,8 +2,9 @@
 
     python bench/gateway_latency.py --out bench-results/gateway-latency.json [--database postgresql://…] [--wait 0.02]
 
-Four ways to the same answer, measured in turn, in every round anew:
+Five ways to the same answer, measured in turn, in every round anew:
     direct           the load asks the upstream itself
+    bare             a proxy of twenty lines with the same libraries, the floor of whatever is built on them
     proxy            `headrace serve` with that upstream, metrics, no database
     accounts         the same with a database: a key, three limits (requests, tokens, parallel) and two hard budgets,
                      all met by every request, the ledger and its digests
@@ -35,6 +36,7 @@ from pathlib import Path
 BODY = json.dumps({"model": "echo", "prompt": "hello", "max_tokens": 5}).encode()
 CONNECTIONS = 64
 UPSTREAM = Path(__file__).with_name("instant_upstream.py")
+BARE = Path(__file__).with_name("bare_proxy.py")
 PERCENTILES = {"p50_ms": 0.50, "p90_ms": 0.90, "p99_ms": 0.99}
 CONFIG = """
 [server]
@@ -75,11 +77,9 @@ async def prepare(url: str) -> str:
 
 
 @contextlib.contextmanager
-def upstream(*options: str) -> Iterator[int]:
-    """Run the instant upstream; yield its port."""
-    process = subprocess.Popen(
-        [sys.executable, str(UPSTREAM), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def helper(*command: str) -> Iterator[int]:
+    """Run a server that tells its port and ends with its standard input; yield the port."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -88,6 +88,11 @@ def upstream(*options: str) -> Iterator[int]:
         process.stdin.close()
         process.wait()
         process.stdout.close()
+
+
+def upstream(*options: str) -> contextlib.AbstractContextManager[int]:
+    """Run the instant upstream; yield its port."""
+    return helper(sys.executable, str(UPSTREAM), *options)
 
 
 @contextlib.contextmanager
@@ -233,7 +238,9 @@ def summary(rounds: list[Round]) -> dict[str, object]:
 def run(args: argparse.Namespace) -> dict[str, object]:
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(upstream("--wait", str(args.wait)))
-        clients = {"direct": Client(port, "")}
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        bare = stack.enter_context(helper("taskset", "-c", args.core, sys.executable, str(BARE), url))
+        clients = {"direct": Client(port, ""), "bare": Client(bare, "")}
         for name, record in (("proxy", "none"), ("accounts", "none"), ("accounts+audit", "all")):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             database, key = None, ""
