@@ -85,7 +85,7 @@ def accounts(database: str) -> tuple[str, str]:
 
 
 def ask(server: Server, key: str, model: str) -> int:
-    body = {"model": model, "prompt": "one", "max_tokens": 4}
+    body = {"model": model, "prompt": "one", "max_tokens": 4, "ignore_eos": True}
     headers = {"authorization": f"Bearer {key}"}
     return httpx.post(
         f"{server.url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False
