@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
 from headrace.core.settings import EngineSettings, SchedulingSettings, Settings
 from headrace.core.stats import Observer
+from headrace.core.text_files import TextFiles
 from headrace.econ import AttributionPolicy, RentPolicy, RentTerms
 from headrace.engine import AsyncEngine, Engine, StreamLimits
 from headrace.executor.packed_cache import fingerprint
@@ -125,14 +127,23 @@ def load_model(
     """
     plan, began_s = opened.plan, clock.now()
     try:
-        files = opened.checkpoint.text_files
-        tokenizer = load_tokenizer(files)
-        template = load_chat_template(files, special_tokens=tokenizer.special_tokens)
-        defaults = generation_defaults(files)
         host = open_host_pool(plan)
-        executor = backends.open_executor(
-            plan, opened.program, opened.checkpoint, cache_directory=opened.cache, host=host, advance=advance
-        )
+        with ThreadPoolExecutor(1, "headrace-text") as beside:  # a vocabulary takes as long to read as weights do
+            text = beside.submit(_load_text, opened.checkpoint.text_files)
+
+            def go_on(share: float) -> None:
+                if text.done():
+                    text.result()  # a tokenizer that cannot be read ends the packing of weights
+                advance(share)
+
+            executor = backends.open_executor(
+                plan, opened.program, opened.checkpoint, cache_directory=opened.cache, host=host, advance=go_on
+            )
+            try:
+                tokenizer, template, defaults = text.result()
+            except BaseException:
+                executor.shutdown()
+                raise
         weights = "fp_" + fingerprint(opened.program, opened.checkpoint, plan.quantization.value)[:12]
         tiers = None if host is None else open_tiers(host, plan, _origin(opened), clock)
     finally:
@@ -181,6 +192,12 @@ def load_model(
         num_weights=sum(math.prod(spec.shape) for spec in opened.program.weights),
         settle=partial(backends.settle, executor),
     )
+
+
+def _load_text(files: TextFiles) -> tuple[Tokenizer, ChatTemplate | None, SamplingParams]:
+    """Return what turns words into tokens and back, and the model's own defaults."""
+    tokenizer = load_tokenizer(files)
+    return tokenizer, load_chat_template(files, special_tokens=tokenizer.special_tokens), generation_defaults(files)
 
 
 def _origin(opened: OpenedModel) -> Origin:
