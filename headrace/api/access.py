@@ -129,11 +129,8 @@ class Access:
 
     async def _identify(self, visit: Visit) -> Caller:
         """Return who calls, and for which job. Raises what the gatekeeper raises, or InvalidRequest."""
-        if visit.span is None:
+        with stage(visit.span, "auth"):
             caller = await self._find_caller(visit)
-        else:
-            with stage(visit.span, "auth"):
-                caller = await self._find_caller(visit)
         task = _task(visit.headers.raw.get(b"x-task-id"))
         return msgspec.structs.replace(caller, task=task) if task else caller
 

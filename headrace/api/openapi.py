@@ -142,7 +142,7 @@ class _Schemas:
 def _schema_of_object(kind: type) -> Json:
     if kind is object:  # read only to be passed on, or refused
         return {"description": "any JSON"}
-    raise NotImplementedError(kind)
+    raise NotImplementedError(kind)  # so msgspec hears that a type has no schema, and names it
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:

@@ -15,5 +15,5 @@ from headrace.gateway.admin.openapi import document as admin_document
 
 def run(args: argparse.Namespace) -> int:
     """Print it as JSON."""
-    print_json(admin_document(headrace.__version__) if args.admin else document(headrace.__version__, args.url))
+    print_json((admin_document if args.admin else document)(headrace.__version__, args.url))
     return 0

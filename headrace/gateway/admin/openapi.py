@@ -39,8 +39,8 @@ class RefusalReply(msgspec.Struct, frozen=True):
     error: Refusal
 
 
-def document(version: str) -> dict[str, Any]:
-    """Return the document."""
+def document(version: str, url: str = "/") -> dict[str, Any]:
+    """Return the document of a server at `url`."""
     kinds: list[Any] = [RefusalReply, *(o.reply for o in OPERATIONS), *(o.body for o in OPERATIONS if o.body)]
     refs, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     by_kind = {str(kind): ref for kind, ref in zip(kinds, refs, strict=True)}
@@ -50,6 +50,7 @@ def document(version: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Headrace administration", "version": version},
+        "servers": [{"url": url}],
         "paths": paths,
         "components": {
             "schemas": schemas,

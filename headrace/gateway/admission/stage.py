@@ -87,11 +87,8 @@ class Admission:
     async def __call__(self, request: Request, following: Next, /) -> AsyncIterator[Delta]:
         """Stream the answer if limits and budgets allow it. Raises what `Authority.reserve` raises."""
         watch = Stopwatch(self._clock, request.arrival_s)
-        if request.span is None:
+        with stage(request.span, "admission"):
             grant = await self._authority.reserve(self._ask(request))
-        else:
-            with stage(request.span, "admission"):
-                grant = await self._authority.reserve(self._ask(request))
         watch.grant()
         meter = _Meter(grant, is_remote=request.given is not None)
         is_paid, is_hard = bool(grant.ask.terms.budgets), grant.ask.is_hard
@@ -121,15 +118,11 @@ class Admission:
             self._settle(request, grant, meter, watch)
 
     def _settle(self, request: Request, grant: Grant, meter: _Meter, watch: Stopwatch) -> None:
-        if request.span is None:
+        with stage(request.span, "settle"):
             settlement = self._settlement(request, grant, meter, watch)
             self._authority.settle(grant, settlement)
-        else:
-            with stage(request.span, "settle"):
-                settlement = self._settlement(request, grant, meter, watch)
-                self._authority.settle(grant, settlement)
-            if settlement.cost_nano is not None:
-                request.span.note(charged(settlement.cost_nano))
+        if request.span is not None and settlement.cost_nano is not None:
+            request.span.note(charged(settlement.cost_nano))
         self._tell(settlement)
 
     def _ask(self, request: Request) -> Ask:

@@ -98,8 +98,7 @@ class Member:
     @property
     def is_ready(self) -> bool:
         """Say whether an attempt may begin now."""
-        has_room = self.in_flight < self._settings.max_parallel
-        return has_room and self._breaker.is_passable and self._keys.try_pick() is not None
+        return self._has_room and self._breaker.is_passable and self._keys.try_pick() is not None
 
     @property
     def wait_s(self) -> float:

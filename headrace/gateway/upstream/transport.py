@@ -30,7 +30,6 @@ _DRAIN_S = 0.05
 _SLACK_S = 1e-3  # a loop's clock may tell whole milliseconds
 _MOST_URLS = 1024
 _NAME = f"headrace/{headrace.__version__}"
-_LINE_BREAKS = frozenset("\r\n\0")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +122,7 @@ class Reply:
             self._timer = None
         if response.content.is_eof():
             response.release()
-        elif is_read and response.connection is not None:
+        elif is_read and not self._is_left:
             asyncio.get_running_loop().call_later(_DRAIN_S, response.close)  # which does nothing after the end
             self._is_left = True
         elif not self._is_left:
@@ -193,8 +192,6 @@ class Transport:
             place = _place(url)
         except ValueError as err:
             raise transient(upstream, "has a url that is none") from err
-        if any(not _LINE_BREAKS.isdisjoint(value) for value in headers.values()):
-            raise _misplaced(upstream)
         start_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(start_s + min(first_byte_s, limits.total_s)):
@@ -221,6 +218,8 @@ class Transport:
         except (aiohttp.ClientError, OSError) as err:
             problem = f"broke off before its reply ({type(err).__name__})"
             raise transient(upstream, problem, may_cost=True) from err
+        except ValueError as err:  # of a header; the url is checked, and what else may be wrong has had its turn
+            raise _misplaced(upstream) from err
         return Reply(response, upstream, limits, start_s + limits.total_s)
 
     def _open(self) -> aiohttp.ClientSession:

@@ -104,12 +104,18 @@ def test_the_end_is_told_once_and_forced_when_nobody_hears() -> None:
     assert kennel.exits == [1]
 
 
-def test_an_event_loop_that_hangs_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
+def beside_a_loop() -> tuple[Kennel, Loop]:
+    """A dog that watches a loop and no engine; its thread is stopped, the tests look for themselves."""
     kennel, loop = Kennel(), Loop()
     kennel.live = []
     watched: Any = loop
     kennel.dog.start(watched)
-    kennel.dog.stop()  # the thread; this test looks for itself
+    kennel.dog.stop()
+    return kennel, loop
+
+
+def test_an_event_loop_that_hangs_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    kennel, loop = beside_a_loop()
     kennel.look(1)
     loop.calls.pop()()
     kennel.look(100)
@@ -123,11 +129,7 @@ def test_an_event_loop_that_hangs_ends_the_process(caplog: pytest.LogCaptureFixt
 
 
 def test_an_event_loop_that_was_frozen_with_its_process_may_still_answer() -> None:
-    kennel, loop = Kennel(), Loop()
-    kennel.live = []
-    watched: Any = loop
-    kennel.dog.start(watched)
-    kennel.dog.stop()  # the thread; this test looks for itself
+    kennel, loop = beside_a_loop()
     kennel.look(1)
     kennel.look(10_000)
     loop.calls.pop()()
