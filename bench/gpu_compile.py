@@ -31,7 +31,8 @@ from triton.backends.nvidia.driver import ty_to_cpp
 
 from headrace.ops.cuda import launching
 from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, attention, tile_size
-from headrace.ops.cuda.linear import Epilogue, linear
+from headrace.ops.cuda.epilogue import Epilogue
+from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.norm import rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, Adjustments, Lines, try_draw

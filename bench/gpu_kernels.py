@@ -13,7 +13,8 @@ import torch
 from gpu_report import DEVICE, KIND, Report, error, random, ring, seconds
 
 from headrace.ops.cuda.attention import Scoring, Tiles, attention, tile_size
-from headrace.ops.cuda.linear import Epilogue, linear
+from headrace.ops.cuda.epilogue import Epilogue
+from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.norm import rms_norm
 from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, REPETITION, TARGET, TEMPERATURE, TOP_P, Lines, try_draw
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8

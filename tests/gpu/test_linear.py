@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from headrace.ops import reference
-from headrace.ops.cuda import linear as linear_module
-from headrace.ops.cuda.linear import Epilogue, linear
+from headrace.ops.cuda import long_products
+from headrace.ops.cuda.epilogue import Epilogue
+from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
 
 FORMS = ["dense", "int8", "int8g", "int4", "int4g128", "fp8"]
@@ -121,6 +122,6 @@ def test_an_invariant_product_is_the_same_in_any_batch(device: str, form: str) -
 
 def test_tokens_are_rounded_to_fp8_by_their_own_largest(device: str) -> None:
     x = drawn(device, 3, 64) * torch.tensor([[1e-3], [1.0], [900.0]], device=device)
-    scales, rounded = linear_module.quantize_tokens(x)
+    scales, rounded = long_products.quantize_tokens(x)
     assert relative(rounded.float() * scales, x.double()) < 0.04
     assert bool((rounded.float().abs().amax(-1) == 448.0).all())

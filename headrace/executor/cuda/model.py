@@ -19,7 +19,8 @@ import torch
 from headrace.executor.cuda import forms
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
-from headrace.ops.cuda.linear import Epilogue, linear
+from headrace.ops.cuda.epilogue import Epilogue
+from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.norm import rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.weights import Weight

@@ -1,4 +1,4 @@
-"""Products of a few tokens with a weight in any form, decoded in registers; long batches go to the vendor's library.
+"""Products of a few tokens with a weight in any form, decoded in registers; long batches go to `long_products`.
 
 Owns nothing. Called by `executor.cuda`. The specification is `ops.reference.linear` on the decoded weight.
 A program makes BLOCK_N outputs of BLOCK_M tokens over one part of the inputs. With more than one part, sums go to fp32
@@ -11,51 +11,22 @@ Letters: T tokens, K inputs, N outputs, F = N / 2 for gated layers: gate rows fi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import triton
 import triton.language as tl
 
 from headrace.ops.cuda.attention_kernel import dot
+from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue, activate
 from headrace.ops.cuda.launching import attempt, early, take_turn
+from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.weights import Weight
 
-ActivationName = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 SKINNY_TOKENS = 64  # up to here reading the weight is what costs, beyond it the multiplying
 _INVARIANT_TILE = 64
-_DECODED_ROWS = 16384  # of a packed weight, for the vendor's product
 _WANTED_PROGRAMS = 264  # two per multiprocessor of an H200: fewer cannot keep the memory busy
 
 _FORMS = {"dense": 0, "int8": 1, "int4": 2, "fp8": 3}
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu2": 3}
-_EPILOGUES = {"none": 0, "add": 1, "glu": 2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Epilogue:
-    """What becomes of a product: see `model.program.Linear`. `scale` and `softcap` are a head's."""
-
-    kind: Literal["none", "add", "glu"] = "none"
-    activation: ActivationName = "silu"
-    scale: float = 1.0
-    softcap: float | None = None
-
-
-@triton.jit
-def activate(x, KIND: tl.constexpr):
-    """Apply an activation to fp32."""
-    if KIND == 0:
-        y = x / (1.0 + tl.exp(-x))
-    elif KIND == 1:
-        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-        y = 0.5 * x * (2.0 - 2.0 / (tl.exp(2.0 * inner) + 1.0))
-    elif KIND == 2:
-        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
-        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
-    return y
 
 
 @triton.jit
@@ -226,7 +197,7 @@ def linear(
         launch = _launcher(x, weight, out, bias, epilogue, is_invariant=is_invariant)
         if attempt(name, x, launch):
             return
-    _finish_plain(_product(x, weight), out, bias, epilogue)
+    long_linear(x, weight, out, bias, epilogue)
 
 
 def _launcher(
@@ -258,8 +229,8 @@ def _launcher(
         scales, lows = (x if tensor is None else tensor for tensor in (weight.scales, weight.lows))
         shared = {
             "HAS_BIAS": bias is not None,
-            "EPILOGUE": _EPILOGUES[epilogue.kind],
-            "ACTIVATION": _ACTIVATIONS[epilogue.activation],
+            "EPILOGUE": EPILOGUES[epilogue.kind],
+            "ACTIVATION": ACTIVATIONS[epilogue.activation],
             "HAS_SOFTCAP": epilogue.softcap is not None,
             "F": n // 2 if epilogue.kind == "glu" else 0,
             "NUM_PARTS": parts,
@@ -286,90 +257,3 @@ def _num_parts(width: int, block_n: int, k: int, block_k: int) -> int:
     """Return into how many parts the inputs are cut: enough programs to keep the memory busy, no more."""
     programs = triton.cdiv(width, block_n)
     return int(min(max(_WANTED_PROGRAMS // programs, 1), max(k // (2 * block_k), 1), 8))
-
-
-def _product(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """Multiply by the vendor's library, decoding packed weights slab by slab; returns [T, N]."""
-    if weight.form == "dense":
-        return torch.nn.functional.linear(x, weight.values)
-    if weight.form == "fp8" and (product := _fp8_product(x, weight)) is not None:
-        return product
-    slabs = [
-        torch.nn.functional.linear(x, weight.rows(slice(first, first + _DECODED_ROWS)).to(x.dtype))
-        for first in range(0, weight.n, _DECODED_ROWS)
-    ]
-    return slabs[0] if len(slabs) == 1 else torch.cat(slabs, 1)
-
-
-def _fp8_product(x: torch.Tensor, weight: Weight) -> torch.Tensor | None:
-    """Round each token to e4m3 with a scale of its own and multiply in fp8; None where there are no units for it."""
-    has_units = x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= (8, 9)
-    if not has_units or x.dtype != torch.bfloat16 or weight.k % 16 or weight.n % 16:
-        return None
-    scales, rounded = quantize_tokens(x)
-    assert weight.scales is not None
-    product: torch.Tensor = torch._scaled_mm(
-        rounded, weight.values.t(), scale_a=scales, scale_b=weight.scales.t(), out_dtype=x.dtype
-    )
-    return product
-
-
-def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (scales [T, 1] fp32, e4m3 values [T, K]) with the largest number of each token at the end of the range."""
-    wide = x.float()
-    scales = (wide.abs().amax(-1, keepdim=True) / 448.0).clamp(min=1e-30)
-    return scales, (wide / scales).to(torch.float8_e4m3fn)
-
-
-def _finish_plain(product: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
-    if epilogue.kind == "glu" and bias is None:
-        _gate(product, out, epilogue.activation)
-        return
-    y = product.float()
-    if bias is not None:
-        y = y + bias
-    if epilogue.kind == "glu":
-        gate, up = y.chunk(2, -1)
-        y = _activated(gate, epilogue.activation) * up
-    y = y * epilogue.scale
-    if epilogue.softcap is not None:
-        y = epilogue.softcap * torch.tanh(y / epilogue.softcap)
-    if epilogue.kind == "add":
-        out += y
-    else:
-        out.copy_(y)
-
-
-def _gate(product: torch.Tensor, out: torch.Tensor, activation: ActivationName) -> None:
-    """Write activation(gate) * up of [T, 2F] to `out` [T, F] in one pass."""
-    f = out.shape[1]
-
-    def launch() -> None:
-        block = 1024
-        _glu[(len(out), triton.cdiv(f, block))](product, out, f, ACTIVATION=_ACTIVATIONS[activation], BLOCK=block)
-
-    if not attempt("glu", product, launch):
-        gate, up = product.float().chunk(2, -1)
-        out.copy_(_activated(gate, activation) * up)
-
-
-@triton.jit
-def _glu(product, out, f, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < f
-    gate = tl.load(product + token * 2 * f + cols, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(product + token * 2 * f + f + cols, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + token * f + cols, (activate(gate, ACTIVATION) * up).to(out.dtype.element_ty), mask=mask)
-
-
-def _activated(x: torch.Tensor, activation: ActivationName) -> torch.Tensor:
-    match activation:
-        case "silu":
-            return torch.nn.functional.silu(x)
-        case "gelu_tanh":
-            return torch.nn.functional.gelu(x, approximate="tanh")
-        case "gelu":
-            return torch.nn.functional.gelu(x)
-        case "relu2":
-            return torch.relu(x).square()
