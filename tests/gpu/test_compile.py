@@ -41,3 +41,23 @@ def assert_all_wait_first(cache: Path) -> None:
             found[path.stem] = found.get(path.stem, 0) + 1
     assert set(found) == {"_rms_norm", "_qk_write", "attend", "add_parts", "_linear", "_add_parts"}
     assert found["attend"] >= 3
+
+
+def test_the_loops_of_a_kernel_are_read_from_its_machine_code(tmp_path: Path) -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-W", "ignore", "bench/gpu_sass.py", "--only", "linear bf16, 64 tokens, none"]
+    done = subprocess.run(
+        [*command, "--dump", str(tmp_path / "code")],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    heads, *lines = done.stdout.splitlines()
+    loops = [line.split("…")[1].split() for line in lines if "…" in line]
+    assert loops, done.stdout
+    kinds = heads.split()[1:]
+    first = dict(zip(kinds, map(int, loops[0][2:]), strict=True))
+    code = next((tmp_path / "code").glob("*-linear.sass")).read_text()
+    assert 0 < first["matrix"] <= code.count("HGMMA")
+    assert first["load"] > 0
+    assert sum(first.values()) == int(loops[0][1])
