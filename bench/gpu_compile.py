@@ -33,7 +33,8 @@ from headrace.ops.cuda import launching
 from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import linear
-from headrace.ops.cuda.norm import rms_norm, rms_norm_add
+from headrace.ops.cuda.long_products import long_linear
+from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, Adjustments, Lines, try_draw
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
@@ -99,7 +100,7 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     h = torch.zeros((1, 4096), dtype=kind)
     weight = torch.zeros(4096)
     yield "norm", lambda: rms_norm(x, weight, h, eps=1e-5)
-    yield "norm, add, norm", lambda: rms_norm_add(h, weight, x, eps=1e-5, following=(weight, h, 1e-5))
+    yield "norm, add, norm", lambda: rms_norm_add(h, weight, x, eps=1e-5, following=Following(weight, h, 1e-5))
     for d in (128,) if is_quick else HEAD_SIZES:
         for q_heads, kv_heads in ((32, 8),) if is_quick else ((32, 8), (8, 8), (8, 1)):
             yield from attention_cases(d, q_heads, kv_heads, kind, is_quick=is_quick)
@@ -111,6 +112,7 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     for name, matrix in forms.items():
         for tokens in (1, 64) if is_quick else (1, 16, 32, 64):
             yield from linear_cases(name, matrix, tokens, kind, is_quick=is_quick)
+    yield from long_cases(kind)
     logits = torch.zeros((1, 128256))
     lines = Lines(
         floats=torch.zeros((1, NUM_FLOATS), dtype=torch.float64), ints=torch.zeros((1, NUM_INTS), dtype=torch.int32)
@@ -122,7 +124,7 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
 
 def early_cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     """Yield what a step of single tokens launches, once more as it is when kernels are set up before their turn."""
-    chosen = ("norm", "rope", "linear bf16, 1 ", "linear int4 g32, 1 ")
+    chosen = ("norm", "rope", "linear bf16, 1 ", "linear int4 g32, 1 ", "long ")
 
     def launched(call: Callable[[], None]) -> None:
         launching.launch_early(is_early=True)
@@ -190,6 +192,28 @@ def linear_cases(
         out = torch.zeros((tokens, 32 if epilogue == "glu" else 64), dtype=torch.float32 if epilogue == "add" else kind)
         call = lambda o=out, e=epilogue: linear(x, matrix, o, epilogue=Epilogue(kind=e))  # type: ignore[arg-type] # noqa: E731
         yield f"linear {name}, {tokens} tokens, {epilogue}", call
+
+
+def long_cases(kind: torch.dtype) -> Iterator[tuple[str, object]]:
+    """Yield what stands around the vendor's products of many tokens."""
+    x = torch.zeros((1, 64), dtype=kind)
+    weight = dense(torch.zeros((4096, 64), dtype=kind))
+    total, normed, bias = torch.zeros((1, 4096)), torch.zeros((1, 4096), dtype=kind), torch.zeros(4096)
+    after = Following(bias, normed, 1e-5)
+    chosen: tuple[tuple[str, Epilogue, torch.Tensor | None], ...] = (
+        ("none, bias", Epilogue(), bias),
+        ("add", Epilogue(kind="add"), None),
+        ("glu", Epilogue(kind="glu"), None),
+        ("glu, bias", Epilogue(kind="glu", activation="gelu_tanh"), bias),
+        ("head", Epilogue(scale=0.5, softcap=30.0), None),
+    )
+    for name, epilogue, given in chosen:
+        width = 2048 if epilogue.kind == "glu" else 4096
+        out = torch.zeros((1, width), dtype=torch.float32 if name in ("add", "head") else kind)
+        yield f"long bf16, {name}", lambda o=out, e=epilogue, b=given: long_linear(x, weight, o, b, e)
+    for given in (None, bias):
+        name = "long bf16, add, norm" if given is None else "long bf16, add, bias, norm"
+        yield name, lambda b=given: long_linear(x, weight, total, b, Epilogue(kind="add"), after)
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headrace.ops import kv_values, reference
-from headrace.ops.cuda.norm import rms_norm, rms_norm_add
+from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 
 KINDS = [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
@@ -32,7 +32,7 @@ def test_a_closing_norm_adds_to_the_stream_and_feeds_the_next(device: str) -> No
     first, second = drawn(device, 96, seed=2), drawn(device, 96, seed=3)
     total = x.cpu().numpy() + reference.rms_norm(y.cpu().numpy(), first.cpu().numpy(), eps=1e-6)
     out = torch.full((3, 96), torch.nan, device=device)
-    rms_norm_add(y, first, x, eps=1e-6, following=(second, out, 1e-5))
+    rms_norm_add(y, first, x, eps=1e-6, following=Following(second, out, 1e-5))
     np.testing.assert_allclose(x.cpu().numpy(), total, rtol=2e-6, atol=2e-6)
     expected = reference.rms_norm(total, second.cpu().numpy(), eps=1e-5)
     np.testing.assert_allclose(out.cpu().numpy(), expected, rtol=2e-6, atol=2e-6)

@@ -20,8 +20,9 @@ from headrace.executor.cuda import forms
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.epilogue import Epilogue
-from headrace.ops.cuda.linear import linear
-from headrace.ops.cuda.norm import rms_norm, rms_norm_add
+from headrace.ops.cuda.linear import is_skinny, linear
+from headrace.ops.cuda.long_products import long_linear
+from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.weights import Weight
 
@@ -167,14 +168,7 @@ class DeviceModel:
             case Norm():
                 return self._norm(op, following, slots)
             case Linear():
-                linear(
-                    slots[op.src],
-                    self._matrices[op.weight],
-                    slots[op.dst],
-                    bias=None if op.bias is None else self._vectors[op.bias],
-                    epilogue=Epilogue(kind=op.epilogue, activation=op.activation),
-                    is_invariant=self._is_invariant,
-                )
+                return self._linear(op, following, slots)
             case QkWrite():
                 self._qk_write(op, batch, slots)
             case Attention():
@@ -185,17 +179,31 @@ class DeviceModel:
                 assert_never(op)
         return 1
 
+    def _linear(self, op: Linear, following: Op | None, slots: dict[str, torch.Tensor]) -> int:
+        src, weight, dst = slots[op.src], self._matrices[op.weight], slots[op.dst]
+        bias = None if op.bias is None else self._vectors[op.bias]
+        epilogue = Epilogue(kind=op.epilogue, activation=op.activation)
+        after = self._following(op.dst, following, slots) if op.epilogue == "add" else None
+        if after is not None and not is_skinny(len(src), is_invariant=self._is_invariant):
+            long_linear(src, weight, dst, bias, epilogue, after)
+            return 2
+        linear(src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant)
+        return 1
+
     def _norm(self, op: Norm, following: Op | None, slots: dict[str, torch.Tensor]) -> int:
         weight = self._vectors[op.weight]
         if not op.add:
             rms_norm(slots[op.src], weight, slots[op.dst], eps=op.eps)
             return 1
-        if isinstance(following, Norm) and not following.add and following.src == op.dst:
-            after = (self._vectors[following.weight], slots[following.dst], following.eps)
-            rms_norm_add(slots[op.src], weight, slots[op.dst], eps=op.eps, following=after)
-            return 2
-        rms_norm_add(slots[op.src], weight, slots[op.dst], eps=op.eps)
-        return 1
+        after = self._following(op.dst, following, slots)
+        rms_norm_add(slots[op.src], weight, slots[op.dst], eps=op.eps, following=after)
+        return 1 if after is None else 2
+
+    def _following(self, written: str, op: Op | None, slots: dict[str, torch.Tensor]) -> Following | None:
+        """Return the norm of what was added to, if that comes next."""
+        if not isinstance(op, Norm) or op.add or op.src != written:
+            return None
+        return Following(self._vectors[op.weight], slots[op.dst], op.eps)
 
     def _qk_write(self, op: QkWrite, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
         rotation = Rotation(

@@ -193,11 +193,16 @@ def linear(
     out  [T, N], [T, N/2] with `glu`; with `add` it is added to
     """
     name = f"linear_{weight.form}"
-    if is_invariant or len(x) <= SKINNY_TOKENS:
+    if is_skinny(len(x), is_invariant=is_invariant):
         launch = _launcher(x, weight, out, bias, epilogue, is_invariant=is_invariant)
         if attempt(name, x, launch):
             return
     long_linear(x, weight, out, bias, epilogue)
+
+
+def is_skinny(num_tokens: int, *, is_invariant: bool) -> bool:
+    """Say whether this kernel serves so many tokens; others go to `long_products`."""
+    return is_invariant or num_tokens <= SKINNY_TOKENS
 
 
 def _launcher(

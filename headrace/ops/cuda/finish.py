@@ -1,0 +1,79 @@
+"""What follows the vendor's product of many tokens, in one pass over it: bias, activation, scale, cap, sum.
+
+Owns nothing. Called by `long_products`. The specification is `ops.reference`: `linear`, `glu` and `head`.
+Invariant: each number of the product is read once, each of the result written once.
+Letters: T tokens, N outputs of the product, F = N / 2 for gated layers: gate columns first, then up columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue, activate, activated
+from headrace.ops.cuda.launching import attempt, early, take_turn
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _finish_product(
+    product, bias, out, width, head_scale, softcap,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    take_turn(IS_EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < width
+    line = product + token * width
+    if EPILOGUE == 2:
+        line += token * width + width  # up lies behind the gate
+    y = tl.load(line + cols, mask=mask, other=0.0).to(tl.float32)
+    if EPILOGUE == 2:
+        gate = tl.load(line - width + cols, mask=mask, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            y += tl.load(bias + width + cols, mask=mask, other=0.0)
+            gate += tl.load(bias + cols, mask=mask, other=0.0)
+        y = activate(gate, ACTIVATION) * y
+    elif HAS_BIAS:
+        y += tl.load(bias + cols, mask=mask, other=0.0)
+    y = y * head_scale
+    if HAS_SOFTCAP:
+        y = softcap * (1.0 - 2.0 / (tl.exp(2.0 * y / softcap) + 1.0))
+    spots = out + token * width + cols
+    if EPILOGUE == 1:
+        y += tl.load(spots, mask=mask, other=0.0)
+    tl.store(spots, y.to(out.dtype.element_ty), mask=mask)
+
+
+def finish(product: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
+    """Apply an epilogue to a product [T, N] without its bias, both contiguous; writes or adds to `out`."""
+
+    def launch() -> None:
+        width = out.shape[1]
+        _finish_product[(len(out), triton.cdiv(width, _BLOCK))](
+            product, product if bias is None else bias, out, width, epilogue.scale, epilogue.softcap or 1.0,
+            EPILOGUE=EPILOGUES[epilogue.kind], ACTIVATION=ACTIVATIONS[epilogue.activation],
+            HAS_BIAS=bias is not None, HAS_SOFTCAP=epilogue.softcap is not None, BLOCK=_BLOCK, **early(),
+        )  # fmt: skip
+
+    if not attempt("finish", product, launch):
+        _plain(product, out, bias, epilogue)
+
+
+def _plain(product: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
+    y = product.float()
+    if bias is not None:
+        y = y + bias
+    if epilogue.kind == "glu":
+        gate, up = y.chunk(2, -1)
+        y = activated(gate, epilogue.activation) * up
+    y = y * epilogue.scale
+    if epilogue.softcap is not None:
+        y = epilogue.softcap * torch.tanh(y / epilogue.softcap)
+    if epilogue.kind == "add":
+        out += y
+    else:
+        out.copy_(y)
