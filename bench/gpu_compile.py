@@ -36,6 +36,7 @@ from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
+from headrace.ops.cuda.rows import decode_slab, gather_rows
 from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, Adjustments, Lines, try_draw
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
 
@@ -113,6 +114,11 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
         for tokens in (1, 64) if is_quick else (1, 16, 32, 64):
             yield from linear_cases(name, matrix, tokens, kind, is_quick=is_quick)
     yield from long_cases(kind)
+    index = torch.zeros(1, dtype=torch.int32)
+    for name, matrix in forms.items():
+        yield f"embedding {name}", lambda m=matrix: gather_rows(m, index, x)
+        if name != "bf16":
+            yield f"slab {name}", lambda m=matrix: decode_slab(m, 0, torch.zeros((64, 4096), dtype=kind))
     logits = torch.zeros((1, 128256))
     lines = Lines(
         floats=torch.zeros((1, NUM_FLOATS), dtype=torch.float64), ints=torch.zeros((1, NUM_INTS), dtype=torch.int32)
@@ -124,7 +130,7 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
 
 def early_cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     """Yield what a step of single tokens launches, once more as it is when kernels are set up before their turn."""
-    chosen = ("norm", "rope", "linear bf16, 1 ", "linear int4 g32, 1 ", "long ")
+    chosen = ("norm", "rope", "linear bf16, 1 ", "linear int4 g32, 1 ", "long ", "embedding bf16", "slab int4 g32")
 
     def launched(call: Callable[[], None]) -> None:
         launching.launch_early(is_early=True)

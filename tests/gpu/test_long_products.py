@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from headrace.ops import reference
-from headrace.ops.cuda import launching, long_products
+from headrace.ops.cuda import launching, long_products, rows
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following
+from headrace.ops.cuda.rows import decode_slab, gather_rows
 from headrace.ops.cuda.weights import dense
-from tests.gpu.test_linear import drawn, made, relative
+from tests.gpu.test_linear import FORMS, drawn, made, relative
 
 TOKENS = 66
 
@@ -75,6 +76,43 @@ def test_without_kernels_the_numbers_are_the_same(
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-2, equal_nan=True)
     monkeypatch.setattr(launching, "_failed", {})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("k", [96, 1152])  # less and more than a block; the last chunk of int4 is padded
+def test_rows_are_decoded_to_the_bit(device: str, form: str, k: int) -> None:
+    kept = made(form, drawn(device, 21, -(-k // 128) * 128 if form == "int4g128" else k, seed=1), torch.bfloat16)
+    out = torch.full((9, kept.k), torch.nan, device=device)
+    decode_slab(kept, 7, out)
+    assert torch.equal(out, kept.rows(slice(7, 16)))
+    index = torch.tensor([20, 3, 3, 0, 11], dtype=torch.int32, device=device)
+    gather_rows(kept, index, out[:5], scale=3.3)
+    assert torch.equal(out[:5], kept.rows(index.long()) * 3.3)
+
+
+@pytest.mark.parametrize("form", ["int8", "int8g", "int4", "fp8"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_slabs_of_a_packed_weight_make_one_product(
+    device: str, form: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = drawn(device, TOKENS, 96)
+    weight = made(form, drawn(device, 50, 96, seed=1), torch.float32)
+    monkeypatch.setattr(long_products, "slab_rows", lambda *_, **__: 16)
+    monkeypatch.setattr(rows, "_PLAIN_ROWS", 5)
+    if fails:
+        monkeypatch.setattr(launching, "_failed", {f"rows_{weight.form}": ""})
+    out = torch.full((TOKENS, 50), torch.nan, device=device)
+    linear(x, weight, out, epilogue=Epilogue())
+    assert relative(out, x.double() @ weight.rows(slice(None)).double().T) < 1e-6
+    monkeypatch.setattr(launching, "_failed", {})
+
+
+def test_slabs_stay_in_the_cache_and_fill_the_device() -> None:
+    assert long_products.slab_rows(28672, 4096, 4096, itemsize=2) == 4096
+    assert long_products.slab_rows(4096, 14336, 4096, itemsize=2) == 2048
+    assert long_products.slab_rows(28672, 4096, 1024, itemsize=2) == 8192
+    assert long_products.slab_rows(128256, 4096, 65, itemsize=2) == long_products.MOST_SLAB_ROWS
+    assert long_products.slab_rows(1000, 4096, 4096, itemsize=2) == 1000
 
 
 def test_tokens_are_rounded_to_fp8_by_their_own_largest(device: str) -> None:

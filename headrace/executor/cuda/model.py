@@ -24,6 +24,7 @@ from headrace.ops.cuda.linear import is_skinny, linear
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
+from headrace.ops.cuda.rows import gather_rows
 from headrace.ops.cuda.weights import Weight
 
 _INVARIANT_PARTS = 8
@@ -163,8 +164,7 @@ class DeviceModel:
         """Run one op, or two in one kernel; return how many."""
         match op:
             case Embed():
-                rows = self._matrices[op.table].rows(batch.tokens.long())
-                slots[op.dst].copy_(rows * op.scale)
+                gather_rows(self._matrices[op.table], batch.tokens, slots[op.dst], scale=op.scale)
             case Norm():
                 return self._norm(op, following, slots)
             case Linear():

@@ -11,9 +11,13 @@ import torch
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.finish import finish
 from headrace.ops.cuda.norm import Following, add_rms_norm
+from headrace.ops.cuda.rows import decode_slab
 from headrace.ops.cuda.weights import Weight
 
-_DECODED_ROWS = 16384  # of a packed weight, for the vendor's product
+MOST_SLAB_ROWS = 16384
+_SLAB_BYTES = 32 << 20  # most of it is still in the L2 cache when it is multiplied
+_SLAB_OUTPUTS = 1 << 23  # two waves of 128 x 256 on 132 multiprocessors
+_ROW_STEP = 1024
 
 
 def long_linear(
@@ -44,9 +48,19 @@ def _multiply(x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
     if weight.form == "dense":
         torch.mm(x, weight.values.t(), out=out)
     elif weight.form != "fp8" or not _fp8_product(x, weight, out):
-        for first in range(0, weight.n, _DECODED_ROWS):
-            slab = slice(first, first + _DECODED_ROWS)
-            torch.mm(x, weight.rows(slab).to(x.dtype).t(), out=out[:, slab])
+        rows = slab_rows(weight.n, weight.k, len(x), itemsize=x.element_size())
+        slab = torch.empty((rows, weight.k), dtype=x.dtype, device=x.device)
+        for first in range(0, weight.n, rows):
+            decoded = slab[: weight.n - first]
+            decode_slab(weight, first, decoded)
+            torch.mm(x, decoded.t(), out=out[:, first : first + rows])
+
+
+def slab_rows(n: int, k: int, num_tokens: int, *, itemsize: int) -> int:
+    """Return how many rows of a packed weight are decoded at a time: few enough to stay in the cache, enough for the
+    product of a slab to fill the device."""
+    wanted = max(_SLAB_BYTES // (k * itemsize), _SLAB_OUTPUTS // num_tokens)
+    return min(-(-wanted // _ROW_STEP) * _ROW_STEP, MOST_SLAB_ROWS, n)
 
 
 def _fp8_product(x: torch.Tensor, weight: Weight, out: torch.Tensor) -> bool:

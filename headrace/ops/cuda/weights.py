@@ -21,6 +21,7 @@ import torch
 
 WeightForm = Literal["dense", "int8", "int4", "fp8"]
 
+FORM_NUMBERS: dict[WeightForm, int] = {"dense": 0, "int8": 1, "int4": 2, "fp8": 3}  # as kernels know them
 INT4_CHUNK = 64
 _FP8_LARGEST = 448.0
 
