@@ -271,8 +271,8 @@ class _Keeper:
 def serve(executor: CudaExecutor, load: Load) -> dict[str, object]:
     """Serve every client once; return throughput, gaps between tokens, and the host's share of the time."""
     limits = SchedulerLimits(
-        max_num_seqs=load.clients, max_step_tokens=load.step_tokens, max_context=load.context - 1,
-        max_waiting=load.clients,
+        max_num_seqs=load.clients, max_step_tokens=load.step_tokens, chunk_tokens=min(512, load.step_tokens),
+        chunk_grows=False, max_context=load.context - 1, max_waiting=load.clients, plans_ahead=True,
     )  # fmt: skip
     scheduler = Scheduler(BlockPool(executor.num_blocks), executor.block_size, limits)
     engine = Engine(scheduler, _Keeper(executor), MonotonicClock())

@@ -19,7 +19,7 @@ from headrace.api import ServedModel
 from headrace.app import backends
 from headrace.app.generation_defaults import generation_defaults
 from headrace.app.hardware import Hardware
-from headrace.app.plan import Plan, resolve
+from headrace.app.plan import Plan, chunk_grows, resolve
 from headrace.app.recording import Recording
 from headrace.app.tiers import Origin, open_host_pool, open_tiers
 from headrace.core.protocols import Clock
@@ -154,6 +154,7 @@ def load_model(
         max_num_seqs=plan.max_num_seqs.value,
         max_step_tokens=plan.max_step_tokens.value,
         chunk_tokens=plan.chunk_tokens.value,
+        chunk_grows=chunk_grows(plan.backend.value),
         max_context=plan.max_context.value,
         max_waiting=plan.max_waiting.value,
         prefix_cache=plan.prefix_cache.value,

@@ -22,6 +22,7 @@ MIB = 1 << 20
 MAX_POSITIONS = 1 << 20  # of one sequence: beyond, fp32 angles of a rotation are too coarse
 _LEAST_CONTEXT = 256  # tokens of one sequence that a pool must hold to be worth starting
 _STAGING_BYTES, _STAGING_SHARE, _LEAST_STAGING = 256 * MIB, 16, 8  # most, a part of what is free, least in blocks
+_DEVICE_CHUNK = 512  # prompt tokens that keep a GPU's matrix units busy, in few times a decode step's time
 _CHUNK_SHARE = 2  # of a step: what prompts get beside few that decode is one part in this many
 _KV_SHARE = 4  # an unset pool takes one part in this many of what is free after loading
 
@@ -67,7 +68,7 @@ class Plan:
     block_size: Derived[int]
     max_num_seqs: Derived[int]
     max_step_tokens: Derived[int]
-    chunk_tokens: Derived[int | None]
+    chunk_tokens: Derived[int]
     max_waiting: Derived[int]
     prefix_cache: Derived[bool]
     prefix_policy: Derived[PrefixPolicy]
@@ -133,14 +134,21 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
     )
 
 
-def chunk_tokens(engine: EngineSettings, backend: str) -> Derived[int | None]:
-    """Return how many prompt tokens go beside few that decode: less where a step of them is a gap that one notices."""
-    if backend == "cuda":
-        return Derived(None, "a device computes long chunks in the time of short ones")
+def chunk_tokens(engine: EngineSettings, backend: str) -> Derived[int]:
+    """Return how many prompt tokens go beside few that decode: a longer chunk is a gap that they notice."""
+    if engine.chunk_tokens is not None:
+        return _set(min(engine.chunk_tokens, engine.max_step_tokens), "engine.chunk_tokens")
+    if not chunk_grows(backend):
+        return Derived(min(_DEVICE_CHUNK, engine.max_step_tokens), "beside any that decode: keeps a GPU busy")
     return Derived(
         max(engine.max_step_tokens // _CHUNK_SHARE, 1),
         f"half of engine.max_step_tokens beside few that decode, all of it beside {-(-engine.max_num_seqs // 2)}",
     )
+
+
+def chunk_grows(backend: str) -> bool:
+    """Say whether prompts get more of a step beside many that decode: on a CPU these make it long by themselves."""
+    return backend != "cuda"
 
 
 def _set(value: T, key: str) -> Derived[T]:

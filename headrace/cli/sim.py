@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import headrace
-from headrace.app.plan import async_scheduling, chunk_tokens
+from headrace.app.plan import async_scheduling, chunk_grows, chunk_tokens
 from headrace.bench.report import Bar, Chart, render_page
 from headrace.bench.report import Table as HtmlTable
 from headrace.cli.configured import settings_from
@@ -100,6 +100,7 @@ def _shape(
         max_num_seqs=engine.max_num_seqs,
         max_step_tokens=engine.max_step_tokens,
         chunk_tokens=chunk_tokens(engine, backend).value,
+        chunk_grows=chunk_grows(backend),
         max_context=engine.max_context or _CONTEXT,
         max_waiting=engine.max_waiting,
         prefix_cache=engine.prefix_cache,

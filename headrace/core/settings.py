@@ -92,6 +92,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      in the same memory; auto is bf16, on the reference backend fp32
     max_num_seqs     sequences in a step at most
     max_step_tokens  token budget of a step: decodes first, the rest for prompt chunks
+    chunk_tokens     prompt tokens in a step in which others decode; None: 512 on a GPU, on a CPU half of
+                     max_step_tokens; on a CPU more beside many that decode
     block_size       tokens in a KV block
     kv_memory_mib    size of the KV pool in MiB; None: a quarter of what is free after loading, capped by what
                      max_num_seqs full contexts need
@@ -137,6 +139,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_dtype: KvDtype = "auto"
     max_num_seqs: Positive = 64
     max_step_tokens: Positive = 512
+    chunk_tokens: Positive | None = None
     block_size: Positive = 32
     kv_memory_mib: Positive | None = None
     max_context: Positive | None = None
@@ -169,7 +172,7 @@ class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     max_waiting_tokens  prompt tokens that may wait before new requests are refused; None: no limit
     max_wait_s          predicted seconds to the first token beyond which new requests are refused; None: no limit
     itl_target_ms       gap between two tokens of an answer that prompt chunks of others may stretch a step to; None:
-                        half of max_step_tokens on a CPU, more beside many that decode
+                        chunks are cut by engine.chunk_tokens
     background_share    share by which background requests may stretch a step of others
     aging_s             seconds in which a priority class that is passed over rises by one
     fair_burst_tokens   tokens that one tenant may be ahead of another

@@ -15,6 +15,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs     sequences that hold blocks at once, and so rows of a step
     max_step_tokens  tokens a step computes
     chunk_tokens     prompt tokens of a step in which few sequences decode; None: what max_step_tokens leaves
+    chunk_grows      more of them beside many that decode, whose steps are long anyway; a GPU's are not
     max_context      prompt and output of one sequence
     max_waiting      sequences in the queue before new requests are refused
     prefix_cache     keep the blocks of ended sequences for others that begin with the same tokens
@@ -35,16 +36,20 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     reach: Reach | None = None
     widest_window: int | None = None
     chunk_tokens: int | None = None
+    chunk_grows: bool = True
     plans_ahead: bool = False
 
     def prompt_tokens(self, num_decoding: int) -> int:
-        """Return how many prompt tokens go into a step in which so many sequences decode: all once half the places do.
+        """Return how many prompt tokens go into a step in which so many sequences decode; where that grows with them,
+        all once half the places do.
 
         A chunk is a gap between the tokens of all that decode. Beside few of them two short steps cost little more
         than a long one; beside many they do, and the queue would wait for it.
         """
         if self.chunk_tokens is None or num_decoding == 0:
             return self.max_step_tokens
+        if not self.chunk_grows:
+            return self.chunk_tokens
         return max(self.chunk_tokens, self.max_step_tokens * 2 * num_decoding // self.max_num_seqs)
 
     def check(self) -> None:

@@ -44,7 +44,7 @@ def measured_steps(lines: Iterable[tuple[str, Line]], source: str) -> StepTimes:
     on_device = False
     for _, line in lines:
         if isinstance(line, LogLine):
-            on_device = line.limits.chunk_tokens is None  # engines on a CPU have one
+            on_device = not line.limits.chunk_grows
         elif isinstance(line, PlanLine) and line.step_id is not None:
             members = line.members if line.members is not None else members
             changed = {change.seq_id: (change.start, change.count) for change in line.changes}

@@ -47,10 +47,25 @@ def test_settings_win_over_derivation() -> None:
     assert plan.threads.reason == "engine.threads"
 
 
-@pytest.mark.parametrize(("backend", "most"), [("native", 256), ("reference", 256), ("cuda", None)])
-def test_only_a_cpu_keeps_prompts_short_beside_few_that_decode(backend: str, most: int | None) -> None:
-    plan = resolve(engine(max_step_tokens=512), machine(), FACTS, Derived(backend, "asked for"))
-    assert plan.chunk_tokens.value == most
+@pytest.mark.parametrize(
+    ("backend", "asked", "most"),
+    [
+        ("native", None, 1024),
+        ("reference", None, 1024),
+        ("cuda", None, 512),
+        ("cuda", 700, 700),
+        ("native", 300, 300),
+        ("native", 9000, 2048),
+    ],
+)
+def test_prompts_are_kept_short_beside_what_decodes(backend: str, asked: int | None, most: int) -> None:
+    settings = engine(max_step_tokens=2048, chunk_tokens=asked)
+    assert resolve(settings, machine(), FACTS, Derived(backend, "asked for")).chunk_tokens.value == most
+
+
+def test_a_chunk_is_no_longer_than_a_step() -> None:
+    plan = resolve(engine(max_step_tokens=100), machine(), FACTS, Derived("cuda", "asked for"))
+    assert plan.chunk_tokens.value == 100
 
 
 def test_threads_follow_cores() -> None:

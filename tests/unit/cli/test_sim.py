@@ -72,14 +72,16 @@ def test_steps_are_cut_and_planned_as_on_the_machine_of_the_step_times(
         max_num_seqs=plan.max_num_seqs.value,
         max_step_tokens=plan.max_step_tokens.value,
         chunk_tokens=plan.chunk_tokens.value,
+        chunk_grows=backend != "cuda",
         plans_ahead=plan.async_scheduling.value,
         max_context=plan.max_context.value,
         max_waiting=plan.max_waiting.value,
         policy=SchedulingSettings(),
     )
     assert simulated(limits) == told
-    other = {"chunk_tokens": None} if plan.chunk_tokens.value else {"plans_ahead": False}
-    assert simulated(msgspec.structs.replace(limits, **other)) != told
+    assert simulated(msgspec.structs.replace(limits, chunk_tokens=64, chunk_grows=False)) != told
+    if plan.async_scheduling.value:
+        assert simulated(msgspec.structs.replace(limits, plans_ahead=False)) != told
 
 
 def test_a_queue_that_is_too_long_refuses_as_a_server_would(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
