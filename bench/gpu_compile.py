@@ -31,7 +31,9 @@ from triton.backends.nvidia.driver import ty_to_cpp
 
 from headrace.ops.cuda import launching
 from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, attention, tile_size
+from headrace.ops.cuda.e4m3 import room_in, round_tokens
 from headrace.ops.cuda.epilogue import Epilogue
+from headrace.ops.cuda.finish import finish
 from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
@@ -217,6 +219,12 @@ def long_cases(kind: torch.dtype) -> Iterator[tuple[str, object]]:
         width = 2048 if epilogue.kind == "glu" else 4096
         out = torch.zeros((1, width), dtype=torch.float32 if name in ("add", "head") else kind)
         yield f"long bf16, {name}", lambda o=out, e=epilogue, b=given: long_linear(x, weight, o, b, e)
+    gated, rounded = room_in(torch.zeros((1, 14336), dtype=kind)), room_in(normed)
+    both, summed = torch.zeros((1, 2 * 14336), dtype=kind), Following(bias, rounded, 1e-5)
+    yield "long fp8, glu to e4m3", lambda: finish(both, gated, None, Epilogue(kind="glu"))
+    yield "long fp8, add, norm to e4m3", lambda: long_linear(x, weight, total, None, Epilogue(kind="add"), summed)
+    for width in (4096, 28672):
+        yield f"long fp8, {width} to e4m3", lambda w=width: round_tokens(torch.zeros((1, w), dtype=kind))
     for given in (None, bias):
         name = "long bf16, add, norm" if given is None else "long bf16, add, bias, norm"
         yield name, lambda b=given: long_linear(x, weight, total, b, Epilogue(kind="add"), after)

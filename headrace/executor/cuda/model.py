@@ -10,18 +10,20 @@ Behind the last attention a token's numbers meet no other's: from there on only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 import torch
 
 from headrace.executor.cuda import forms
-from headrace.model.program import Attention, Embed, Head, Linear, Norm, Op, Program, QkWrite
+from headrace.executor.cuda.readers import read_before_written, rounded_ops
+from headrace.model.program import Attention, Embed, Head, Linear, Norm, Program, QkWrite
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
+from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, multiplies_e4m3, room_in
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import is_skinny, linear
-from headrace.ops.cuda.long_products import long_linear
+from headrace.ops.cuda.long_products import long_linear, takes_rounded
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.rows import gather_rows
@@ -100,7 +102,11 @@ class DeviceModel:
             max_tokens * max(op.num_heads * op.head_dim for op in layers), dtype=dtype, device=device
         )
         self._last_attention = max(i for i, op in enumerate(self._ops) if isinstance(op, Attention))
-        self._read_later = _read_before_written((*self._ops[self._last_attention + 1 :], head))
+        self._read_later = read_before_written((*self._ops[self._last_attention + 1 :], head))
+        self._rounds: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+        if multiplies_e4m3(self._turned) and not is_invariant:
+            self._rounds = rounded_ops((*self._ops, head), self._takes_rounded, cut=self._last_attention)
+        self._rooms = {self._slot_of(at): room_in(self._slots[self._slot_of(at)]) for at in self._rounds[0]}
         itemsize = 1 if has_int8_kv else self._turned.element_size()
         sizes = [
             forms.layer_block_bytes(layer, block_size=block_size, itemsize=itemsize) for layer in program.cache_layers
@@ -142,7 +148,7 @@ class DeviceModel:
                 if not len(batch.kept):
                     break
                 self._keep(batch.kept.long(), slots)
-            at += self._run(self._ops[at], self._ops[at + 1] if at + 1 < len(self._ops) else None, batch, slots)
+            at += self._run(at, batch, slots)
         return slots[self._head.src]
 
     def _keep(self, kept: torch.Tensor, slots: dict[str, torch.Tensor]) -> None:
@@ -160,15 +166,15 @@ class DeviceModel:
         linear(hidden, table, out, epilogue=epilogue, is_invariant=self._is_invariant)
         return out
 
-    def _run(self, op: Op, following: Op | None, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> int:
+    def _run(self, at: int, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> int:
         """Run one op, or two in one kernel; return how many."""
-        match op:
+        match op := self._ops[at]:
             case Embed():
                 gather_rows(self._matrices[op.table], batch.tokens, slots[op.dst], scale=op.scale)
             case Norm():
-                return self._norm(op, following, slots)
+                return self._norm(at, op, slots)
             case Linear():
-                return self._linear(op, following, slots)
+                return self._linear(at, op, slots)
             case QkWrite():
                 self._qk_write(op, batch, slots)
             case Attention():
@@ -179,31 +185,50 @@ class DeviceModel:
                 assert_never(op)
         return 1
 
-    def _linear(self, op: Linear, following: Op | None, slots: dict[str, torch.Tensor]) -> int:
+    def _linear(self, at: int, op: Linear, slots: dict[str, torch.Tensor]) -> int:
         src, weight, dst = slots[op.src], self._matrices[op.weight], slots[op.dst]
         bias = None if op.bias is None else self._vectors[op.bias]
         epilogue = Epilogue(kind=op.epilogue, activation=op.activation)
-        after = self._following(op.dst, following, slots) if op.epilogue == "add" else None
-        if after is not None and not is_skinny(len(src), is_invariant=self._is_invariant):
-            long_linear(src, weight, dst, bias, epilogue, after)
-            return 2
-        linear(src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant)
-        return 1
+        if is_skinny(len(src), is_invariant=self._is_invariant):
+            linear(src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant)
+            return 1
+        x = self._rooms[op.src].first(len(src)) if at in self._rounds[1] else src
+        after = self._following(op.dst, at + 1, slots) if op.epilogue == "add" else None
+        long_linear(x, weight, self._written(op.dst, at, slots), bias, epilogue, after)
+        return 1 if after is None else 2
 
-    def _norm(self, op: Norm, following: Op | None, slots: dict[str, torch.Tensor]) -> int:
+    def _norm(self, at: int, op: Norm, slots: dict[str, torch.Tensor]) -> int:
         weight = self._vectors[op.weight]
         if not op.add:
-            rms_norm(slots[op.src], weight, slots[op.dst], eps=op.eps)
+            rms_norm(slots[op.src], weight, self._written(op.dst, at, slots), eps=op.eps)
             return 1
-        after = self._following(op.dst, following, slots)
+        after = self._following(op.dst, at + 1, slots)
         rms_norm_add(slots[op.src], weight, slots[op.dst], eps=op.eps, following=after)
         return 1 if after is None else 2
 
-    def _following(self, written: str, op: Op | None, slots: dict[str, torch.Tensor]) -> Following | None:
+    def _following(self, summed: str, at: int, slots: dict[str, torch.Tensor]) -> Following | None:
         """Return the norm of what was added to, if that comes next."""
-        if not isinstance(op, Norm) or op.add or op.src != written:
+        op = self._ops[at] if at < len(self._ops) else None
+        if not isinstance(op, Norm) or op.add or op.src != summed:
             return None
-        return Following(self._vectors[op.weight], slots[op.dst], op.eps)
+        return Following(self._vectors[op.weight], self._written(op.dst, at, slots), op.eps)
+
+    def _written(self, name: str, at: int, slots: dict[str, torch.Tensor]) -> torch.Tensor | Rounded:
+        """Return where an op writes: a slot, or, where only fp8 products of many tokens read it, its room for those."""
+        tokens = len(slots[name])
+        if at in self._rounds[0] and not is_skinny(tokens, is_invariant=self._is_invariant):
+            return self._rooms[name].first(tokens)
+        return slots[name]
+
+    def _takes_rounded(self, op: Linear) -> bool:
+        weight = self._matrices[op.weight]
+        return takes_rounded(weight) and weight.k <= MOST_NUMBERS
+
+    def _slot_of(self, at: int) -> str:
+        """Name the slot that an op writes."""
+        op = self._ops[at]
+        assert not isinstance(op, Head)
+        return op.dst
 
     def _qk_write(self, op: QkWrite, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
         rotation = Rotation(
@@ -263,19 +288,3 @@ class DeviceModel:
 def _cut(tiles: torch.Tensor, size: int, num_parts: int) -> Tiles:
     rows, first, count = tiles.unbind()
     return Tiles(rows=rows, first=first, count=count, size=size, num_parts=num_parts)
-
-
-def _read_before_written(ops: Sequence[Op]) -> frozenset[str]:
-    """Name the slots whose numbers these ops take over from what was run before them."""
-    read: set[str] = set()
-    written: set[str] = set()
-    for op in ops:
-        if not isinstance(op, Embed) and op.src not in written:
-            read.add(op.src)
-        if isinstance(op, Head):
-            continue
-        is_added = (isinstance(op, Norm) and op.add) or (isinstance(op, Linear) and op.epilogue == "add")
-        if is_added and op.dst not in written:
-            read.add(op.dst)
-        written.add(op.dst)
-    return frozenset(read)

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, round_plain, store_token, warps_for
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue, activate, activated
 from headrace.ops.cuda.launching import attempt, early, take_turn
 
@@ -19,9 +20,9 @@ _BLOCK = 1024
 
 @triton.jit
 def _finish_product(
-    product, bias, out, width, head_scale, softcap,
+    product, bias, out, scales, width, head_scale, softcap,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
+    ROUNDED: tl.constexpr, BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     take_turn(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
@@ -42,28 +43,35 @@ def _finish_product(
     y = y * head_scale
     if HAS_SOFTCAP:
         y = softcap * (1.0 - 2.0 / (tl.exp(2.0 * y / softcap) + 1.0))
-    spots = out + token * width + cols
     if EPILOGUE == 1:
-        y += tl.load(spots, mask=mask, other=0.0)
-    tl.store(spots, y.to(out.dtype.element_ty), mask=mask)
+        y += tl.load(out + token * width + cols, mask=mask, other=0.0)
+    store_token(y, out, scales, token, cols, mask, width, ROUNDED)
 
 
-def finish(product: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
-    """Apply an epilogue to a product [T, N] without its bias, both contiguous; writes or adds to `out`."""
+def finish(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
+    """Apply an epilogue to a product [T, N] without its bias, both contiguous; writes or adds to `out`.
+
+    Where that is to be rounded, a program has a whole token: at most MOST_NUMBERS of them.
+    """
+    dst, scales = out if isinstance(out, Rounded) else (out, None)
+    width = dst.shape[1]
 
     def launch() -> None:
-        width = out.shape[1]
-        _finish_product[(len(out), triton.cdiv(width, _BLOCK))](
-            product, product if bias is None else bias, out, width, epilogue.scale, epilogue.softcap or 1.0,
+        block = _BLOCK if scales is None else triton.next_power_of_2(width)
+        _finish_product[(len(dst), triton.cdiv(width, block))](
+            product, product if bias is None else bias, dst, dst if scales is None else scales, width,
+            epilogue.scale, epilogue.softcap or 1.0,
             EPILOGUE=EPILOGUES[epilogue.kind], ACTIVATION=ACTIVATIONS[epilogue.activation],
-            HAS_BIAS=bias is not None, HAS_SOFTCAP=epilogue.softcap is not None, BLOCK=_BLOCK, **early(),
+            HAS_BIAS=bias is not None, HAS_SOFTCAP=epilogue.softcap is not None, ROUNDED=scales is not None,
+            BLOCK=block, **early(), num_warps=4 if scales is None else warps_for(block),
         )  # fmt: skip
 
-    if not attempt("finish", product, launch):
+    fits = scales is None or width <= MOST_NUMBERS
+    if not fits or not attempt("finish" if scales is None else "finish_e4m3", product, launch):
         _plain(product, out, bias, epilogue)
 
 
-def _plain(product: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
+def _plain(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
     y = product.float()
     if bias is not None:
         y = y + bias
@@ -73,7 +81,9 @@ def _plain(product: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, 
     y = y * epilogue.scale
     if epilogue.softcap is not None:
         y = epilogue.softcap * torch.tanh(y / epilogue.softcap)
-    if epilogue.kind == "add":
+    if isinstance(out, Rounded):
+        round_plain(y, out)
+    elif epilogue.kind == "add":
         out += y
     else:
         out.copy_(y)

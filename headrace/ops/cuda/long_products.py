@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from headrace.ops.cuda.e4m3 import Rounded, multiplies_e4m3, round_tokens
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.finish import finish
 from headrace.ops.cuda.norm import Following, add_rms_norm
@@ -21,33 +22,45 @@ _ROW_STEP = 1024
 
 
 def long_linear(
-    x: torch.Tensor,
+    x: torch.Tensor | Rounded,
     weight: Weight,
-    out: torch.Tensor,
+    out: torch.Tensor | Rounded,
     bias: torch.Tensor | None,
     epilogue: Epilogue,
     following: Following | None = None,
 ) -> None:
     """Write epilogue(x @ weight.T + bias) to `out`; shapes as `linear` has them.
 
+    x, out     rounded tokens are for fp8 weights of which `takes_rounded` is true
     following  the norm of `out` that comes next, which may follow a plain `add`
     """
-    if epilogue == Epilogue() and bias is None and out.dtype == x.dtype:
+    tokens, kind = (x.values, torch.bfloat16) if isinstance(x, Rounded) else (x, x.dtype)
+    if epilogue == Epilogue() and bias is None and isinstance(out, torch.Tensor) and out.dtype == kind:
         _multiply(x, weight, out)
         return
-    product = torch.empty((len(x), weight.n), dtype=x.dtype, device=x.device)
+    product = torch.empty((len(tokens), weight.n), dtype=kind, device=tokens.device)
     _multiply(x, weight, product)
     if following is None:
         finish(product, out, bias, epilogue)
     else:
+        assert isinstance(out, torch.Tensor)
         add_rms_norm(product, bias, out, following)
 
 
-def _multiply(x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
+def takes_rounded(weight: Weight) -> bool:
+    """Say whether a weight is multiplied with rounded tokens where the device can."""
+    return weight.form == "fp8" and weight.k % 16 == 0 and weight.n % 16 == 0
+
+
+def _multiply(x: torch.Tensor | Rounded, weight: Weight, out: torch.Tensor) -> None:
     """Multiply by the vendor's library into `out` [T, N], decoding packed weights slab by slab."""
-    if weight.form == "dense":
+    if isinstance(x, Rounded):
+        multiply_e4m3(x, weight, out)
+    elif weight.form == "dense":
         torch.mm(x, weight.values.t(), out=out)
-    elif weight.form != "fp8" or not _fp8_product(x, weight, out):
+    elif takes_rounded(weight) and multiplies_e4m3(x):
+        multiply_e4m3(round_tokens(x), weight, out)
+    else:
         rows = slab_rows(weight.n, weight.k, len(x), itemsize=x.element_size())
         slab = torch.empty((rows, weight.k), dtype=x.dtype, device=x.device)
         for first in range(0, weight.n, rows):
@@ -56,26 +69,18 @@ def _multiply(x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
             torch.mm(x, decoded.t(), out=out[:, first : first + rows])
 
 
+def multiply_e4m3(x: Rounded, weight: Weight, out: torch.Tensor) -> None:
+    """Multiply in fp8, with sums kept by the tensor cores: what they leave out is less than what rounding tokens and
+    weights to three bits already cost, and sums in fp32 registers take up to a third of the rate."""
+    assert weight.scales is not None
+    torch._scaled_mm(
+        x.values, weight.values.t(), scale_a=x.scales, scale_b=weight.scales.t(), out_dtype=out.dtype,
+        use_fast_accum=True, out=out,
+    )  # fmt: skip
+
+
 def slab_rows(n: int, k: int, num_tokens: int, *, itemsize: int) -> int:
     """Return how many rows of a packed weight are decoded at a time: few enough to stay in the cache, enough for the
     product of a slab to fill the device."""
     wanted = max(_SLAB_BYTES // (k * itemsize), _SLAB_OUTPUTS // num_tokens)
     return min(-(-wanted // _ROW_STEP) * _ROW_STEP, MOST_SLAB_ROWS, n)
-
-
-def _fp8_product(x: torch.Tensor, weight: Weight, out: torch.Tensor) -> bool:
-    """Round each token to e4m3 with a scale of its own and multiply in fp8; False where there are no units for it."""
-    has_units = x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= (8, 9)
-    if not has_units or x.dtype != torch.bfloat16 or weight.k % 16 or weight.n % 16:
-        return False
-    scales, rounded = quantize_tokens(x)
-    assert weight.scales is not None
-    torch._scaled_mm(rounded, weight.values.t(), scale_a=scales, scale_b=weight.scales.t(), out_dtype=x.dtype, out=out)
-    return True
-
-
-def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (scales [T, 1] fp32, e4m3 values [T, K]) with the largest number of each token at the end of the range."""
-    wide = x.float()
-    scales = (wide.abs().amax(-1, keepdim=True) / 448.0).clamp(min=1e-30)
-    return scales, (wide / scales).to(torch.float8_e4m3fn)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headrace.ops.cuda.e4m3 import Rounded, round_plain, store_token, warps_for
 from headrace.ops.cuda.launching import attempt, early, take_turn
 
 
@@ -20,15 +21,15 @@ class Following(NamedTuple):
     """The norm that reads a sum next, done in the same pass: its weight [N] fp32, where it writes [T, N], its eps."""
 
     weight: torch.Tensor
-    dst: torch.Tensor
+    dst: torch.Tensor | Rounded
     eps: float
 
 
 @triton.jit
 def _rms_norm(
-    src, weight, bias, dst, next_weight, next_dst, n, eps, next_eps,
-    NORM: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr, NEXT: tl.constexpr, BLOCK: tl.constexpr,
-    IS_EARLY: tl.constexpr,
+    src, weight, bias, total, next_weight, dst, scales, n, eps, next_eps,
+    NORM: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr, NEXT: tl.constexpr, ROUNDED: tl.constexpr,
+    BLOCK: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     take_turn(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
@@ -41,39 +42,42 @@ def _rms_norm(
     if HAS_BIAS:
         y += tl.load(bias + cols, mask=inside, other=0.0)
     if ADD:
-        y += tl.load(dst + token * n + cols, mask=inside, other=0.0)
-        tl.store(dst + token * n + cols, y, mask=inside)
-    else:
-        tl.store(dst + token * n + cols, y.to(dst.dtype.element_ty), mask=inside)
+        y += tl.load(total + token * n + cols, mask=inside, other=0.0)
+        tl.store(total + token * n + cols, y, mask=inside)
     if NEXT:
         w = tl.load(next_weight + cols, mask=inside, other=0.0)
         y = y / tl.sqrt(tl.sum(y * y, axis=0) / n + next_eps) * w
-        tl.store(next_dst + token * n + cols, y.to(next_dst.dtype.element_ty), mask=inside)
+    if NEXT or not ADD:
+        store_token(y, dst, scales, token, cols, inside, n, ROUNDED)
 
 
-def rms_norm(src: torch.Tensor, weight: torch.Tensor, dst: torch.Tensor, *, eps: float) -> None:
+def rms_norm(src: torch.Tensor, weight: torch.Tensor, dst: torch.Tensor | Rounded, *, eps: float) -> None:
     """Write rms_norm(src) * weight to `dst`. src, dst [T, N], weight [N] fp32."""
-    if not attempt("rms_norm", src, lambda: _launch(src, dst, weight=weight, eps=eps)):
-        dst.copy_(_plain(src, weight, eps))
+    if not attempt("rms_norm", src, lambda: _launch(src, None, dst, weight=weight, eps=eps)):
+        _keep(_plain(src, weight, eps), dst)
 
 
 def rms_norm_add(
-    src: torch.Tensor, weight: torch.Tensor, dst: torch.Tensor, *, eps: float, following: Following | None = None
+    src: torch.Tensor, weight: torch.Tensor, total: torch.Tensor, *, eps: float, following: Following | None = None
 ) -> None:
-    """Add rms_norm(src) * weight to `dst`, fp32 [T, N]."""
-    if attempt("rms_norm", src, lambda: _launch(src, dst, weight=weight, eps=eps, is_added=True, following=following)):
+    """Add rms_norm(src) * weight to `total`, fp32 [T, N]."""
+
+    def launch() -> None:
+        _launch(src, total, None if following is None else following.dst, weight=weight, eps=eps, following=following)
+
+    if attempt("rms_norm", src, launch):
         return
-    dst += _plain(src, weight, eps)
+    total += _plain(src, weight, eps)
     if following is not None:
-        following.dst.copy_(_plain(dst, following.weight, following.eps))
+        _keep(_plain(total, following.weight, following.eps), following.dst)
 
 
-def add_rms_norm(src: torch.Tensor, bias: torch.Tensor | None, dst: torch.Tensor, following: Following) -> None:
-    """Add src + bias to `dst`, fp32 [T, N], and norm the sum."""
-    if attempt("rms_norm", src, lambda: _launch(src, dst, bias=bias, is_added=True, following=following)):
+def add_rms_norm(src: torch.Tensor, bias: torch.Tensor | None, total: torch.Tensor, following: Following) -> None:
+    """Add src + bias to `total`, fp32 [T, N], and norm the sum."""
+    if attempt("rms_norm", src, lambda: _launch(src, total, following.dst, bias=bias, following=following)):
         return
-    dst += src if bias is None else src.float() + bias
-    following.dst.copy_(_plain(dst, following.weight, following.eps))
+    total += src if bias is None else src.float() + bias
+    _keep(_plain(total, following.weight, following.eps), following.dst)
 
 
 def _plain(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -81,22 +85,30 @@ def _plain(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return wide / torch.sqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
 
 
+def _keep(y: torch.Tensor, dst: torch.Tensor | Rounded) -> None:
+    if isinstance(dst, Rounded):
+        round_plain(y, dst)
+    else:
+        dst.copy_(y)
+
+
 def _launch(
     src: torch.Tensor,
-    dst: torch.Tensor,
+    total: torch.Tensor | None,
+    dst: torch.Tensor | Rounded | None,
     *,
     weight: torch.Tensor | None = None,
     eps: float = 0.0,
     bias: torch.Tensor | None = None,
-    is_added: bool = False,
     following: Following | None = None,
 ) -> None:
     tokens, n = src.shape
     block = triton.next_power_of_2(n)
-    next_weight, next_dst, next_eps = (dst, dst, 0.0) if following is None else following
+    out, scales = dst if isinstance(dst, Rounded) else (dst, None)
+    tensors = (weight, bias, total, None if following is None else following.weight, out, scales)
     _rms_norm[(tokens,)](
-        src, dst if weight is None else weight, dst if bias is None else bias, dst, next_weight, next_dst,
-        n, eps, next_eps,
-        NORM=weight is not None, HAS_BIAS=bias is not None, ADD=is_added, NEXT=following is not None, BLOCK=block,
-        **early(), num_warps=max(min(block // 512, 16), 1),
+        src, *(src if tensor is None else tensor for tensor in tensors), n, eps,
+        0.0 if following is None else following.eps,
+        NORM=weight is not None, HAS_BIAS=bias is not None, ADD=total is not None, NEXT=following is not None,
+        ROUNDED=scales is not None, BLOCK=block, **early(), num_warps=warps_for(block),
     )  # fmt: skip
