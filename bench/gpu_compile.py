@@ -40,6 +40,7 @@ from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.rows import decode_slab, gather_rows
 from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, Adjustments, Lines, try_draw
+from headrace.ops.cuda.step_inputs import begin_step
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
 
 SHARED_LIMIT = 227 << 10  # bytes that one block of an sm_90 may have
@@ -127,12 +128,24 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     )
     entry = torch.zeros(16, dtype=torch.int32)
     adjusted = Adjustments(lines=entry, ids=entry, seen=entry, counts=entry, biases=torch.zeros(16))
+    places = torch.zeros((2, 16), dtype=torch.int32)
+    drawn = torch.zeros((1, 4), dtype=torch.float64)
+    yield "inputs of a step", lambda: begin_step(entry, entry, drawn, places, places, vocab_size=128256)
     yield "draw, penalties, log probabilities", lambda: try_draw(logits, lines, adjusted, num_top=5)
 
 
 def early_cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     """Yield what a step of single tokens launches, once more as it is when kernels are set up before their turn."""
-    chosen = ("norm", "rope", "linear bf16, 1 ", "linear int4 g32, 1 ", "long ", "embedding bf16", "slab int4 g32")
+    chosen = (
+        "norm",
+        "inputs",
+        "rope",
+        "linear bf16, 1 ",
+        "linear int4 g32, 1 ",
+        "long ",
+        "embedding bf16",
+        "slab int4 g32",
+    )
 
     def launched(call: Callable[[], None]) -> None:
         launching.launch_early(is_early=True)

@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 
 from headrace.core.step import Row, Sample, ScoredPosition
 from headrace.executor.cuda.answers import Draw, Scores, read_draw, read_line
-from headrace.executor.cuda.sampling_lines import HostLines, arrays, device_lines, drawn_lines, scored_lines
+from headrace.executor.cuda.sampling_lines import (
+    HostLines,
+    SamplingLines,
+    arrays,
+    device_lines,
+    empty_lines,
+    scored_lines,
+)
 from headrace.ops.cuda.sampling import try_draw
 
 
 def drawn(device: str, logits: NDArray[np.float32], rows: Sequence[Row]) -> list[Sample | str]:
-    lines = drawn_lines(rows, vocab_size=logits.shape[1])
+    places = np.arange(len(rows), dtype=np.int32)
+    lines = SamplingLines(len(rows), logits.shape[1]).describe(rows, places, *empty_lines(len(rows)))
     held, out = _drawn(device, logits, lines)
     return read_draw(Draw(out=out, logits=held.cpu(), lines=lines, rows=tuple(rows)))
 

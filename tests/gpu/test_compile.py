@@ -39,7 +39,7 @@ def assert_all_wait_first(cache: Path) -> None:
             assert not EARLY_ACCESS.search(before), path.name
             assert "griddepcontrol.launch_dependents" in after
             found[path.stem] = found.get(path.stem, 0) + 1
-    of_layers = "_rms_norm _qk_write attend add_parts _linear _add_parts"
+    of_layers = "_begin_step _rms_norm _qk_write attend add_parts _linear _add_parts"
     of_many = "_decode_rows _finish_product _round_tokens"
     assert set(found) == {*of_layers.split(), *of_many.split()}
     assert found["attend"] >= 3

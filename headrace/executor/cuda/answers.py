@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Sample, ScoredPosition, Step, StepResult
 from headrace.executor.cuda.sampling_lines import HostLines, read_sample, read_score
+from headrace.ops.cuda import sampling as ops
 from headrace.sampling import sample_rows, score_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """Lines that were drawn from, one for each of `rows`; None: a padded line, or a row that samples nothing.
+    """Lines that were drawn from, one for each of `rows`; nobody reads that of a row without `sampling`.
 
     out     [R, …] fp64 as `ops.cuda.sampling.try_draw` returns it; None: numpy draws all lines
     logits  [R, V] where numpy draws some
@@ -30,7 +31,7 @@ class Draw:
     out: torch.Tensor | None
     logits: torch.Tensor | None
     lines: HostLines
-    rows: tuple[Row | None, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +44,41 @@ class Scores:
     places: tuple[tuple[int, int], ...]
 
 
+class Landings:
+    """Host memory for the answers of steps on their way, used again once they are read. For one thread.
+
+    Memory: as many lines as a step may draw, for each step on its way.
+    """
+
+    def __init__(self, num_lines: int, *, is_pinned: bool) -> None:
+        self._num_lines, self._is_pinned = num_lines, is_pinned
+        self._free: list[torch.Tensor] = []
+
+    def land(self, draw: Draw) -> tuple[Draw, torch.Tensor | None]:
+        """Return a draw whose numbers are on their way to the host, and what to `give_back` when they are read."""
+        out, logits = draw.out, None if draw.logits is None else landing(draw.logits)
+        if out is None or draw.lines.num_top is not None:
+            out = None if out is None else landing(out)
+            return Draw(out=out, logits=logits, lines=draw.lines, rows=draw.rows), None
+        held = self._free.pop() if self._free else self._make()
+        landed = held[: len(out)].copy_(out, non_blocking=True)
+        return Draw(out=landed, logits=logits, lines=draw.lines, rows=draw.rows), held
+
+    def give_back(self, held: torch.Tensor | None) -> None:
+        """Let memory be used again."""
+        if held is not None:
+            self._free.append(held)
+
+    def _make(self) -> torch.Tensor:
+        return torch.empty((self._num_lines, ops.OUT_TOP), dtype=torch.float64, pin_memory=self._is_pinned)
+
+
 def landing(tensor: torch.Tensor) -> torch.Tensor:
     """Return host memory that a tensor is being copied to, behind the work that makes it: read it after a mark."""
     if not tensor.is_cuda:
         return tensor.clone()
     landed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return landed.copy_(tensor, non_blocking=True)
-
-
-def landing_draw(draw: Draw) -> Draw:
-    """Return a draw whose numbers are on their way to the host."""
-    out, logits = (None if tensor is None else landing(tensor) for tensor in (draw.out, draw.logits))
-    return Draw(out=out, logits=logits, lines=draw.lines, rows=draw.rows)
 
 
 def read_step(
@@ -71,32 +95,44 @@ def read_step(
     unknown    rows that hold a token id outside the vocabulary, and the id
     elapsed_s  the device's time for the step
     """
+    if not (unknown or scores) and (samples := _read_plain(step, draw)) is not None:
+        return StepResult(step_id=step.step_id, samples=samples, elapsed_s=elapsed_s)
     failures: dict[SeqId, str] = {
         step.rows[row].seq_id: f"token id {token} is outside the model's vocabulary of {vocab_size:,}"
         for row, token in unknown.items()
     }
-    drawn = read_draw(draw)
-    by_row: dict[SeqId, Sample | str] = {
-        row.seq_id: sample
-        for row, sample in zip(draw.rows, drawn, strict=True)
-        if row is not None and row.sampling is not None
-    }
+    by_row = {row.seq_id: sample for row, sample in zip(draw.rows, read_draw(draw), strict=True)}
     for seq_id, sample in by_row.items():
         if isinstance(sample, str):
             failures.setdefault(seq_id, sample)
     scored = _read_scores(step, scores, failures, vocab_size)
-    samples: list[Sample | None] = []
+    kept: list[Sample | None] = []
     for row in step.rows:
         found = by_row.get(row.seq_id)
-        samples.append(found if isinstance(found, Sample) and row.seq_id not in failures else None)
+        kept.append(found if isinstance(found, Sample) and row.seq_id not in failures else None)
     return StepResult(
         step_id=step.step_id,
-        samples=tuple(samples),
+        samples=tuple(kept),
         scored=tuple(
             () if row.seq_id in failures else tuple(found) for row, found in zip(step.rows, scored, strict=True)
         ),
         failures=failures,
         elapsed_s=elapsed_s,
+    )
+
+
+def _read_plain(step: Step, draw: Draw) -> tuple[Sample | None, ...] | None:
+    """Return the samples of single tokens, if nothing else was asked for and no row failed; else None."""
+    if draw.out is None or not draw.lines.is_plain or draw.rows is not step.rows:
+        return None
+    lines: NDArray[np.float64] = draw.out.numpy()[: len(draw.rows)]
+    if lines[:, ops.OUT_STATUS].any():
+        return None
+    tokens: list[int] = lines[:, ops.OUT_TOKEN].astype(np.int64).tolist()
+    if None not in [row.sampling for row in step.rows]:
+        return tuple(map(Sample, tokens))
+    return tuple(
+        [None if row.sampling is None else Sample(token) for token, row in zip(tokens, step.rows, strict=True)]
     )
 
 
@@ -106,7 +142,7 @@ def read_draw(draw: Draw) -> list[Sample | str]:
     logits: NDArray[np.float32] | None = None if draw.logits is None else draw.logits.numpy()
     found: list[Sample | str] = []
     for i, row in enumerate(draw.rows):
-        if row is None or row.sampling is None:
+        if row.sampling is None:
             found.append("nobody asked for a token")
         elif lines is None or i in draw.lines.by_numpy:
             assert logits is not None

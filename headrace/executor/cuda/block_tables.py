@@ -1,9 +1,10 @@
 """`BlockTables`: which blocks hold each sequence's positions, kept on the device and changed only where they change.
 
-Owns: the device table [lines, width] and which sequence has which line. A step brings the changes as (place, block)
-pairs; a sequence that decodes brings one about every `block_size` tokens.
-Invariant: after a step's changes are applied, line l holds block b at place p // block_size for every position p that
-the sequence's layers may read; places of evicted blocks, which lie behind those of the sinks, are stale and never read.
+Owns: the device table [lines, width], the same on the host, and which sequence has which line. A step brings the
+changes as (place, block) pairs; a sequence that decodes brings one about every `block_size` tokens.
+Invariant: line l of the host's table, and of the device's after a step's changes are applied, holds block b at place
+p // block_size for every position p that the sequence's layers may read; places of evicted blocks, which lie behind
+those of the sinks, are stale and never read. The device's table has one line more: padded changes are written there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from headrace.core.request import SeqId
 from headrace.core.step import Row, Step
 
+_NO_CHANGES = np.empty((2, 0), np.int32)
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Entry:
     """One sequence's line, and what it says."""
 
@@ -29,45 +32,64 @@ class _Entry:
 
 
 class BlockTables:
-    """Lines of `width` places for up to `num_lines` sequences."""
+    """Lines of `width` places for up to `num_lines` sequences.
+
+    host_table  [num_lines, width] int32, for whoever packs steps
+    capacities  [num_lines] int32: positions that a line has blocks for
+    """
 
     def __init__(self, device: torch.device, *, num_lines: int, width: int, block_size: int) -> None:
-        self.device_table = torch.zeros((num_lines, width), dtype=torch.int32, device=device)
+        self.device_table = torch.zeros((num_lines + 1, width), dtype=torch.int32, device=device)
+        self.host_table = np.zeros((num_lines, width), np.int32)
+        self.capacities = np.zeros(num_lines, np.int32)
         self._width = width
         self._block_size = block_size
         self._entries: dict[SeqId, _Entry] = {}
         self._free = list(range(num_lines - 1, -1, -1))
 
+    @property
+    def num_lines(self) -> int:
+        """Count the sequences that have room."""
+        return len(self.host_table)
+
     def update(self, step: Step) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return each row's line, and the changes [2, n]: places in the flat table, and blocks."""
-        places: list[NDArray[np.int32]] = []
-        blocks: list[NDArray[np.int32]] = []
-        lines = np.empty(len(step.rows), np.int32)
-        for i, row in enumerate(step.rows):
-            entry = self._entries.get(row.seq_id) or self._add(row.seq_id, step)
-            lines[i] = entry.line
-            if entry.blocks is row.blocks and entry.num_evicted == row.num_evicted:
-                continue
-            num_front = 0 if row.reach is None else -(-row.reach.num_sinks // self._block_size)
-            first = _first_change(entry, row, num_front)
-            entry.blocks, entry.num_evicted, entry.num_front = row.blocks, row.num_evicted, num_front
-            end = len(row.blocks) + row.num_evicted
-            if end > self._width:
-                raise ValueError(
-                    f"sequence {row.seq_id} is {end} blocks long; this executor has room for {self._width}"
-                )
-            own = np.arange(first, len(row.blocks), dtype=np.int32)
-            own[own >= num_front] += row.num_evicted
-            places.append(entry.line * self._width + own)
-            blocks.append(np.array(row.blocks[first:], np.int32))
-        if not places:
-            return lines, np.empty((2, 0), np.int32)
-        return lines, np.stack((np.concatenate(places), np.concatenate(blocks)))
+        known = self._entries.get
+        entries: list[_Entry] = []
+        changed: list[int] = []
+        for row in step.rows:
+            entry = known(row.seq_id) or self._add(row.seq_id, step)
+            if entry.blocks is not row.blocks or entry.num_evicted != row.num_evicted:
+                changed.append(len(entries))
+            entries.append(entry)
+        lines = np.array([entry.line for entry in entries], np.int32)
+        if not changed:
+            return lines, _NO_CHANGES
+        found = [self._write(entries[i], step.rows[i]) for i in changed]
+        return lines, np.concatenate(found, axis=1)
 
     def apply(self, changes: torch.Tensor) -> None:
         """Write changes that have come to the device."""
         if changes.shape[1]:
             self.device_table.view(-1)[changes[0].long()] = changes[1]
+
+    def _write(self, entry: _Entry, row: Row) -> NDArray[np.int32]:
+        """Bring a line up to date on the host; return what the device has to do the same."""
+        num_front = 0 if row.reach is None else -(-row.reach.num_sinks // self._block_size)
+        first = _first_change(entry, row, num_front)
+        end = len(row.blocks) + row.num_evicted
+        if end > self._width:
+            raise ValueError(f"sequence {row.seq_id} is {end} blocks long; this executor has room for {self._width}")
+        entry.blocks, entry.num_evicted, entry.num_front = row.blocks, row.num_evicted, num_front
+        self.capacities[entry.line] = end * self._block_size
+        changes = np.empty((2, len(row.blocks) - first), np.int32)
+        changes[0] = np.arange(first, len(row.blocks), dtype=np.int32)
+        if row.num_evicted:
+            changes[0, max(num_front - first, 0) :] += row.num_evicted
+        changes[1] = row.blocks[first:]
+        self.host_table[entry.line, changes[0]] = changes[1]
+        changes[0] += entry.line * self._width
+        return changes
 
     def _add(self, seq_id: SeqId, step: Step) -> _Entry:
         """Give a new sequence a line; sequences that are not in this step make room if need be."""
@@ -78,6 +100,7 @@ class BlockTables:
         if not self._free:
             raise ValueError(f"a step of {len(step.rows)} rows; this executor has lines for {len(self._entries)}")
         entry = _Entry(self._free.pop())
+        self.capacities[entry.line] = 0
         self._entries[seq_id] = entry
         return entry
 

@@ -1,6 +1,6 @@
 """A Step as the arrays that the device reads, padded to a bucket where a recorded graph is to run it.
 
-Pure: reads a Step and each row's line, owns nothing. Called by `executor.cuda`.
+Pure: reads a Step and the host's block tables, owns nothing. Called by `executor.cuda`.
 Invariant: padded tokens belong to no tile and write to the slot behind the pool, which nobody reads.
 Rows of few tokens become tiles of one token, whose positions are read in parts; longer chunks become long tiles.
 A row's reach counts where it is narrower than some layer's own window.
@@ -8,12 +8,15 @@ A row's reach counts where it is narrower than some layer's own window.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.core.step import Row, Step
+from headrace.executor.cuda.block_tables import BlockTables
 
 Ints = NDArray[np.int32]
 
@@ -73,81 +76,115 @@ class BatchShape:
         return row.reach is not None and (self.widest_window is None or row.reach.window < self.widest_window)
 
 
-def pack_step(
-    step: Step, lines: Ints, shape: BatchShape, *, bucket: int | None = None, has_reach: bool = False
-) -> HostBatch:
+def pack_step(step: Step, lines: Ints, tables: BlockTables, shape: BatchShape, *, has_reach: bool = False) -> HostBatch:
     """Pack a step. Raises ValueError where a row has no tokens or no place for them: a bug of the scheduler.
 
-    bucket     pad to that many rows of one token each
+    lines      of the rows in the tables, which have been brought up to date
     has_reach  say of every token what it sees, whether or not some row sees less than all
     """
     rows = step.rows
-    lengths = np.fromiter((len(row.tokens) for row in rows), np.int32, len(rows))
-    total = int(lengths.sum())
-    size = total if bucket is None else bucket
-    tokens, positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    slots = np.full(size, shape.num_blocks * shape.block_size, np.int32)
-    reach = np.zeros((2, size), np.int32) if has_reach else None
-    at = 0
-    for i, row in enumerate(rows):
-        end = at + len(row.tokens)
-        _check(i, row, shape.block_size)
-        tokens[at:end] = row.tokens
-        if reach is not None and row.reach is not None and shape.is_narrowed(row):
-            reach[0, at:end], reach[1, at:end] = row.reach.window, row.reach.num_sinks
-        if len(row.tokens) == 1:
-            positions[at] = row.start
-            place = row.blocks[row.start // shape.block_size - row.num_evicted]
-            slots[at] = place * shape.block_size + row.start % shape.block_size
-        else:
-            own = np.arange(row.start, row.start + len(row.tokens), dtype=np.int32)
-            first = row.start // shape.block_size
-            held = np.array(row.blocks[first - row.num_evicted :], np.int32)
-            positions[at:end] = own
-            slots[at:end] = held[own // shape.block_size - first] * shape.block_size + own % shape.block_size
-        at = end
+    lengths = np.array([len(row.tokens) for row in rows], np.int32)
+    starts = np.array([row.start for row in rows], np.int32)
+    _check(rows, starts + lengths > tables.capacities[lines], shape)
+    _check(rows, lengths < 1, shape)
     ends = np.cumsum(lengths, dtype=np.int32)
-    unknown: dict[int, int] = {}
-    bad = np.flatnonzero((tokens < 0) | (tokens >= shape.vocab_size))
-    for token in bad:
-        unknown.setdefault(int(np.searchsorted(ends, token, side="right")), int(tokens[token]))
-    tokens[bad] = 0
+    total = int(lengths.sum())
+    tokens = np.fromiter(chain.from_iterable([row.tokens for row in rows]), np.int32, total)
+    positions = np.arange(total, dtype=np.int32) + np.repeat(starts - ends + lengths, lengths)
+    reach = None
+    if has_reach:
+        reach = np.repeat(_reaches(rows, shape), lengths, axis=1)
     is_short = lengths <= _FEW_TOKENS if shape.sizes else np.ones(len(rows), bool)
     return HostBatch(
         tokens=tokens,
         positions=positions,
-        slots=slots,
+        slots=_slots(np.repeat(lines, lengths), positions, tables, shape),
         row_ends=ends,
         reach=reach,
-        short=_tiles(lines, lengths, ends, is_short, 1, least=bucket or 0),
+        short=_tiles(lines, lengths, ends, is_short, 1),
         long=tuple(_tiles(lines, lengths, ends, ~is_short, size) for size in shape.sizes),
-        unknown=unknown,
+        unknown=_take_unknown(tokens, ends, shape),
     )
 
 
-def _tiles(
-    lines: Ints, lengths: Ints, ends: Ints, chosen: NDArray[np.bool_], size: int, *, least: int = 0
-) -> HostTiles:
-    """Cut the chosen rows into tiles; pad with empty ones to `least`."""
+def pack_single(
+    rows: Sequence[Row], lines: Ints, tables: BlockTables, shape: BatchShape, into: Mapping[str, Ints]
+) -> dict[int, int]:
+    """Pack rows of one token each and pad them; return those with a token outside the vocabulary, and that.
+
+    into  `tokens`, `positions`, `slots`, `short` and, where the kernels ask for it, `reach`: as in a HostBatch, for at
+          least as many rows
+    Raises ValueError as `pack_step` does.
+    """
+    count = len(rows)
+    tokens, short = into["tokens"], into["short"]
+    starts = np.array([row.start for row in rows], np.int32)
+    _check(rows, starts >= tables.capacities[lines], shape)
+    tokens[:count] = [row.tokens[0] for row in rows]
+    into["positions"][:count] = starts
+    into["slots"][:count] = _slots(lines, starts, tables, shape)
+    short[0, :count] = lines
+    short[1, :count] = np.arange(count)
+    short[2, :count] = 1
+    if count < len(tokens):
+        into["positions"][count:] = tokens[count:] = short[:, count:] = 0
+        into["slots"][count:] = shape.num_blocks * shape.block_size
+    if "reach" in into:
+        into["reach"][:, :count] = _reaches(rows, shape)
+        into["reach"][:, count:] = 0
+    return _take_unknown(tokens[:count], None, shape)
+
+
+def _slots(lines: Ints, positions: Ints, tables: BlockTables, shape: BatchShape) -> Ints:
+    places, within = np.divmod(positions, shape.block_size)
+    slots: Ints = tables.host_table[lines, places] * shape.block_size + within
+    return slots
+
+
+def _reaches(rows: Sequence[Row], shape: BatchShape) -> Ints:
+    """Return window and sinks of each row: [2, R]."""
+    found = np.zeros((2, len(rows)), np.int32)
+    for i, row in enumerate(rows):
+        if row.reach is not None and shape.is_narrowed(row):
+            found[:, i] = row.reach.window, row.reach.num_sinks
+    return found
+
+
+def _take_unknown(tokens: Ints, ends: Ints | None, shape: BatchShape) -> dict[int, int]:
+    """Put 0 in place of ids outside the vocabulary; return their rows, and the first of each. No `ends`: one a row."""
+    is_bad = tokens.view(np.uint32) >= shape.vocab_size
+    unknown: dict[int, int] = {}
+    if is_bad.any():
+        for token in np.flatnonzero(is_bad).tolist():
+            row = token if ends is None else int(np.searchsorted(ends, token, side="right"))
+            unknown.setdefault(row, int(tokens[token]))
+        tokens[is_bad] = 0
+    return unknown
+
+
+def _tiles(lines: Ints, lengths: Ints, ends: Ints, chosen: NDArray[np.bool_], size: int) -> HostTiles:
+    """Cut the chosen rows into tiles."""
     kept = np.flatnonzero(chosen)
     counts = -(-lengths[kept] // size)
     num_tiles = int(counts.sum())
-    out = np.zeros((3, max(num_tiles, least)), np.int32)
+    out = np.zeros((3, num_tiles), np.int32)
     if num_tiles:
         owner = np.repeat(kept, counts)
         nth = np.arange(num_tiles) - np.repeat(np.cumsum(counts) - counts, counts)
-        out[0, :num_tiles] = lines[owner]
-        out[1, :num_tiles] = (ends - lengths)[owner] + nth * size
-        out[2, :num_tiles] = np.minimum(size, lengths[owner] - nth * size)
+        out[0] = lines[owner]
+        out[1] = (ends - lengths)[owner] + nth * size
+        out[2] = np.minimum(size, lengths[owner] - nth * size)
     return HostTiles(lines=out, size=size)
 
 
-def _check(index: int, row: Row, block_size: int) -> None:
-    count = len(row.tokens)
-    if count < 1 or (len(row.blocks) + row.num_evicted) * block_size < row.start + count:
+def _check(rows: Sequence[Row], is_wrong: NDArray[np.bool_], shape: BatchShape) -> None:
+    if is_wrong.any():
+        i = int(np.argmax(is_wrong))
+        row = rows[i]
+        count = len(row.tokens)
         raise ValueError(
-            f"row {index} (sequence {row.seq_id}): {count} tokens ending at position {row.start + count - 1} "
-            f"in {len(row.blocks)} blocks of {block_size}"
+            f"row {i} (sequence {row.seq_id}): {count} tokens ending at position {row.start + count - 1} "
+            f"in {len(row.blocks)} blocks of {shape.block_size}"
         )
 
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import HostMemory, Pending
 from headrace.core.settings import KvDtype, Quantization
-from headrace.core.step import Row, Step, StepResult
-from headrace.executor.cuda.answers import Draw, Scores, landing, landing_draw, read_step
+from headrace.core.step import Step, StepResult
+from headrace.executor.cuda.answers import Draw, Landings, Scores, landing, read_step
 from headrace.executor.cuda.block_tables import BlockTables
+from headrace.executor.cuda.decode import DecodeSteps
 from headrace.executor.cuda.device_batch import BatchShape, HostBatch, WantedTokens, pack_step, wanted_tokens
 from headrace.executor.cuda.failures import named_failures
 from headrace.executor.cuda.feed import Feed
@@ -35,7 +36,7 @@ from headrace.executor.cuda.host_pin import HostPin
 from headrace.executor.cuda.load_weights import load_weights
 from headrace.executor.cuda.model import DeviceBatch, DeviceModel
 from headrace.executor.cuda.queues import Mark, Queue, open_queues
-from headrace.executor.cuda.sampling_lines import arrays, device_lines, drawn_lines, scored_lines
+from headrace.executor.cuda.sampling_lines import SamplingLines, arrays, device_lines, empty_lines, scored_lines
 from headrace.executor.cuda.staging import Staging
 from headrace.executor.cuda.tier_copies import TierCopies
 from headrace.executor.cuda.warm_up import warm_rows
@@ -44,9 +45,11 @@ from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
 from headrace.ops.cuda.launching import launch_early
 from headrace.ops.cuda.sampling import Lines, try_draw
+from headrace.ops.cuda.step_inputs import begin_step
 
 _WEIGHTS_SHARE = 0.9  # of loading; the rest is warming up
-_STAGING_BYTES, _STAGING_TOKEN_BYTES = 1 << 20, 64  # what graphs read lies in front, and always has room
+_STAGING_BYTES, _STAGING_TOKEN_BYTES = 1 << 20, 128  # what graphs read lies in front, and always has room
+_TOO_LONG = "lower engine.max_step_tokens"
 _SCORE_ROWS = 64  # scored positions whose logits exist at a time: a whole prompt's would be gigabytes
 
 Floats = NDArray[np.float32]
@@ -169,7 +172,20 @@ class CudaExecutor:
         self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
         self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
         self._pin = HostPin(self._host.whole()) if self._is_gpu and self._host is not None else None
-        self._feed = Feed(program.vocab_size)
+        num_lines = self._graphs.sizes[-1]
+        self._feed = Feed(self._device, num_lines)
+        self._landings = Landings(num_lines, is_pinned=self._is_gpu)
+        self._sampling = SamplingLines(self._tables.num_lines, program.vocab_size)
+        self._decode = DecodeSteps(
+            self._model,
+            self._graphs,
+            self._staging,
+            self._tables,
+            self._feed,
+            self._sampling,
+            self._shape,
+            has_reach=options.has_reach,
+        )
 
     @torch.inference_mode()
     def _warm_up(self, advance: Callable[[float], None]) -> None:
@@ -212,7 +228,7 @@ class CudaExecutor:
         Rows that are ahead get their tokens there, from the step that was launched before.
         """
         model = self._alive()
-        with named_failures(f"a step of {step.num_tokens:,} tokens", "lower engine.max_step_tokens"):
+        with named_failures(lambda: _named(step), _TOO_LONG):
             return self._launch(model, step, self._graphs.bucket_of(step))
 
     def _launch(self, model: DeviceModel, step: Step, bucket: int | None) -> Pending[StepResult]:
@@ -225,22 +241,31 @@ class CudaExecutor:
         if has_reach and not self._options.has_reach:
             bucket = None
         lines, changes = self._tables.update(step)
-        batch = pack_step(step, lines, self._shape, bucket=bucket, has_reach=has_reach)
-        self._check_length(batch)
-        wanted = wanted_tokens(step, batch, vocab_size=model.vocab_size)
-        drawn, hidden = self._run(model, step, batch, wanted, changes, bucket)
-        landed = landing_draw(drawn)  # before logits are written again
-        scores = self._score(model, step, wanted, hidden)
+        scores: list[Scores] = []
+        if bucket is not None:
+            drawn, unknown = self._decode.run(step, bucket, lines, changes)
+            landed, held = self._landings.land(drawn)
+        else:
+            batch = pack_step(step, lines, self._tables, self._shape, has_reach=has_reach)
+            self._check_length(batch)
+            unknown = batch.unknown
+            wanted = wanted_tokens(step, batch, vocab_size=model.vocab_size)
+            drawn, hidden = self._run(model, step, batch, wanted, lines, changes)
+            landed, held = self._landings.land(drawn)  # before logits are written again
+            scores = self._score(model, step, wanted, hidden)
         ended = self._queues.mark(Queue.COMPUTE)
-        vocab_size = model.vocab_size
+
+        vocab_size, landings = model.vocab_size, self._landings
 
         def read() -> StepResult:
-            with named_failures(f"a step of {step.num_tokens:,} tokens", "lower engine.max_step_tokens"):
+            with named_failures(lambda: _named(step), _TOO_LONG):
                 ended.synchronize()
                 if copied is not None:
                     copied.synchronize()
                 took = ended.seconds_since(began)
-            return read_step(step, batch.unknown, landed, scores, vocab_size=vocab_size, elapsed_s=took)
+            result = read_step(step, unknown, landed, scores, vocab_size=vocab_size, elapsed_s=took)
+            landings.give_back(held)
+            return result
 
         pending = Deferred(read)
         self._feed.keep(step, drawn, pending)
@@ -254,9 +279,10 @@ class CudaExecutor:
         """
         model = self._alive()
         lines, changes = self._tables.update(step)
-        batch = pack_step(step, lines, self._shape, has_reach=self._has_reach(step))
+        batch = pack_step(step, lines, self._tables, self._shape, has_reach=self._has_reach(step))
         self._check_length(batch)
-        device_batch, _ = self._sent(batch, None, changes, [])
+        device_batch, sent = self._sent(batch, None, [changes])
+        self._tables.apply(sent[0])
         hidden = model.run(device_batch)
         parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(_SCORE_ROWS)]
         found: Floats = torch.cat(parts).numpy()
@@ -275,7 +301,7 @@ class CudaExecutor:
         self._model = None
         if self._pin is not None:
             self._pin.release()
-        del self._tables, self._staging, self._tiers, self._feed
+        del self._tables, self._staging, self._tiers, self._feed, self._decode, self._landings
         if self._is_gpu:
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
@@ -294,21 +320,18 @@ class CudaExecutor:
 
     def _has_reach(self, step: Step) -> bool:
         """Say whether the kernels have to ask what each token sees."""
-        return self._options.has_reach or any(self._shape.is_narrowed(row) for row in step.rows)
+        return self._options.has_reach or bool(
+            [row for row in step.rows if row.reach is not None and self._shape.is_narrowed(row)]
+        )
 
     def _sent(
-        self,
-        batch: HostBatch,
-        kept: NDArray[np.int32] | None,
-        changes: NDArray[np.int32],
-        extra: list[NDArray[np.generic]],
+        self, batch: HostBatch, kept: NDArray[np.int32] | None, more: list[NDArray[np.generic]]
     ) -> tuple[DeviceBatch, list[torch.Tensor]]:
-        """Bring a batch to the device in one copy, table changes applied. `extra` arrays stand before the changes."""
+        """Bring a batch to the device in one copy, and more arrays with it, which are returned."""
         own = [batch.tokens, batch.positions, batch.slots, batch.short.lines, *[tiles.lines for tiles in batch.long]]
         optional = [array for array in (batch.reach, kept) if array is not None]
-        sent = self._staging.send([*own, *optional, *extra, changes])
+        sent = self._staging.send([*own, *optional, *more])
         tokens, positions, slots, short = sent[:4]
-        self._tables.apply(sent[-1])
         sizes = [tiles.size for tiles in batch.long]
         few = iter(sent[len(own) :])
         device_batch = DeviceBatch(
@@ -321,7 +344,7 @@ class CudaExecutor:
             reach=None if batch.reach is None else next(few),
             kept=None if kept is None else next(few),
         )
-        return device_batch, [*few][:-1]
+        return device_batch, [*few]
 
     def _run(
         self,
@@ -329,36 +352,34 @@ class CudaExecutor:
         step: Step,
         batch: HostBatch,
         wanted: WantedTokens,
+        lines: NDArray[np.int32],
         changes: NDArray[np.int32],
-        bucket: int | None,
     ) -> tuple[Draw, torch.Tensor]:
         """Run the model and draw a token for each row that asks for one; return these and the head's input."""
-        rows: list[Row | None]
-        kept: NDArray[np.int32] | None = None
-        if bucket is None:
-            rows, ends = [row for row in step.rows if row.sampling is not None], wanted.ends
-            kept = wanted.tokens if len(wanted.tokens) < batch.num_tokens else None
-        else:
-            rows, ends = [*step.rows, *[None] * (bucket - len(step.rows))], np.arange(bucket, dtype=np.int32)
-        lines = drawn_lines(rows, vocab_size=model.vocab_size)
-        extra = [ends, *arrays(lines), self._feed.places(step, batch)]
-        device_batch, sent = self._sent(batch, kept, changes, extra)
-        self._feed.put(device_batch.tokens, sent[-1])
-
-        def forward() -> tuple[torch.Tensor, torch.Tensor]:
-            hidden = model.run(device_batch)
-            return hidden, model.logits(hidden[sent[0].long()] if bucket is None else hidden)
-
-        if bucket is not None:
-            hidden, logits = self._graphs.run(bucket, forward)
-        elif rows:
-            hidden, logits = forward()
-        else:
-            return Draw(out=None, logits=None, lines=lines, rows=()), model.run(device_batch)
-        ready, adjustments = device_lines(lines, sent[1:-1])
-        out = try_draw(logits, ready, adjustments, num_top=lines.num_top)
-        needed = out is None or bool(lines.by_numpy)
-        return Draw(out=out, logits=logits if needed else None, lines=lines, rows=tuple(rows)), hidden
+        chosen = [i for i, row in enumerate(step.rows) if row.sampling is not None]
+        rows = tuple([step.rows[i] for i in chosen])
+        kept = wanted.tokens if len(wanted.tokens) < batch.num_tokens else None
+        host = self._sampling.describe(rows, lines[chosen], *empty_lines(len(rows)))
+        ahead = np.empty(batch.num_tokens, np.int32)
+        self._feed.fill(step.rows, batch.tokens, ahead, batch.row_ends - 1)
+        device_batch, sent = self._sent(batch, kept, [ahead, changes, wanted.ends, *arrays(host)])
+        begin_step(
+            device_batch.tokens,
+            sent[0],
+            self._feed.drawn,
+            self._tables.device_table,
+            sent[1],
+            vocab_size=model.vocab_size,
+        )
+        hidden = model.run(device_batch)
+        if not rows:
+            return Draw(out=None, logits=None, lines=host, rows=()), hidden
+        logits = model.logits(hidden[sent[2].long()])
+        ready, adjustments = device_lines(host, sent[3:])
+        into = None if host.num_top is not None else self._feed.drawn[: len(rows)]
+        out = try_draw(logits, ready, adjustments, num_top=host.num_top, out=into)
+        needed = out is None or bool(host.by_numpy)
+        return Draw(out=out, logits=logits if needed else None, lines=host, rows=rows), hidden
 
     def _score(self, model: DeviceModel, step: Step, wanted: WantedTokens, hidden: torch.Tensor) -> list[Scores]:
         """Score the known next tokens, a bounded number of positions at a time."""
@@ -388,6 +409,10 @@ class CudaExecutor:
         if view.nbytes != self._alive().block_bytes:
             raise ValueError(f"host slot {index} has {view.nbytes} bytes; a block has {self._alive().block_bytes}")
         return torch.frombuffer(view, dtype=torch.uint8)
+
+
+def _named(step: Step) -> str:
+    return f"a step of {step.num_tokens:,} tokens"
 
 
 def _finished(step: Step, done: Mark, started: float) -> StepResult:

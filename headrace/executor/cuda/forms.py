@@ -89,7 +89,7 @@ def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, item
     decoded = max(
         min(spec.shape[0], _WIDE_ROWS) * spec.shape[1] * 10 for spec in program.weights if len(spec.shape) > 1
     )
-    logits = (max_rows + 64) * program.vocab_size * 20
+    logits = (max_rows + 64) * program.vocab_size * 28  # what is drawn with has room in graphs and beside them
     heads = max(layer.kv_heads * layer.head_dim for layer in program.cache_layers)
     parts = 512 * 32 * heads * 4
     queries = max(op.num_heads * op.head_dim for op in program.ops if isinstance(op, Attention))

@@ -19,7 +19,7 @@ import torch
 from headrace.core.step import Step
 from headrace.ops.cuda.launching import failed_kernels
 
-Outputs = tuple[torch.Tensor, torch.Tensor]
+Outputs = tuple[torch.Tensor, torch.Tensor | None]
 _WARM_RUNS = 2  # before recording: kernels are compiled, libraries have their workspaces
 _WAITS_FOR_DEVICE = "attention"  # the one kernel whose plain op reads sizes back, which no graph can
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Graphs:
 
     def bucket_of(self, step: Step) -> int | None:
         """Return the bucket of a step of single tokens; None if it has longer rows, scores, or too many rows."""
-        if any(len(row.tokens) != 1 or row.score for row in step.rows):
+        if [row for row in step.rows if len(row.tokens) != 1 or row.score]:  # unlike any(), no call for each
             return None
         return next((size for size in self.sizes if size >= len(step.rows)), None)
 

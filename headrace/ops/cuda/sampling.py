@@ -362,23 +362,35 @@ def _pick_logprob(logits, out, ints, vocab, out_width, INTS: tl.constexpr):
 
 
 def try_draw(
-    logits: torch.Tensor, lines: Lines, adjustments: Adjustments | None, *, num_top: int | None
+    logits: torch.Tensor,
+    lines: Lines,
+    adjustments: Adjustments | None,
+    *,
+    num_top: int | None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Draw or score every line; return [R, 4 + 2·num_top] fp64 (see the columns above), None if kernels do not compile.
 
     logits   [R, V] fp32, not changed
     num_top  best alternatives of each line; None: no log probabilities at all
+    out      where the result goes; None: new memory
     Cost: 4 passes over a row's logits, 2 if it is greedy, and about 30 over its few candidates for each filter.
     """
     found: list[torch.Tensor] = []
-    attempt("sampling", logits, lambda: found.append(_draw_all(logits, lines, adjustments, num_top)))
+    attempt("sampling", logits, lambda: found.append(_draw_all(logits, lines, adjustments, num_top, out)))
     return found[0] if found else None
 
 
-def _draw_all(logits: torch.Tensor, lines: Lines, adjustments: Adjustments | None, num_top: int | None) -> torch.Tensor:
+def _draw_all(
+    logits: torch.Tensor,
+    lines: Lines,
+    adjustments: Adjustments | None,
+    num_top: int | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
     rows, vocab = logits.shape
     width = 4 + 2 * (num_top or 0)
-    out = torch.empty((rows, width), dtype=torch.float64, device=logits.device)
+    out = torch.empty((rows, width), dtype=torch.float64, device=logits.device) if out is None else out
     block = min(triton.next_power_of_2(vocab), 2048)
     warps = max(block // 256, 1)
     _look[(rows,)](logits, out, vocab, width, BLOCK=block, num_warps=warps)
