@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Kernels are compiled for an H200 and run nowhere: what is counted is compilations, answers mean nothing.
 SCRIPT = """
-import json, sys
+import json, sys, threading
 from pathlib import Path
 sys.path.insert(0, "bench")
 from gpu_compile import CompileOnly
@@ -28,6 +28,8 @@ from headrace.testing.checkpoints import write_checkpoint
 driver = CompileOnly(90)
 triton.runtime.driver.set_active(driver)
 launching.compile_only()
+compiled_by = set()
+triton.knobs.compilation.listener = lambda **facts: compiled_by.add(threading.current_thread().name.split("_")[0])
 torch.empty = torch.zeros  # what no kernel writes must still be numbers
 path = write_checkpoint(Path(sys.argv[1]) / "llama", "llama", num_hidden_layers=1)
 with open_checkpoint(path) as checkpoint:
@@ -62,7 +64,8 @@ for step_id, (name, rows) in enumerate(steps.items()):
     executor.launch(Step(step_id, tuple(rows)))
     if len(driver.found) > before:
         late[name] = [found["kernel"] for found in driver.found[before:]]
-print(json.dumps({"warm": warm, "late": late, "failed": launching.failed_kernels()}))
+print(json.dumps({"warm": warm, "late": late, "failed": launching.failed_kernels(),
+                  "by": sorted(compiled_by)}))
 """
 
 
@@ -78,3 +81,4 @@ def test_no_step_compiles_a_kernel_after_warming_up(tmp_path: Path) -> None:
     assert found["failed"] == []
     assert found["warm"] > 10
     assert found["late"] == {}
+    assert found["by"] == ["kernel compiler"]  # several at a time, none by the thread that launches

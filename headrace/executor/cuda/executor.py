@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from headrace.executor.cuda.warm_up import warm_rows
 from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
-from headrace.ops.cuda.launching import launch_early
+from headrace.ops.cuda.launching import compiling_ahead, launch_early
 from headrace.ops.cuda.sampling import Lines, try_draw
 from headrace.ops.cuda.step_inputs import begin_step
 
@@ -198,6 +199,9 @@ class CudaExecutor:
                 self._graphs.sizes, max_tokens=longest, padded_block=self._num_blocks, block_size=self._block_size
             )
         )
+        with compiling_ahead(len(os.sched_getaffinity(0))) as is_compiling:
+            for rows, bucket in steps if is_compiling else ():
+                self._launch(model, Step(0, rows, is_dry_run=True), bucket)
         for done, (rows, bucket) in enumerate(steps):
             self._launch(model, Step(0, rows, is_dry_run=True), bucket).result()
             advance(_WEIGHTS_SHARE + (1.0 - _WEIGHTS_SHARE) * (done + 1) / len(steps))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from headrace.core.step import Step
-from headrace.ops.cuda.launching import failed_kernels
+from headrace.ops.cuda.launching import failed_kernels, is_compiling_ahead
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None]
 _WARM_RUNS = 2  # before recording: kernels are compiled, libraries have their workspaces
@@ -55,7 +55,7 @@ class Graphs:
     def run(self, bucket: int, work: Callable[[], Outputs]) -> Outputs:
         """Return what `work` returns, from a replay where there is one. `work` may not read from the device."""
         known = self._recorded.get(bucket)
-        if known is None and self._is_recording:
+        if known is None and self._is_recording and not is_compiling_ahead():
             known = self._try_record(bucket, work)
         if known is None:
             return work()

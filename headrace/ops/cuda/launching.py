@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from subprocess import CalledProcessError
 
 import torch
@@ -40,6 +42,35 @@ def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
         give_up(name, f"{type(error).__name__}: {_root(error)}")
         return False
     return True
+
+
+def start(kernel: triton.JITFunction, grid: tuple[int, ...], *args: object, **options: object) -> None:
+    """Launch a kernel; while kernels are compiled ahead, only see to it that it is."""
+    if _is_ahead:
+        kernel.warmup(*args, grid=grid, **options)
+    else:
+        kernel[grid](*args, **options)
+
+
+@contextmanager
+def compiling_ahead(num_threads: int) -> Iterator[bool]:
+    """Compile what is begun with `start` in this block, several kernels at a time, and run none of it; all is compiled
+    at the end. What does not compile says so when it is launched. Yields whether kernels are compiled here at all."""
+    global _is_ahead
+    if INTERPRETED:
+        yield False
+        return
+    with ThreadPoolExecutor(num_threads, "kernel compiler") as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        _is_ahead = True
+        try:
+            yield True
+        finally:
+            _is_ahead = False
+
+
+def is_compiling_ahead() -> bool:
+    """Say whether what is launched now will not run."""
+    return _is_ahead
 
 
 @triton.jit
@@ -97,6 +128,7 @@ def _is_compiler(error: Exception) -> bool:
 
 
 _is_early = False
+_is_ahead = False
 _is_replaced = False
 
 

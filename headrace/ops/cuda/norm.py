@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.e4m3 import Rounded, round_plain, store_token, warps_for
-from headrace.ops.cuda.launching import attempt, early, take_turn
+from headrace.ops.cuda.launching import attempt, early, start, take_turn
 
 
 class Following(NamedTuple):
@@ -106,7 +106,8 @@ def _launch(
     block = triton.next_power_of_2(n)
     out, scales = dst if isinstance(dst, Rounded) else (dst, None)
     tensors = (weight, bias, total, None if following is None else following.weight, out, scales)
-    _rms_norm[(tokens,)](
+    start(
+        _rms_norm, (tokens,),
         src, *(src if tensor is None else tensor for tensor in tensors), n, eps,
         0.0 if following is None else following.eps,
         NORM=weight is not None, HAS_BIAS=bias is not None, ADD=total is not None, NEXT=following is not None,
