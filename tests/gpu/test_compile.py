@@ -39,7 +39,7 @@ def assert_all_wait_first(cache: Path) -> None:
             assert not EARLY_ACCESS.search(before), path.name
             assert "griddepcontrol.launch_dependents" in after
             found[path.stem] = found.get(path.stem, 0) + 1
-    of_layers = "_begin_step _rms_norm _qk_write attend add_parts _linear _add_parts"
+    of_layers = "_begin_step _rms_norm _qk_write attend add_parts linear_kernel"
     of_many = "_decode_rows _finish_product _round_tokens"
     assert set(found) == {*of_layers.split(), *of_many.split()}
     assert found["attend"] >= 3
@@ -59,7 +59,7 @@ def test_the_loops_of_a_kernel_are_read_from_its_machine_code(tmp_path: Path) ->
     assert loops, done.stdout
     kinds = heads.split()[1:]
     first = dict(zip(kinds, map(int, loops[0][2:]), strict=True))
-    code = next((tmp_path / "code").glob("*-linear.sass")).read_text()
+    code = next((tmp_path / "code").glob("*-linear_kernel.sass")).read_text()
     assert 0 < first["matrix"] <= code.count("HGMMA")
     assert first["load"] > 0
     assert sum(first.values()) == int(loops[0][1])

@@ -18,7 +18,7 @@ from headrace.model.program import Attention, CacheLayer, Program
 from headrace.quant.formats import Format
 from headrace.quant.policy import choose
 
-_INT4_CHUNK = 64
+_INT8_CHUNK, _INT4_CHUNK = 64, 128  # inputs that packed weights are padded to a multiple of
 _GROUP = 32
 _SCALE_BYTES = 2
 _WIDE_ROWS = 16384  # rows of a packed weight that are decoded at a time for long batches
@@ -59,7 +59,8 @@ def weight_bytes(program: Program, checkpoint: Checkpoint, quantization: Quantiz
             case "dense":
                 total += n * k * itemsize
             case "int8":
-                total += n * k + (n * 4 if not choice.group else n * k // choice.group * 2)
+                padded = -(-k // _INT8_CHUNK) * _INT8_CHUNK
+                total += n * padded + (n * padded // 32 * _SCALE_BYTES if choice.group else n * 4)
             case "int4":
                 padded = -(-k // _INT4_CHUNK) * _INT4_CHUNK
                 total += n * padded // 2 + n * padded // choice.group * 4

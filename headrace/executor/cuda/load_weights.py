@@ -85,7 +85,7 @@ def _slab(
         values = unpack.plain(uplink.bring(part.data[first:last]), part.format)
     elif part.format in unpack.GROUPED:
         taken = unpack.groups(uplink.bring(part.data[first:last]), part.format)
-        if not offset and (exact := _exact(taken, part.format, choice, part.shape[1])) is not None:
+        if not offset and (exact := _exact(taken, part.format, choice, part.shape[1], dtype)) is not None:
             return exact
         values = taken.to_float()
     else:
@@ -96,23 +96,30 @@ def _slab(
         case "dense":
             return forms.dense(values.to(dtype))
         case "int8":
-            return forms.int8(values, choice.group or None)
+            return forms.int8(values, choice.group or None, _scale_kind(dtype))
         case "int4":
-            return forms.int4(values, choice.group)
+            return forms.int4(values, choice.group, _scale_kind(dtype))
         case "fp8":
             return forms.fp8(values)
 
 
-def _exact(taken: unpack.Groups, stored: Format, choice: FormChoice, k: int) -> Weight | None:
+def _exact(taken: unpack.Groups, stored: Format, choice: FormChoice, k: int, dtype: torch.dtype) -> Weight | None:
     """Take over blocks number by number, if the form holds them."""
     numbers, scales, lows = taken
     if choice.group != k // scales.shape[1]:
         return None
+    kind = _scale_kind(dtype)
     if choice.form == "int8" and lows is None:
-        return Weight(form="int8", n=len(numbers), k=k, group=choice.group, values=numbers, scales=scales.half())
-    if choice.form == "int4" and stored in _NIBBLES and lows is not None and k % forms.INT4_CHUNK == 0:
-        return forms.from_nibbles(numbers, scales.half(), lows.half(), k=k)
+        return forms.from_bytes(numbers, scales.to(kind))
+    if choice.form == "int4" and stored in _NIBBLES and lows is not None:
+        kept = scales.to(kind)
+        return forms.from_nibbles(numbers, kept, (lows + scales * 8.0).to(kind), k=k)
     return None
+
+
+def _scale_kind(dtype: torch.dtype) -> torch.dtype:
+    """Return the kind of the scales of groups beside activations of `dtype`."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
 
 
 def _stacked(slabs: list[Weight]) -> Weight:
@@ -120,20 +127,19 @@ def _stacked(slabs: list[Weight]) -> Weight:
     first = slabs[0]
     if len(slabs) == 1:
         return first
+    scales = [slab.scales for slab in slabs if slab.scales is not None]
     return replace(
         first,
         n=sum(slab.n for slab in slabs),
-        values=_cat([slab.values for slab in slabs]),
-        scales=None if first.scales is None else _cat([slab.scales for slab in slabs]),
-        lows=None if first.lows is None else _cat([slab.lows for slab in slabs]),
+        values=_cat([slab.values for slab in slabs], 1 if first.form in forms.CHUNK_INPUTS else 0),
+        scales=_cat(scales, 1 if first.group else 0) if scales else None,
     )
 
 
-def _cat(tensors: list[torch.Tensor | None]) -> torch.Tensor:
-    held = [tensor for tensor in tensors if tensor is not None]
-    if held[0].dtype == torch.float8_e4m3fn:  # not every device concatenates these
-        return torch.cat([tensor.view(torch.uint8) for tensor in held]).view(torch.float8_e4m3fn)
-    return torch.cat(held)
+def _cat(tensors: list[torch.Tensor], dim: int) -> torch.Tensor:
+    if tensors[0].dtype == torch.float8_e4m3fn:  # not every device concatenates these
+        return torch.cat([tensor.view(torch.uint8) for tensor in tensors], dim).view(torch.float8_e4m3fn)
+    return torch.cat(tensors, dim)
 
 
 def _check_shape(spec: WeightSpec, parts: Sequence[Tensor]) -> None:

@@ -12,60 +12,57 @@ import torch
 import triton
 import triton.language as tl
 
+from headrace.ops.cuda.decode import KINDS, low_half, nibble, signed
 from headrace.ops.cuda.launching import attempt, early, take_turn
-from headrace.ops.cuda.weights import FORM_NUMBERS, Weight
+from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
 _BLOCK_K = 1024
-_SLAB_BLOCK_R = 4
+_SLAB_BLOCK_R, _SLAB_CHUNK_ROWS = 4, 16
 _PLAIN_ROWS = 2048  # at a time: torch's ops need their room several times over
 
 
 @triton.jit(do_not_specialize=["first", "num_rows"])
 def _decode_rows(
-    values, scales, lows, index, out, first, num_rows, k, value_width, num_groups, factor,
-    FORM: tl.constexpr, GROUP: tl.constexpr, INDEXED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    IS_EARLY: tl.constexpr,
+    values, scales, index, out, first, num_rows, n, k, num_chunks, factor,
+    FORM: tl.constexpr, GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, INDEXED: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     take_turn(IS_EARLY)
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     at = tl.program_id(1) * BLOCK_K
     is_row = rows < num_rows
-    taken = tl.load(index + rows, mask=is_row, other=0).to(tl.int64) if INDEXED else rows + first
-    if FORM == 2:
-        # The bytes of some chunks: first their low halves, then their high halves.
-        chunks: tl.constexpr = BLOCK_K // 64
-        half: tl.constexpr = BLOCK_K // 2
-        b = tl.arange(0, half)
-        c = tl.arange(0, chunks)
-        packed = tl.load(
-            values + taken[:, None] * value_width + (at // 2 + b)[None, :],
-            mask=is_row[:, None] & (at // 2 + b < value_width)[None, :], other=0,
-        ).to(tl.int32)  # fmt: skip
-        for side in tl.static_range(2):
-            group = (at + c * 64 + side * 32) // GROUP
-            is_group = is_row[:, None] & (group < num_groups)[None, :]
-            scale = tl.load(scales + taken[:, None] * num_groups + group[None, :], mask=is_group, other=0.0)
-            low = tl.load(lows + taken[:, None] * num_groups + group[None, :], mask=is_group, other=0.0)
-            nibble = ((packed >> (4 * side)) & 15).to(tl.float32)
-            w = tl.reshape(nibble, (BLOCK_R, chunks, 32)) * scale.to(tl.float32)[:, :, None]
-            w = tl.reshape(w + low.to(tl.float32)[:, :, None], (BLOCK_R, half)) * factor
-            i = at + b // 32 * 64 + b % 32 + side * 32
-            spots = out + rows[:, None] * k + i[None, :]
-            tl.store(spots, w.to(out.dtype.element_ty), mask=is_row[:, None] & (i < k)[None, :])
+    taken = rows + first
+    if INDEXED:
+        taken = tl.load(index + rows, mask=is_row, other=0).to(tl.int64)
+    if FORM == 1 or FORM == 2:  # chunks of 64 bytes
+        each: tl.constexpr = 64 * FORM
+        j = tl.arange(0, 32)
+        for c in tl.static_range(BLOCK_K // each):
+            chunk = at // each + c
+            held = tl.minimum(chunk, num_chunks - 1)  # past the end nothing is stored
+            place = taken + tl.cast(n, tl.int64) * held
+            words = tl.load(values + place[:, None] * 32 + j[None, :], mask=is_row[:, None], other=0)
+            for part in tl.static_range(2 * FORM):
+                if FORM == 2:
+                    group = taken + tl.cast(n, tl.int64) * (held * (128 // GROUP) + part * 32 // GROUP)
+                    pair = tl.load(scales + group, mask=is_row, other=0)
+                    w = nibble(words, part, pair, SCALE_KIND, tl.float32)
+                else:
+                    w = signed(words, tl.float32)[part]
+                    if GROUP > 0:
+                        pair = tl.load(scales + place, mask=is_row, other=0) >> (16 * part)
+                        w = w * low_half(pair, SCALE_KIND).to(tl.float32)[:, None]
+                    else:
+                        w = w * tl.load(scales + taken, mask=is_row, other=0.0)[:, None]
+                i = chunk * each + part * 32 + j
+                spots = out + rows[:, None] * k + i[None, :]
+                tl.store(spots, (w * factor).to(out.dtype.element_ty), mask=is_row[:, None] & (i < k)[None, :])
     else:
         i = at + tl.arange(0, BLOCK_K)
         mask = is_row[:, None] & (i < k)[None, :]
         w = tl.load(values + taken[:, None] * k + i[None, :], mask=mask, other=0.0).to(tl.float32)
-        if FORM > 0:
-            if GROUP > 0:
-                groups: tl.constexpr = BLOCK_K // GROUP
-                group = at // GROUP + tl.arange(0, groups)
-                is_group = is_row[:, None] & (group < num_groups)[None, :]
-                scale = tl.load(scales + taken[:, None] * num_groups + group[None, :], mask=is_group, other=0.0)
-                w = tl.reshape(w, (BLOCK_R, groups, GROUP)) * scale.to(tl.float32)[:, :, None]
-                w = tl.reshape(w, (BLOCK_R, BLOCK_K))
-            else:
-                w = w * tl.load(scales + taken, mask=is_row, other=0.0)[:, None]
+        if FORM == 3:
+            w = w * tl.load(scales + taken, mask=is_row, other=0.0)[:, None]
         tl.store(out + rows[:, None] * k + i[None, :], (w * factor).to(out.dtype.element_ty), mask=mask)
 
 
@@ -87,12 +84,13 @@ def decode_slab(weight: Weight, first: int, out: torch.Tensor) -> None:
 def _launch(
     weight: Weight, out: torch.Tensor, *, first: int = 0, index: torch.Tensor | None = None, factor: float = 1.0
 ) -> None:
-    scales, lows = (weight.values if tensor is None else tensor for tensor in (weight.scales, weight.lows))
-    block_r = _SLAB_BLOCK_R if index is None else 1
-    group = 0 if weight.group in (0, weight.k) and weight.form != "int4" else weight.group
-    _decode_rows[(triton.cdiv(len(out), block_r), triton.cdiv(weight.k, _BLOCK_K))](
-        weight.values, scales, lows, weight.values if index is None else index, out, first, len(out), weight.k,
-        weight.values.shape[1], 1 if weight.scales is None else weight.scales.shape[1], factor,
-        FORM=FORM_NUMBERS[weight.form], GROUP=group, INDEXED=index is not None, BLOCK_R=block_r, BLOCK_K=_BLOCK_K,
-        **early(),
+    is_chunked = weight.form in CHUNK_INPUTS
+    block_r = 1 if index is not None else _SLAB_CHUNK_ROWS if is_chunked else _SLAB_BLOCK_R
+    block_k = 256 if is_chunked and index is None else _BLOCK_K
+    scales, kind = weight.scale_words()
+    _decode_rows[(triton.cdiv(len(out), block_r), triton.cdiv(weight.k, block_k))](
+        weight.values, scales, weight.values if index is None else index, out, first, len(out), weight.n, weight.k,
+        len(weight.values), factor,
+        FORM=FORM_NUMBERS[weight.form], GROUP=weight.group, SCALE_KIND=KINDS[kind], INDEXED=index is not None,
+        BLOCK_R=block_r, BLOCK_K=block_k, **early(),
     )  # fmt: skip

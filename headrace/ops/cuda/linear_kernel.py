@@ -1,0 +1,189 @@
+"""The kernel of skinny products: BLOCK_N outputs of up to BLOCK_T tokens over one part of the inputs.
+
+Owns nothing. Launched by `linear`. The tile is turned: weights are the left side of a product of matrices, tokens the
+right, so that a few tokens waste little of it and decoded weights go from registers into it.
+A gated program makes BLOCK_N / 2 outputs: the first half of its rows are rows of the gate, the second those of up.
+Rows and chunks past the end are read as the last ones there: their products are thrown away, or multiplied with zeros.
+With parts, each writes its sums, waits for all of its threads, and counts, with acquire and release; who counts to the
+end reads all parts, from the first to the last, through L2. The order of arrival never shows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from headrace.ops.cuda.decode import nibbles, signed, signed_scaled
+from headrace.ops.cuda.epilogue import activate
+from headrace.ops.cuda.launching import INTERPRETED, take_turn
+
+_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def _fold(acc, w, x, line, i, is_token, k, EVEN_K: tl.constexpr):
+    """Add w · x over inputs `i`; the interpreter has no bf16 products."""
+    spots = x + line[None, :] + i[:, None]
+    if EVEN_K:
+        a = tl.load(spots, mask=is_token[None, :], other=0.0)
+    else:
+        a = tl.load(spots, mask=is_token[None, :] & (i < k)[:, None], other=0.0)
+    if _INTERPRETED:
+        return acc + tl.dot(w.to(a.dtype).to(tl.float32), a.to(tl.float32), input_precision="ieee")
+    return tl.dot(w.to(a.dtype), a, acc, input_precision="ieee")
+
+
+@triton.jit
+def _take_int8(
+    acc, x, values, scales, rows, line, is_token, chunk, n, k,
+    GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """Take in one chunk of 64 inputs."""
+    kind: tl.constexpr = x.dtype.element_ty
+    j = tl.arange(0, 32)
+    words = tl.load(values + (rows + chunk * n)[:, None] * 32 + j[None, :])
+    if GROUP > 0:
+        pair = tl.load(scales + rows + chunk * n)
+        w0, w1 = signed_scaled(words, pair, SCALE_KIND, kind)
+    else:
+        w0, w1 = signed(words, kind)
+    i = chunk * 64 + j
+    acc = _fold(acc, w0, x, line, i, is_token, k, EVEN_K)
+    return _fold(acc, w1, x, line, i + 32, is_token, k, EVEN_K)
+
+
+@triton.jit
+def _take_int4(
+    acc, x, values, scales, rows, line, is_token, chunk, n, k,
+    GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """Take in one chunk of 128 inputs."""
+    kind: tl.constexpr = x.dtype.element_ty
+    j = tl.arange(0, 32)
+    words = tl.load(values + (rows + chunk * n)[:, None] * 32 + j[None, :])
+    # Scale and middle of each group of 32, 64 or 128.
+    spots = scales + rows + chunk * n * (128 // GROUP)
+    p0 = tl.load(spots)
+    p1, p2, p3 = p0, p0, p0
+    if GROUP <= 64:
+        p2 = tl.load(spots + n * (64 // GROUP))
+        p3 = p2
+    if GROUP == 32:
+        p1 = tl.load(spots + n)
+        p3 = tl.load(spots + 3 * n)
+    w0, w1, w2, w3 = nibbles(words, p0, p1, p2, p3, SCALE_KIND, kind)
+    i = chunk * 128 + j
+    acc = _fold(acc, w0, x, line, i, is_token, k, EVEN_K)
+    acc = _fold(acc, w1, x, line, i + 32, is_token, k, EVEN_K)
+    acc = _fold(acc, w2, x, line, i + 64, is_token, k, EVEN_K)
+    return _fold(acc, w3, x, line, i + 96, is_token, k, EVEN_K)
+
+
+@triton.jit
+def _finish(
+    acc, out, bias, tile, tokens, is_token, width, head_scale, softcap,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Add the bias, apply the epilogue, store."""
+    if EPILOGUE == 2:
+        half: tl.constexpr = BLOCK_N // 2
+        cols = tile * half + tl.arange(0, half)
+        is_col = cols < width
+        gate, acc = tl.split(tl.permute(tl.reshape(acc, (2, half, BLOCK_T)), (1, 2, 0)))
+        if HAS_BIAS:
+            gate += tl.load(bias + cols, mask=is_col, other=0.0)[:, None]
+            acc += tl.load(bias + width + cols, mask=is_col, other=0.0)[:, None]
+        acc = activate(gate, ACTIVATION) * acc
+    else:
+        cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        is_col = cols < width
+        if HAS_BIAS:
+            acc += tl.load(bias + cols, mask=is_col, other=0.0)[:, None]
+    acc = acc * head_scale
+    if HAS_SOFTCAP:
+        acc = softcap * (1.0 - 2.0 / (tl.exp(2.0 * acc / softcap) + 1.0))
+    mask = is_col[:, None] & is_token[None, :]
+    spots = out + tokens.to(tl.int64)[None, :] * width + cols[:, None]
+    if EPILOGUE == 1:
+        acc += tl.load(spots, mask=mask, other=0.0).to(tl.float32)
+    tl.store(spots, acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_turns"])
+def linear_kernel(
+    x, values, scales, bias, out, partial, counters, num_tokens, n, k, width, num_chunks, num_turns,
+    head_scale, softcap,
+    FORM: tl.constexpr, GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_SOFTCAP: tl.constexpr, NUM_PARTS: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    """Take `num_turns` times BLOCK_K inputs, from the part's first on."""
+    take_turn(IS_EARLY)
+    tile, part = tl.program_id(0), tl.program_id(2)
+    r = tl.arange(0, BLOCK_N)
+    if EPILOGUE == 2:
+        half: tl.constexpr = BLOCK_N // 2
+        cols = tile * half + r % half
+        if not EVEN_N:
+            cols = tl.minimum(cols, width - 1)
+        rows = (cols + r // half * width).to(tl.int64)
+    else:
+        cols = tile * BLOCK_N + r
+        if not EVEN_N:
+            cols = tl.minimum(cols, width - 1)
+        rows = cols.to(tl.int64)
+    tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    is_token = tokens < num_tokens
+    line = tokens.to(tl.int64) * k
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    first = part * num_turns
+    if FORM == 1 or FORM == 2:  # int8, int4: chunks of 64 bytes
+        turn_chunks: tl.constexpr = BLOCK_K // (64 * FORM)
+        wide = tl.cast(n, tl.int64)
+        for turn in range(first, first + num_turns):
+            for c in tl.static_range(turn_chunks):
+                chunk = turn * turn_chunks + c
+                held = chunk if EVEN_K else tl.minimum(chunk, num_chunks - 1)
+                if FORM == 1:
+                    acc = _take_int8(
+                        acc, x, values, scales, rows, line, is_token, held, wide, k, GROUP, SCALE_KIND, EVEN_K
+                    )
+                else:
+                    acc = _take_int4(
+                        acc, x, values, scales, rows, line, is_token, held, wide, k, GROUP, SCALE_KIND, EVEN_K
+                    )
+    else:
+        for turn in range(first, first + num_turns):
+            i = turn * BLOCK_K + tl.arange(0, BLOCK_K)
+            spots = values + rows[:, None] * k + i[None, :]
+            w = tl.load(spots) if EVEN_K else tl.load(spots, mask=(i < k)[None, :], other=0.0)
+            if FORM == 3:
+                w = w.to(tl.float32)
+            acc = _fold(acc, w, x, line, i, is_token, k, EVEN_K)
+    if FORM % 2 == 1 and GROUP == 0:
+        acc *= tl.load(scales + rows)[:, None]
+    if NUM_PARTS == 1:
+        _finish(
+            acc, out, bias, tile, tokens, is_token, width, head_scale, softcap,
+            EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, BLOCK_N, BLOCK_T,
+        )  # fmt: skip
+    else:
+        place = tl.program_id(1) * tl.num_programs(0) + tile
+        num_places = tl.num_programs(0) * tl.num_programs(1)
+        spots = tl.arange(0, BLOCK_T)[None, :] * BLOCK_N + r[:, None]
+        sums = partial + place.to(tl.int64) * (BLOCK_T * BLOCK_N)
+        step = num_places.to(tl.int64) * (BLOCK_T * BLOCK_N)
+        tl.store(sums + part * step + spots, acc, mask=is_token[None, :])
+        tl.debug_barrier()  # one thread counts for all of them, once all have written
+        if tl.atomic_add(counters + place, 1, sem="acq_rel", scope="gpu") == NUM_PARTS - 1:
+            tl.debug_barrier()  # … and has seen what the others wrote before any thread reads it
+            tl.store(counters + place, 0)
+            acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+            for i in tl.static_range(NUM_PARTS):
+                acc += tl.load(sums + i * step + spots, mask=is_token[None, :], other=0.0, cache_modifier=".cg")
+            _finish(
+                acc, out, bias, tile, tokens, is_token, width, head_scale, softcap,
+                EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, BLOCK_N, BLOCK_T,
+            )  # fmt: skip
