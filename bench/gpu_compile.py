@@ -131,6 +131,7 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     places = torch.zeros((2, 16), dtype=torch.int32)
     drawn = torch.zeros((1, 4), dtype=torch.float64)
     yield "inputs of a step", lambda: begin_step(entry, entry, drawn, places, places, vocab_size=128256)
+    yield "draw", lambda: try_draw(logits, lines, None, num_top=None)
     yield "draw, penalties, log probabilities", lambda: try_draw(logits, lines, adjusted, num_top=5)
 
 
@@ -145,6 +146,7 @@ def early_cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
         "long ",
         "embedding bf16",
         "slab int4 g32",
+        "draw",
     )
 
     def launched(call: Callable[[], None]) -> None:

@@ -381,7 +381,7 @@ class CudaExecutor:
         logits = model.logits(hidden[sent[2].long()])
         ready, adjustments = device_lines(host, sent[3:])
         into = None if host.num_top is not None else self._feed.drawn[: len(rows)]
-        out = try_draw(logits, ready, adjustments, num_top=host.num_top, out=into)
+        out = try_draw(logits, ready, adjustments, num_top=host.num_top, is_greedy=host.is_greedy, out=into)
         needed = out is None or bool(host.by_numpy)
         return Draw(out=out, logits=logits if needed else None, lines=host, rows=rows), hidden
 
@@ -397,7 +397,8 @@ class CudaExecutor:
         for first in range(0, len(wanted.scores), _SCORE_ROWS):
             part = slice(first, first + _SCORE_ROWS)
             logits = model.logits(hidden[at[part].long()])
-            out = try_draw(logits, Lines(floats=lines.floats[part], ints=lines.ints[part]), None, num_top=num_top)
+            given = Lines(floats=lines.floats[part], ints=lines.ints[part])
+            out = try_draw(logits, given, None, num_top=num_top, is_greedy=True)
             named = wanted.scores[part]
             if out is None:
                 found.append(Scores(out=None, logits=landing(logits), num_top=num_top, places=named))

@@ -47,6 +47,11 @@ class HostLines:
         """Say whether drawing needs nothing beside the parameters: a recorded graph can do it."""
         return self.num_top is None and not self.entries.shape[1] and not self.by_numpy
 
+    @property
+    def is_greedy(self) -> bool:
+        """Say whether no line has a temperature."""
+        return not self.floats[:, ops.TEMPERATURE].any()
+
 
 class SamplingLines:
     """Describes lines of logits to draw from. `num_lines` is that of the block tables, whose lines these are."""
