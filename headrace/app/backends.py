@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from headrace.app.derived import Derived
 from headrace.app.hardware import Hardware
-from headrace.app.plan import MIB, Derived, ModelFacts, Plan
+from headrace.app.plan import MIB, ModelFacts, Plan
+from headrace.app.step_sizes import DeviceRoom, StepSizes, step_sizes
 from headrace.core.errors import ConfigError, OutOfMemory
 from headrace.core.protocols import Executor, HostMemory
 from headrace.core.settings import Backend, EngineSettings, forced_isa
@@ -91,7 +93,19 @@ def facts(name: str, backend: str, program: Program, checkpoint: Checkpoint, eng
     )
 
 
-def memory_of(backend: str, hardware: Hardware, program: Program, engine: EngineSettings) -> Hardware:
+def sizes_of(backend: str, hardware: Hardware, program: Program, engine: EngineSettings) -> StepSizes:
+    """Return how long steps are, and how many sequences are in one. Cost: on a GPU, a look at its memory."""
+    if backend != "cuda":
+        return step_sizes(engine, backend)
+    free = _device_room(cuda_support.device_facts(), hardware)
+
+    def scratch(tokens: int, seqs: int) -> int:
+        return forms.scratch_bytes(program, max_step_tokens=tokens, max_rows=seqs)
+
+    return step_sizes(engine, backend, DeviceRoom(free, scratch))
+
+
+def memory_of(backend: str, hardware: Hardware, program: Program, engine: EngineSettings, sizes: StepSizes) -> Hardware:
     """Return the machine with the memory that weights and KV pool of a backend come from: a GPU's own, if it is one.
 
     What a step needs beside them, and a share for the allocator, is taken off.
@@ -104,15 +118,21 @@ def memory_of(backend: str, hardware: Hardware, program: Program, engine: Engine
         raise ConfigError(unserved, param="engine.quantization")
     if engine.early_launch and (unserved := cuda_support.unserved_early_launch(device)) is not None:
         raise ConfigError(unserved, param="engine.early_launch")
-    scratch = forms.scratch_bytes(program, max_step_tokens=engine.max_step_tokens, max_rows=engine.max_num_seqs)
-    free = int(device.free_bytes * _DEVICE_SHARE) - hardware.taken
+    seqs, tokens = sizes.seqs.value, sizes.tokens.value
+    scratch = forms.scratch_bytes(program, max_step_tokens=tokens, max_rows=seqs)
+    free = _device_room(device, hardware)
     if scratch > free:
         raise OutOfMemory(
-            f"steps of {engine.max_step_tokens:,} tokens in {engine.max_num_seqs:,} sequences take "
+            f"steps of {tokens:,} tokens in {seqs:,} sequences take "
             f"{scratch // MIB:,} MiB beside the weights; {device.name} has {max(free, 0) // MIB:,} MiB free; lower "
             "engine.max_step_tokens or engine.max_num_seqs, or end what else runs there (see nvidia-smi)"
         )
     return replace(hardware, memory_available=free - scratch)
+
+
+def _device_room(device: cuda_support.DeviceFacts, hardware: Hardware) -> int:
+    """Return the bytes of a GPU's memory that may be taken."""
+    return int(device.free_bytes * _DEVICE_SHARE) - hardware.taken
 
 
 def open_executor(
@@ -173,11 +193,13 @@ def _open_cuda(
 
     facts = cuda_support.device_facts()
     _log.info(
-        "%s: %s MiB for weights, %s MiB for the KV pool of %s blocks (engine.kv_memory_mib), of %s MiB free of %s",
+        "%s: %s MiB for weights, %s MiB for the KV pool of %s blocks (engine.kv_memory_mib), of %s MiB free of %s; "
+        "steps of up to %s tokens (engine.max_step_tokens) in %s sequences (engine.max_num_seqs)",
         facts.name,
         *(f"{size // MIB:,}" for size in (plan.weight_bytes.value, plan.kv_bytes.value)),
         f"{plan.num_blocks.value:,}",
         *(f"{size // MIB:,}" for size in (facts.free_bytes, facts.total_bytes)),
+        *(f"{size:,}" for size in (plan.max_step_tokens.value, plan.max_num_seqs.value)),
     )
     return CudaExecutor(
         program,

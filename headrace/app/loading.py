@@ -19,8 +19,9 @@ from headrace.api import ServedModel
 from headrace.app import backends
 from headrace.app.generation_defaults import generation_defaults
 from headrace.app.hardware import Hardware
-from headrace.app.plan import Plan, chunk_grows, resolve
+from headrace.app.plan import Plan, resolve
 from headrace.app.recording import Recording
+from headrace.app.step_sizes import chunk_grows
 from headrace.app.tiers import Origin, open_host_pool, open_tiers
 from headrace.core.protocols import Clock
 from headrace.core.request import SamplingParams
@@ -90,8 +91,9 @@ def open_model(local: LocalModel, settings: Settings, hardware: Hardware) -> Ope
         program = build_program(checkpoint.config)
         backend = backends.choose(settings.engine.backend)
         facts = backends.facts(local.name, backend.value, program, checkpoint, settings.engine)
-        memory = backends.memory_of(backend.value, hardware, program, settings.engine)
-        plan = resolve(settings.engine, memory, facts, backend)
+        sizes = backends.sizes_of(backend.value, hardware, program, settings.engine)
+        memory = backends.memory_of(backend.value, hardware, program, settings.engine, sizes)
+        plan = resolve(settings.engine, memory, facts, backend, sizes)
         undo.pop_all()
     return OpenedModel(
         name=local.name,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
+from headrace.app.derived import Derived
 from headrace.app.hardware import Hardware
+from headrace.app.step_sizes import StepSizes, chunk_tokens, step_sizes
 from headrace.core.errors import ConfigError, OutOfMemory
 from headrace.core.request import Reach
 from headrace.core.settings import EngineSettings, KvDtype, PrefixPolicy, Quantization
@@ -22,17 +24,7 @@ MIB = 1 << 20
 MAX_POSITIONS = 1 << 20  # of one sequence: beyond, fp32 angles of a rotation are too coarse
 _LEAST_CONTEXT = 256  # tokens of one sequence that a pool must hold to be worth starting
 _STAGING_BYTES, _STAGING_SHARE, _LEAST_STAGING = 256 * MIB, 16, 8  # most, a part of what is free, least in blocks
-_DEVICE_CHUNK = 512  # prompt tokens that keep a GPU's matrix units busy, in few times a decode step's time
-_CHUNK_SHARE = 2  # of a step: what prompts get beside few that decode is one part in this many
 _KV_SHARE = 4  # an unset pool takes one part in this many of what is free after loading
-
-
-@dataclass(frozen=True, slots=True)
-class Derived(Generic[T]):
-    """A value and why it is that."""
-
-    value: T
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +92,22 @@ def _shown(value: object) -> str:
     return f"{value}"
 
 
-def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backend: Derived[str]) -> Plan:
-    """Fill in what settings leave open. Raises OutOfMemory, or ConfigError for settings that contradict each other."""
+def resolve(
+    engine: EngineSettings,
+    hardware: Hardware,
+    facts: ModelFacts,
+    backend: Derived[str],
+    sizes: StepSizes | None = None,
+) -> Plan:
+    """Fill in what settings leave open. Raises OutOfMemory, or ConfigError for settings that contradict each other.
+
+    sizes  of steps, if they were settled before
+    """
+    sizes = step_sizes(engine, backend.value) if sizes is None else sizes
     reach = _reach(engine, facts)
     context = _context(engine, facts, reach.value)
-    num_blocks, kv_bytes = _kv_pool(engine, hardware, facts, _held_tokens(engine, context.value, reach.value))
+    held = _held_tokens(engine, sizes, context.value, reach.value)
+    num_blocks, kv_bytes = _kv_pool(engine, hardware, facts, sizes, held)
     capacity = num_blocks.value * engine.block_size
     rolling = reach.value or (Reach(window=facts.widest_window) if facts.widest_window is not None else None)
     if capacity < context.value and (rolling is None or least_blocks(rolling, engine.block_size) > num_blocks.value):
@@ -119,9 +122,9 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         reach=reach,
         num_blocks=num_blocks,
         block_size=_set(engine.block_size, "engine.block_size"),
-        max_num_seqs=_set(engine.max_num_seqs, "engine.max_num_seqs"),
-        max_step_tokens=_set(engine.max_step_tokens, "engine.max_step_tokens"),
-        chunk_tokens=chunk_tokens(engine, backend.value),
+        max_num_seqs=sizes.seqs,
+        max_step_tokens=sizes.tokens,
+        chunk_tokens=chunk_tokens(engine, backend.value, sizes),
         max_waiting=_set(engine.max_waiting, "engine.max_waiting"),
         prefix_cache=_set(engine.prefix_cache, "engine.prefix_cache"),
         prefix_policy=_set(engine.prefix_policy, "engine.prefix_policy"),
@@ -132,23 +135,6 @@ def resolve(engine: EngineSettings, hardware: Hardware, facts: ModelFacts, backe
         weight_bytes=Derived(facts.weight_bytes, f"what the {backend.value} backend keeps in memory"),
         kv_bytes=kv_bytes,
     )
-
-
-def chunk_tokens(engine: EngineSettings, backend: str) -> Derived[int]:
-    """Return how many prompt tokens go beside few that decode: a longer chunk is a gap that they notice."""
-    if engine.chunk_tokens is not None:
-        return _set(min(engine.chunk_tokens, engine.max_step_tokens), "engine.chunk_tokens")
-    if not chunk_grows(backend):
-        return Derived(min(_DEVICE_CHUNK, engine.max_step_tokens), "beside any that decode: keeps a GPU busy")
-    return Derived(
-        max(engine.max_step_tokens // _CHUNK_SHARE, 1),
-        f"half of engine.max_step_tokens beside few that decode, all of it beside {-(-engine.max_num_seqs // 2)}",
-    )
-
-
-def chunk_grows(backend: str) -> bool:
-    """Say whether prompts get more of a step beside many that decode: on a CPU these make it long by themselves."""
-    return backend != "cuda"
 
 
 def _set(value: T, key: str) -> Derived[T]:
@@ -217,11 +203,11 @@ def _reach(engine: EngineSettings, facts: ModelFacts) -> Derived[Reach | None]:
     return Derived(reach, "engine.attention_window, engine.attention_sinks")
 
 
-def _held_tokens(engine: EngineSettings, context: int, reach: Reach | None) -> int:
+def _held_tokens(engine: EngineSettings, sizes: StepSizes, context: int, reach: Reach | None) -> int:
     """Return how many tokens of a full context are in memory at a time."""
     if reach is None:
         return context
-    rolling = least_blocks(reach, engine.block_size) * engine.block_size + engine.max_step_tokens
+    rolling = least_blocks(reach, engine.block_size) * engine.block_size + sizes.tokens.value
     return min(context, rolling)
 
 
@@ -269,7 +255,7 @@ def _kv_ram(engine: EngineSettings, hardware: Hardware, facts: ModelFacts) -> De
 
 
 def _kv_pool(
-    engine: EngineSettings, hardware: Hardware, facts: ModelFacts, max_context: int
+    engine: EngineSettings, hardware: Hardware, facts: ModelFacts, sizes: StepSizes, max_context: int
 ) -> tuple[Derived[int], Derived[int]]:
     """Return blocks and bytes of the pool."""
     block_bytes = facts.kv_token_bytes * engine.block_size
@@ -277,18 +263,18 @@ def _kv_pool(
     free = hardware.memory_available - facts.weight_bytes - below
     least = _blocks_for(min(max_context, _LEAST_CONTEXT), engine.block_size)
     if engine.attention_window is not None:
-        least = _blocks_for(max_context - engine.max_step_tokens, engine.block_size)
+        least = _blocks_for(max_context - sizes.tokens.value, engine.block_size)
     if engine.kv_memory_mib is not None:
         wanted = engine.kv_memory_mib * MIB
         if wanted > free:
             raise _out_of_memory(hardware, facts, wanted, "lower engine.kv_memory_mib or take a smaller model")
         num_blocks, reason = wanted // block_bytes, "engine.kv_memory_mib"
     else:
-        full = engine.max_num_seqs * _blocks_for(max_context, engine.block_size)
+        full = sizes.seqs.value * _blocks_for(max_context, engine.block_size)
         share = max(0, free) // (1 if facts.on_device else _KV_SHARE) // block_bytes
         num_blocks = min(share, full)
         reason = (
-            f"{engine.max_num_seqs} full contexts of {max_context:,} tokens"
+            f"{sizes.seqs.value} full contexts of {max_context:,} tokens"
             if full <= share
             else f"{'all' if facts.on_device else 'a quarter'} of the {max(0, free) / MIB:,.0f} MiB "
             "that are free after loading"

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import headrace
-from headrace.app.plan import async_scheduling, chunk_grows, chunk_tokens
+from headrace.app.plan import async_scheduling
+from headrace.app.step_sizes import chunk_grows, chunk_tokens, step_sizes
 from headrace.bench.report import Bar, Chart, render_page
 from headrace.bench.report import Table as HtmlTable
 from headrace.cli.configured import settings_from
@@ -96,10 +97,11 @@ def _shape(
 ) -> SimShape:
     engine, backend = settings.engine, _backend(settings.engine, times)
     window, sinks = engine.attention_window, engine.attention_sinks
+    sizes = step_sizes(engine, backend)
     limits = SchedulerLimits(
-        max_num_seqs=engine.max_num_seqs,
-        max_step_tokens=engine.max_step_tokens,
-        chunk_tokens=chunk_tokens(engine, backend).value,
+        max_num_seqs=sizes.seqs.value,
+        max_step_tokens=sizes.tokens.value,
+        chunk_tokens=chunk_tokens(engine, backend, sizes).value,
         chunk_grows=chunk_grows(backend),
         max_context=engine.max_context or _CONTEXT,
         max_waiting=engine.max_waiting,
@@ -144,11 +146,12 @@ def _cells(report: SimReport) -> tuple[str, ...]:
 
 def _conditions(reports: list[SimReport], settings: Settings, times: StepTimes) -> list[tuple[str, str]]:
     first, backend = reports[0], _backend(settings.engine, times)
+    sizes = step_sizes(settings.engine, backend)
     return [
         ("trace", f"{first.trace}, {first.requests:,} requests, {first.duration_s:,.0f} s simulated"),
         ("good", f"TTFT at most {first.slo_ttft_ms:,.0f} ms and mean ITL at most {first.slo_tpot_ms:,.0f} ms"),
         ("step times", times.source),
-        ("prompts", f"as on the {backend} backend: {chunk_tokens(settings.engine, backend).reason}"),
+        ("prompts", f"as on the {backend} backend: {chunk_tokens(settings.engine, backend, sizes).reason}"),
         ("planning", f"as on the {backend} backend: {async_scheduling(settings.engine, backend).reason}"),
         ("busy", ", ".join(f"{report.utilization:.0%}" for report in reports)),
         ("simulated in", f"{sum(report.wall_s for report in reports):,.1f} s"),

@@ -90,8 +90,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                      can; int4 is in groups of 32, or longer if it says so; fp8 is for cuda
     kv_dtype         how K and V are kept: int8, with a scale per token and head, holds nearly twice the tokens of bf16
                      in the same memory; auto is bf16, on the reference backend fp32
-    max_num_seqs     sequences in a step at most
-    max_step_tokens  token budget of a step: decodes first, the rest for prompt chunks
+    max_num_seqs     sequences in a step at most; None: 64, on a GPU with 32 GiB free 256
+    max_step_tokens  token budget of a step: decodes first, the rest for prompt chunks; None: 512, on a GPU 512 to 8192
+                     by its free memory
     chunk_tokens     prompt tokens in a step in which others decode; None: 512 on a GPU, on a CPU half of
                      max_step_tokens; on a CPU more beside many that decode
     block_size       tokens in a KV block
@@ -137,8 +138,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     backend: Backend = "auto"
     quantization: Quantization = "auto"
     kv_dtype: KvDtype = "auto"
-    max_num_seqs: Positive = 64
-    max_step_tokens: Positive = 512
+    max_num_seqs: Positive | None = None
+    max_step_tokens: Positive | None = None
     chunk_tokens: Positive | None = None
     block_size: Positive = 32
     kv_memory_mib: Positive | None = None

@@ -35,6 +35,7 @@ def test_tokens_are_rounded_by_their_own_largest(
 ) -> None:
     if fails:
         monkeypatch.setattr(launching, "_failed", {"round_tokens": ""})
+        monkeypatch.setattr(launching, "_PLAIN_TOKENS", 3)
     sizes = torch.tensor([[1e-3], [1.0], [900.0], [0.0]], device=device)
     x = (drawn(device, 4, k) * sizes * torch.logspace(-4, 0, k, device=device)).bfloat16()
     found = round_tokens(x)

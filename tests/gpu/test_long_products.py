@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from headrace.executor.cuda import forms
 from headrace.ops import reference
 from headrace.ops.cuda import launching, long_products, rows
 from headrace.ops.cuda.epilogue import Epilogue
@@ -68,6 +69,7 @@ def test_without_kernels_the_numbers_are_the_same(
     for fails in (False, True):
         if fails:
             monkeypatch.setattr(launching, "_failed", {"finish": "", "rms_norm": ""})
+            monkeypatch.setattr(launching, "_PLAIN_TOKENS", 40)
         out = drawn(device, TOKENS, 48 if kind == "glu" else 96, seed=3)
         normed = torch.full((TOKENS, 96), torch.nan, dtype=torch.bfloat16, device=device)
         epilogue = Epilogue(kind=kind, softcap=None if kind == "add" else 9.0)  # type: ignore[arg-type]
@@ -108,6 +110,7 @@ def test_slabs_of_a_packed_weight_make_one_product(
 
 
 def test_slabs_stay_in_the_cache_and_fill_the_device() -> None:
+    assert long_products.MOST_SLAB_ROWS == forms._SLAB_ROWS  # what is planned for
     assert long_products.slab_rows(28672, 4096, 4096, itemsize=2) == 4096
     assert long_products.slab_rows(4096, 14336, 4096, itemsize=2) == 2048
     assert long_products.slab_rows(28672, 4096, 1024, itemsize=2) == 8192

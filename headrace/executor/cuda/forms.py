@@ -21,7 +21,8 @@ from headrace.quant.policy import choose
 _INT8_CHUNK, _INT4_CHUNK = 64, 128  # inputs that packed weights are padded to a multiple of
 _GROUP = 32
 _SCALE_BYTES = 2
-_WIDE_ROWS = 16384  # rows of a packed weight that are decoded at a time for long batches
+_SLAB_ROWS = 16384  # of a packed weight that are decoded at a time for long batches, at most
+_PLAIN_ROWS, _PLAIN_TOKENS = 2048, 512  # that torch's ops take at a time where a kernel does not compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,17 @@ def layer_block_bytes(layer: CacheLayer, *, block_size: int, itemsize: int) -> i
 
 
 def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, itemsize: int = 2) -> int:
-    """Return what a step takes beside weights and pool, generously: slots, logits, decoded slabs, attention's parts."""
+    """Return what a step takes beside weights and pool, generously: slots, the widest product and attention's rounded
+    numbers, decoded slabs of eager steps and of graphs, logits, attention's parts."""
     widths = program.slot_widths()
     slots = max_step_tokens * sum(width * (4 if name == "x" else itemsize) for name, width in widths.items())
     widest = max(widths.values()) * 2
-    products = 3 * max_step_tokens * widest * 4
-    decoded = max(
-        min(spec.shape[0], _WIDE_ROWS) * spec.shape[1] * 10 for spec in program.weights if len(spec.shape) > 1
-    )
+    queries = max(op.num_heads * op.head_dim for op in program.ops if isinstance(op, Attention))
+    products = max_step_tokens * (widest * itemsize + queries) + _PLAIN_TOKENS * widest * 16
+    matrices = [spec.shape for spec in program.weights if len(spec.shape) > 1]
+    decoded = max(2 * min(n, _SLAB_ROWS) * k * itemsize + min(n, _PLAIN_ROWS) * k * 12 for n, k in matrices)
     logits = (max_rows + 64) * program.vocab_size * 28  # what is drawn with has room in graphs and beside them
     heads = max(layer.kv_heads * layer.head_dim for layer in program.cache_layers)
     parts = 512 * 32 * heads * 4
-    queries = max(op.num_heads * op.head_dim for op in program.ops if isinstance(op, Attention))
     turned = max_step_tokens * queries * itemsize
     return slots + products + decoded + logits + parts + turned + math.ceil(0.02 * slots)

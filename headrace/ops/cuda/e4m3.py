@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.launching import INTERPRETED, attempt, early, take_turn
+from headrace.ops.cuda.launching import INTERPRETED, attempt, early, pieces, start, take_turn
 
 LARGEST = 448.0
 MOST_NUMBERS = 16384  # of a token, for a program to hold in registers
@@ -33,7 +33,11 @@ class Rounded(NamedTuple):
 
     def first(self, num_tokens: int) -> Rounded:
         """Return the first tokens of these."""
-        return Rounded(self.values[:num_tokens], self.scales[:num_tokens])
+        return self.some(slice(num_tokens))
+
+    def some(self, tokens: slice) -> Rounded:
+        """Return some tokens of these."""
+        return Rounded(self.values[tokens], self.scales[tokens])
 
 
 def multiplies_e4m3(x: torch.Tensor) -> bool:
@@ -98,7 +102,7 @@ def round_tokens(x: torch.Tensor) -> Rounded:
 
     def launch() -> None:
         block = triton.next_power_of_2(k)
-        _round_tokens[(tokens,)](x, *into, k, BLOCK=block, **early(), num_warps=warps_for(block))
+        start(_round_tokens, (tokens,), x, *into, k, BLOCK=block, **early(), num_warps=warps_for(block))
 
     if k > 2 * MOST_NUMBERS or not attempt("round_tokens", x, launch):
         round_plain(x, into)
@@ -112,6 +116,8 @@ def warps_for(block: int) -> int:
 
 def round_plain(x: torch.Tensor, into: Rounded) -> None:
     """Round tokens by torch ops."""
-    wide = x.bfloat16().float()
-    into.scales.copy_((wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_LEAST_SCALE))
-    into.values.copy_((wide / into.scales).to(torch.float8_e4m3fn))
+    for some in pieces(len(x)):
+        wide = x[some].bfloat16().float()
+        scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_LEAST_SCALE)
+        into.scales[some] = scales
+        into.values[some] = (wide / scales).to(torch.float8_e4m3fn)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, round_plain, store_token, warps_for
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue, activate, activated
-from headrace.ops.cuda.launching import attempt, early, take_turn
+from headrace.ops.cuda.launching import attempt, early, pieces, start, take_turn
 
 _BLOCK = 1024
 
@@ -58,7 +58,8 @@ def finish(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tenso
 
     def launch() -> None:
         block = _BLOCK if scales is None else triton.next_power_of_2(width)
-        _finish_product[(len(dst), triton.cdiv(width, block))](
+        start(
+            _finish_product, (len(dst), triton.cdiv(width, block)),
             product, product if bias is None else bias, dst, dst if scales is None else scales, width,
             epilogue.scale, epilogue.softcap or 1.0,
             EPILOGUE=EPILOGUES[epilogue.kind], ACTIVATION=ACTIVATIONS[epilogue.activation],
@@ -72,18 +73,19 @@ def finish(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tenso
 
 
 def _plain(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tensor | None, epilogue: Epilogue) -> None:
-    y = product.float()
-    if bias is not None:
-        y = y + bias
-    if epilogue.kind == "glu":
-        gate, up = y.chunk(2, -1)
-        y = activated(gate, epilogue.activation) * up
-    y = y * epilogue.scale
-    if epilogue.softcap is not None:
-        y = epilogue.softcap * torch.tanh(y / epilogue.softcap)
-    if isinstance(out, Rounded):
-        round_plain(y, out)
-    elif epilogue.kind == "add":
-        out += y
-    else:
-        out.copy_(y)
+    for some in pieces(len(product)):
+        y = product[some].float()
+        if bias is not None:
+            y = y + bias
+        if epilogue.kind == "glu":
+            gate, up = y.chunk(2, -1)
+            y = activated(gate, epilogue.activation) * up
+        y = y * epilogue.scale
+        if epilogue.softcap is not None:
+            y = epilogue.softcap * torch.tanh(y / epilogue.softcap)
+        if isinstance(out, Rounded):
+            round_plain(y, out.some(some))
+        elif epilogue.kind == "add":
+            out[some] += y
+        else:
+            out[some] = y

@@ -27,6 +27,7 @@ _failed: dict[str, str] = {}
 _lock = threading.Lock()
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+_PLAIN_TOKENS = 512
 _COMPILER_WORDS = ("PassManager", "Translate", "LLVM", "ptxas", "PTXAS", "C compiler")
 
 
@@ -108,6 +109,11 @@ def give_up(name: str, reason: str) -> None:
         _failed[name] = reason
     lines = reason.strip().splitlines() or [""]
     _log.warning("kernel '%s' cannot be compiled here, a slower torch op takes its place: %s", name, lines[0][:300])
+
+
+def pieces(num_tokens: int) -> Iterator[slice]:
+    """Cut a batch for plain ops, which need the room of their tokens several times over."""
+    return (slice(first, first + _PLAIN_TOKENS) for first in range(0, num_tokens, _PLAIN_TOKENS))
 
 
 def failed_kernels() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.e4m3 import Rounded, round_plain, store_token, warps_for
-from headrace.ops.cuda.launching import attempt, early, start, take_turn
+from headrace.ops.cuda.launching import attempt, early, pieces, start, take_turn
 
 
 class Following(NamedTuple):
@@ -54,7 +54,7 @@ def _rms_norm(
 def rms_norm(src: torch.Tensor, weight: torch.Tensor, dst: torch.Tensor | Rounded, *, eps: float) -> None:
     """Write rms_norm(src) * weight to `dst`. src, dst [T, N], weight [N] fp32."""
     if not attempt("rms_norm", src, lambda: _launch(src, None, dst, weight=weight, eps=eps)):
-        _keep(_plain(src, weight, eps), dst)
+        _norm_plain(src, weight, eps, dst)
 
 
 def rms_norm_add(
@@ -67,29 +67,33 @@ def rms_norm_add(
 
     if attempt("rms_norm", src, launch):
         return
-    total += _plain(src, weight, eps)
+    for some in pieces(len(src)):
+        total[some] += _normed(src[some], weight, eps)
     if following is not None:
-        _keep(_plain(total, following.weight, following.eps), following.dst)
+        _norm_plain(total, following.weight, following.eps, following.dst)
 
 
 def add_rms_norm(src: torch.Tensor, bias: torch.Tensor | None, total: torch.Tensor, following: Following) -> None:
     """Add src + bias to `total`, fp32 [T, N], and norm the sum."""
     if attempt("rms_norm", src, lambda: _launch(src, total, following.dst, bias=bias, following=following)):
         return
-    total += src if bias is None else src.float() + bias
-    _keep(_plain(total, following.weight, following.eps), following.dst)
+    for some in pieces(len(src)):
+        total[some] += src[some] if bias is None else src[some].float() + bias
+    _norm_plain(total, following.weight, following.eps, following.dst)
 
 
-def _plain(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def _norm_plain(src: torch.Tensor, weight: torch.Tensor, eps: float, dst: torch.Tensor | Rounded) -> None:
+    for some in pieces(len(src)):
+        y = _normed(src[some], weight, eps)
+        if isinstance(dst, Rounded):
+            round_plain(y, dst.some(some))
+        else:
+            dst[some] = y
+
+
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = x.float()
     return wide / torch.sqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
-
-
-def _keep(y: torch.Tensor, dst: torch.Tensor | Rounded) -> None:
-    if isinstance(dst, Rounded):
-        round_plain(y, dst)
-    else:
-        dst.copy_(y)
 
 
 def _launch(

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.decode import KINDS, low_half, nibble, signed
-from headrace.ops.cuda.launching import attempt, early, take_turn
+from headrace.ops.cuda.launching import attempt, early, start, take_turn
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
 _BLOCK_K = 1024
@@ -88,7 +88,8 @@ def _launch(
     block_r = 1 if index is not None else _SLAB_CHUNK_ROWS if is_chunked else _SLAB_BLOCK_R
     block_k = 256 if is_chunked and index is None else _BLOCK_K
     scales, kind = weight.scale_words()
-    _decode_rows[(triton.cdiv(len(out), block_r), triton.cdiv(weight.k, block_k))](
+    start(
+        _decode_rows, (triton.cdiv(len(out), block_r), triton.cdiv(weight.k, block_k)),
         weight.values, scales, weight.values if index is None else index, out, first, len(out), weight.n, weight.k,
         len(weight.values), factor,
         FORM=FORM_NUMBERS[weight.form], GROUP=weight.group, SCALE_KIND=KINDS[kind], INDEXED=index is not None,

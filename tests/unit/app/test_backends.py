@@ -11,9 +11,10 @@ from typing import Any, get_args
 import pytest
 
 from headrace.app import backends
+from headrace.app.derived import Derived
 from headrace.app.hardware import detect
 from headrace.app.loading import load_model, open_model
-from headrace.app.plan import Derived, ModelFacts, resolve
+from headrace.app.plan import ModelFacts, resolve
 from headrace.app.pulling import ensure_pulled
 from headrace.core.clock import MonotonicClock
 from headrace.core.errors import ConfigError, OutOfMemory
@@ -107,6 +108,22 @@ def test_what_does_not_fit_a_gpu_is_refused_before_anything_is_loaded(
         opened = open_model(ensure_pulled(fitting, fitting.models[0]), fitting, detect())
         opened.close()
         assert opened.plan.backend.value == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "dials", "seqs", "tokens"),
+    [(80_000, {}, 256, 8192), (140, {}, 64, 4096), (80_000, {"max_num_seqs": 9, "max_step_tokens": 700}, 9, 700)],
+)
+def test_steps_are_as_long_as_a_gpu_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_mib: int, dials: dict[str, int], seqs: int, tokens: int
+) -> None:
+    Gpu(monkeypatch, free_mib=free_mib)
+    path = write_checkpoint(tmp_path / "tiny")
+    engine = EngineSettings(backend="cuda", **dials)  # type: ignore[arg-type]
+    chosen = Settings(models=(f"file:{path}",), engine=engine, cache_dir=str(tmp_path))
+    opened = open_model(ensure_pulled(chosen, chosen.models[0]), chosen, detect())
+    opened.close()
+    assert (opened.plan.max_num_seqs.value, opened.plan.max_step_tokens.value) == (seqs, tokens)
 
 
 def test_a_gpu_that_cannot_be_used_is_a_warning_where_auto_chooses(

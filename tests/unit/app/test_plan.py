@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from headrace.app.derived import Derived
 from headrace.app.hardware import Hardware, detect
-from headrace.app.plan import MIB, Derived, ModelFacts, resolve
+from headrace.app.plan import MIB, ModelFacts, resolve
 from headrace.core.errors import ConfigError, OutOfMemory
 from headrace.core.request import Reach
 from headrace.core.settings import EngineSettings

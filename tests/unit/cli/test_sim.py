@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from headrace.app.derived import Derived
 from headrace.app.hardware import detect
-from headrace.app.plan import Derived, ModelFacts, resolve
+from headrace.app.plan import ModelFacts, resolve
 from headrace.cli import main
 from headrace.core.settings import EngineSettings, SchedulingSettings
 from headrace.sched import SchedulerLimits
