@@ -10,7 +10,6 @@ products of the matrix units: HGMMA works on tiles of four warps, HMMA on those 
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 import subprocess
 import sys
@@ -124,7 +123,7 @@ def main() -> int:
     launching.compile_only()
     print(f"{'':30}  turn " + "".join(f"{kind:>8}" for kind in SHOWN))
     num_cases = 0
-    for name, call in itertools.chain(gpu_compile.cases(is_quick=False), gpu_compile.early_cases(is_quick=False)):
+    for name, call in gpu_compile.chosen(args.arch, is_quick=False):
         if args.only not in name:
             continue
         driver.code.clear()

@@ -3,7 +3,8 @@
 Owns nothing. Called by `linear_kernel`; the layouts are those of `weights`, words of 16 bits in tiles [N, 32].
 For bf16 a number is made by placing bits: 0x4300 | q is 128 + q for q < 128, so 4 bits come out by one subtraction; of
 8 bits the lower seven make 128 + b, the sign makes 128 or 256, and their difference is the number. Both are exact.
-The steps are vectors of two numbers, written in PTX; for other kinds, and in the interpreter, the same numbers are made
+The steps are vectors of two numbers, written in PTX, with fused multiply-adds alone: sums and products of two bf16 came
+with compute capability 9.0; for other kinds, and in the interpreter, the same numbers are made
 by conversions. What the vectors give is shown in numpy for every byte by `tests/gpu/test_decode.py`.
 """
 
@@ -21,10 +22,11 @@ _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 # Two words of 16 bits: each of their four 4-bit numbers, less 8, times a scale, plus a middle.
 _NIBBLES: tl.constexpr = tl.constexpr("""{
-.reg .b32 mask, base, zero, q0, q1, q2, q3;
+.reg .b32 mask, base, one, zero, q0, q1, q2, q3;
 mov.b32 mask, 0x000f000f;
 mov.b32 base, 0x43004300;
-mov.b32 zero, 0x43084308;
+mov.b32 one, 0x3f803f80;
+mov.b32 zero, 0xc308c308;
 shr.b32 q1, $4, 4;
 shr.b32 q2, $4, 8;
 shr.b32 q3, $4, 12;
@@ -32,10 +34,10 @@ lop3.b32 q0, $4, mask, base, 0xea;
 lop3.b32 q1, q1, mask, base, 0xea;
 lop3.b32 q2, q2, mask, base, 0xea;
 lop3.b32 q3, q3, mask, base, 0xea;
-sub.bf16x2 q0, q0, zero;
-sub.bf16x2 q1, q1, zero;
-sub.bf16x2 q2, q2, zero;
-sub.bf16x2 q3, q3, zero;
+fma.rn.bf16x2 q0, q0, one, zero;
+fma.rn.bf16x2 q1, q1, one, zero;
+fma.rn.bf16x2 q2, q2, one, zero;
+fma.rn.bf16x2 q3, q3, one, zero;
 fma.rn.bf16x2 $0, q0, $5, $9;
 fma.rn.bf16x2 $1, q1, $6, $10;
 fma.rn.bf16x2 $2, q2, $7, $11;
@@ -43,7 +45,8 @@ fma.rn.bf16x2 $3, q3, $8, $12;
 }""")
 # Two words of 16 bits: the numbers of their lower and of their upper bytes.
 _SIGNED: tl.constexpr = tl.constexpr("""{
-.reg .b32 seven, sign, base, high, b0, b1, s0, s1;
+.reg .b32 seven, sign, base, minus, high, b0, b1, s0, s1;
+mov.b32 minus, 0xbf80bf80;
 mov.b32 seven, 0x007f007f;
 mov.b32 sign, 0x00800080;
 mov.b32 base, 0x43004300;
@@ -52,12 +55,14 @@ lop3.b32 b0, $2, seven, base, 0xea;
 lop3.b32 s0, $2, sign, base, 0xea;
 lop3.b32 b1, high, seven, base, 0xea;
 lop3.b32 s1, high, sign, base, 0xea;
-sub.bf16x2 $0, b0, s0;
-sub.bf16x2 $1, b1, s1;
+fma.rn.bf16x2 $0, s0, minus, b0;
+fma.rn.bf16x2 $1, s1, minus, b1;
 }""")
 # The same, each times a scale.
 _SIGNED_SCALED: tl.constexpr = tl.constexpr("""{
-.reg .b32 seven, sign, base, high, b0, b1, s0, s1;
+.reg .b32 seven, sign, base, minus, nothing, high, b0, b1, s0, s1;
+mov.b32 minus, 0xbf80bf80;
+mov.b32 nothing, 0x80008000;
 mov.b32 seven, 0x007f007f;
 mov.b32 sign, 0x00800080;
 mov.b32 base, 0x43004300;
@@ -66,10 +71,10 @@ lop3.b32 b0, $2, seven, base, 0xea;
 lop3.b32 s0, $2, sign, base, 0xea;
 lop3.b32 b1, high, seven, base, 0xea;
 lop3.b32 s1, high, sign, base, 0xea;
-sub.bf16x2 b0, b0, s0;
-sub.bf16x2 b1, b1, s1;
-mul.bf16x2 $0, b0, $3;
-mul.bf16x2 $1, b1, $4;
+fma.rn.bf16x2 b0, s0, minus, b0;
+fma.rn.bf16x2 b1, s1, minus, b1;
+fma.rn.bf16x2 $0, b0, $3, nothing;
+fma.rn.bf16x2 $1, b1, $4, nothing;
 }""")
 
 
