@@ -92,7 +92,7 @@ def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, item
     products = max_step_tokens * (widest * itemsize + queries) + _PLAIN_TOKENS * widest * 16
     matrices = [spec.shape for spec in program.weights if len(spec.shape) > 1]
     decoded = max(2 * min(n, _SLAB_ROWS) * k * itemsize + min(n, _PLAIN_ROWS) * k * 12 for n, k in matrices)
-    logits = (max_rows + 64) * program.vocab_size * 28  # what is drawn with has room in graphs and beside them
+    logits = (max_rows + 64) * program.vocab_size * 36  # what is drawn with has room in graphs and beside them
     heads = max(layer.kv_heads * layer.head_dim for layer in program.cache_layers)
     parts = 512 * 32 * heads * 4
     turned = max_step_tokens * queries * itemsize

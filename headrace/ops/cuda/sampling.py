@@ -179,7 +179,7 @@ def _draw_all(
         block = min(int(triton.next_power_of_2(vocab)), _MOST_BLOCK)
         draw[(rows,)](
             logits, lines.floats, lines.ints, stats, plans, ends, ids, values, weights, out, vocab, room, width,
-            **{**shape, "num_warps": max(block // 256, 1)}, INTS=NUM_INTS, BLOCK=block, **early(),
+            **{**shape, "num_warps": max(block // 128, 1)}, INTS=NUM_INTS, BLOCK=block, **early(),
         )  # fmt: skip
 
     if adjustments is None:

@@ -22,7 +22,6 @@ from headrace.ops.cuda.sampling_scan import (
     TOP,
     keys_of,
     rate_of,
-    total_of,
     uniform_of,
     value_of,
 )  # fmt: skip
@@ -56,14 +55,19 @@ def gather(
         num = tl.zeros((), tl.int32)
         outside = tl.load(own + _SUM) * tl.exp(-apart).to(tl.float64)
         if apart <= reach:
-            i = segment * SEGMENT + tl.arange(0, SEGMENT)
+            # Four neighbours at a time: what is counted over all of a program are their sums.
+            four = tl.arange(0, 4)[None, :]
+            i = segment * SEGMENT + tl.arange(0, SEGMENT // 4)[:, None] * 4 + four
             z = tl.load(logits + row * vocab + i, mask=i < vocab, other=float("-inf"))
             distances = (peak - z) * rate
-            is_held = (distances <= reach) & (z > float("-inf"))
-            place = tl.cumsum(is_held.to(tl.int32), axis=0) - 1
+            is_held = distances <= tl.minimum(reach, 3e38)  # never -inf
+            held = is_held.to(tl.int32)
+            sums = tl.sum(held, axis=1)
+            ends = tl.cumsum(sums, axis=0)
+            place = (ends - sums)[:, None] + tl.cumsum(held, axis=1) - held
             tl.store(ids + row * room + segment * SEGMENT + place, i, mask=is_held)
-            num = tl.sum(is_held.to(tl.int32), axis=0)
-            outside = total_of(tl.where(is_held, 0.0, tl.exp(-distances)), SEGMENT)
+            num = tl.max(ends, axis=0)
+            outside = tl.sum(tl.sum(tl.where(is_held, 0.0, tl.exp(-distances)), axis=1).to(tl.float64), axis=0)
         tl.store(own + _HELD, num.to(tl.float64))
         tl.store(own + _OUTSIDE, outside)
 
@@ -87,21 +91,22 @@ def _candidate(ends, ids, i, count, SEGMENT: tl.constexpr, SEGMENTS: tl.constexp
 
 
 @triton.jit
-def _tally(values, weights, count, pivot, BLOCK: tl.constexpr):
-    """Return weight, number and least key of the candidates from key `pivot` up, and the largest key below it."""
-    mass = tl.zeros((BLOCK,), tl.float64)
-    num = tl.zeros((BLOCK,), tl.int32)
+def _reached(values, weights, count, pivot, BY_COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Return weight or number of the candidates from key `pivot` up, the least key of theirs, the largest below it."""
+    reached = tl.zeros((BLOCK,), tl.int32 if BY_COUNT else tl.float64)
     least = tl.full((BLOCK,), _MOST_KEY, tl.int32)
     most = tl.full((BLOCK,), _LEAST_KEY, tl.int32)
     for at in range(0, count, BLOCK):
         i = at + tl.arange(0, BLOCK)
         keys = keys_of(tl.load(values + i, mask=i < count, other=float("-inf")))
         is_up = (i < count) & (keys >= pivot)
-        mass += tl.where(is_up, tl.load(weights + i, mask=i < count, other=0.0), 0.0)
-        num += is_up.to(tl.int32)
+        if BY_COUNT:
+            reached += is_up.to(tl.int32)
+        else:
+            reached += tl.where(is_up, tl.load(weights + i, mask=i < count, other=0.0), 0.0)
         least = tl.minimum(least, tl.where(is_up, keys, _MOST_KEY))
         most = tl.maximum(most, tl.where(is_up, _LEAST_KEY, keys))
-    return tl.sum(mass, axis=0), tl.sum(num, axis=0), tl.min(least, axis=0), tl.max(most, axis=0)
+    return tl.sum(reached, axis=0).to(tl.float64), tl.min(least, axis=0), tl.max(most, axis=0)
 
 
 @triton.jit
@@ -115,41 +120,34 @@ def _find(
     low, low_ties  the last of the prefix that is left; candidates of other keys are left all or none
     high           key of the largest candidate
     """
-    above_mass = tl.zeros((), tl.float64)
-    above_num = tl.zeros((), tl.int32)
-    ties = low_ties  # how many there are of key `low`: counted with those above as soon as `low` moves
-    num_up = tl.zeros((), tl.int32)
-    has_moved = tl.zeros((), tl.int32)
+    above = tl.zeros((), tl.float64)  # what is reached by the keys above `high`
+    last = low
     while low < high:
         # Halfway in value, but above `low`.
         halfway = keys_of(value_of(low) * 0.5 + value_of(high) * 0.5)
         pivot = tl.minimum(tl.maximum(halfway, low + 1), high)
-        mass, num, least, most = _tally(values, weights, count, pivot, BLOCK)
-        reached = mass
-        if BY_COUNT:
-            reached = num.to(tl.float64)
+        reached, least, most = _reached(values, weights, count, pivot, BY_COUNT, BLOCK)
         is_enough = reached >= target
         if IS_STRICT:
             is_enough = reached > target
         if is_enough:
             low = least
-            num_up = num
-            has_moved = tl.full((), 1, tl.int32)
         else:
             high = most
-            above_mass = mass
-            above_num = num
-    if has_moved == 1:
-        ties = num_up - above_num
+            above = reached
+    ties = low_ties
+    if low > last:
+        ties = _num_equal(values, count, low, BLOCK)
     each = _weigh(value_of(low), peak, temperature)
-    steps = (target - above_mass) / tl.maximum(each, 1e-300)
+    steps = (target - above) / tl.maximum(each, 1e-300)
     if BY_COUNT:
-        steps = target - above_num.to(tl.float64)
+        steps = target - above
+        above, _, _ = _reached(values, weights, count, low + 1, False, BLOCK)
     wanted = tl.ceil(steps)
     if IS_STRICT:
         wanted = tl.floor(steps) + 1.0
     taken = tl.minimum(tl.maximum(wanted, 1.0), ties.to(tl.float64))
-    return low, tl.maximum(taken.to(tl.int32), 1), above_mass + taken * each
+    return low, tl.maximum(taken.to(tl.int32), 1), above + taken * each
 
 
 @triton.jit

@@ -35,8 +35,9 @@ _NUM_STATS: tl.constexpr = tl.constexpr(NUM_STATS)
 _NUM_PLANS: tl.constexpr = tl.constexpr(NUM_PLANS)
 _LOOK: tl.constexpr = tl.constexpr(LOOK)
 _DRAW: tl.constexpr = tl.constexpr(DRAW)
-_CURVE: tl.constexpr = tl.constexpr(0.0065)  # bin b begins at distance ((b + 23)² - 23²) times this: 0, 0.3, … 44.7
-_OFFSET: tl.constexpr = tl.constexpr(23.0)
+_FINE: tl.constexpr = tl.constexpr(0.3)  # bins 0 … 31 are this wide
+_COARSE: tl.constexpr = tl.constexpr(1.1)  # and those behind them this
+_BEND: tl.constexpr = tl.constexpr(32)
 _FARTHEST: tl.constexpr = tl.constexpr(90.0)
 _ROUNDS: tl.constexpr = tl.constexpr(10)
 _NO_KEY: tl.constexpr = tl.constexpr(-0x80000000)  # below the key of -inf
@@ -94,8 +95,14 @@ def uniform_of(ints):
 @triton.jit
 def _edge(b):
     """Return the distance at which a bin begins."""
-    at = b.to(tl.float32) + _OFFSET
-    return (at * at - _OFFSET * _OFFSET) * _CURVE
+    return tl.minimum(b, _BEND).to(tl.float32) * _FINE + tl.maximum(b - _BEND, 0).to(tl.float32) * _COARSE
+
+
+@triton.jit
+def _bin(distances):
+    """Return the bins of distances."""
+    places = tl.minimum(distances * (1.0 / _FINE), distances * (1.0 / _COARSE) + _BEND * (1.0 - _FINE / _COARSE))
+    return tl.minimum(places, _BINS - 1.0).to(tl.int32)
 
 
 @triton.jit
@@ -157,7 +164,7 @@ def _list_best(stats, best, best_ids, result, tops, is_segment, peak, num_top, v
 
 @triton.jit
 def _see_row(
-    floats, ints, stats, bins, plans, best, best_ids, result, stage, num_top, vocab,
+    floats, ints, stats, bins, plans, best, best_ids, result, status, is_drawn, stage, num_top, vocab,
     SEGMENTS: tl.constexpr, LISTS: tl.constexpr,
 ):  # fmt: skip
     """Make of a row's segments its largest logit, its greedy token, its status, and how far candidates reach."""
@@ -170,7 +177,6 @@ def _see_row(
     tops = tl.where(tops < float("inf"), tops, float("inf")).to(tl.float32)
     peak = tl.max(tops, axis=0)
     token = tl.min(tl.where(tops == peak, spots, vocab), axis=0)
-    status = tl.load(result + 1, mask=stage == _DRAW, other=0.0)
     if stage == _DRAW:
         if status == 0.0:
             status = tl.where(peak == float("-inf"), 2.0, 0.0).to(tl.float64)
@@ -183,7 +189,7 @@ def _see_row(
         if status == 0.0:
             _list_best(stats, best, best_ids, result, tops, is_segment, peak, num_top, vocab, SEGMENTS)
     reach = tl.full((), -1.0, tl.float32)
-    if (status == 0.0) & (stage != _LOOK) & (tl.load(ints + 4) < 0) & (tl.load(floats) > 0.0):
+    if is_drawn & (status == 0.0):
         reach = _reach(bins, stats, tops, is_segment, peak, floats, ints, SEGMENTS)
     tl.store(plans, reach.to(tl.float64))
     tl.store(plans + 1, peak.to(tl.float64))
@@ -199,6 +205,10 @@ def scan(
     take_turn(IS_EARLY)
     segment = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
+    # All that is read is asked for before anything is waited for.
+    temperature = tl.load(floats + row * FLOATS)
+    is_drawn = (temperature > 0.0) & (stage != _LOOK) & (tl.load(ints + row * INTS + 4) < 0)
+    status = tl.load(out + row * out_width + 1, mask=stage == _DRAW, other=0.0)
     i = segment * SEGMENT + tl.arange(0, SEGMENT)
     z = tl.load(logits + row * vocab + i, mask=i < vocab, other=float("-inf"))
     # NaN and +inf count as +inf here: the largest tells whether there is one.
@@ -210,13 +220,10 @@ def scan(
         top = tl.where(tl.max((z != z).to(tl.int32), axis=0) > 0, float("nan"), top)
     tl.store(own + _TOP, top.to(tl.float64))
     tl.store(own + _SPOT, spot.to(tl.float64))
-    temperature = tl.load(floats + row * FLOATS)
-    if (temperature > 0.0) & (stage != _LOOK) & (tl.load(ints + row * INTS + 4) < 0) & (top < float("inf")):
+    if is_drawn & (top < float("inf")):
         distances = (base - z) * rate_of(temperature)
         tl.store(own + _SUM, total_of(tl.exp(-distances), SEGMENT))
-        place = tl.sqrt(distances * (1.0 / _CURVE) + _OFFSET * _OFFSET) - _OFFSET
-        nums = tl.histogram(tl.minimum(place, _BINS - 1.0).to(tl.int32), _BINS)
-        tl.store(bins + (row * SEGMENTS + segment) * _BINS + tl.arange(0, _BINS), nums)
+        tl.store(bins + (row * SEGMENTS + segment) * _BINS + tl.arange(0, _BINS), tl.histogram(_bin(distances), _BINS))
     if LISTS:
         tl.store(own + _NORM, tl.sum(tl.exp(z.to(tl.float64) - base.to(tl.float64)), axis=0))
         listed = (row * SEGMENTS + segment) * _MOST_TOP
@@ -234,5 +241,6 @@ def scan(
         _see_row(
             floats + row * FLOATS, ints + row * INTS, stats + row * SEGMENTS * _NUM_STATS,
             bins + row * SEGMENTS * _BINS, plans + row * _NUM_PLANS, best + row * SEGMENTS * _MOST_TOP,
-            best_ids + row * SEGMENTS * _MOST_TOP, out + row * out_width, stage, num_top, vocab, SEGMENTS, LISTS,
+            best_ids + row * SEGMENTS * _MOST_TOP, out + row * out_width, status, is_drawn, stage, num_top, vocab,
+            SEGMENTS, LISTS,
         )  # fmt: skip
