@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from gpu_long import long_rows
 from gpu_report import DEVICE, KIND, Report, error, random, ring, seconds
 
 from headrace.ops.cuda.attention import Scoring, Tiles, attention, tile_size
@@ -30,7 +31,7 @@ FORMS: dict[str, Callable[[torch.Tensor], Weight]] = {
 
 @torch.inference_mode()
 def kernels(report: Report) -> None:
-    """Check each kernel, then time it: attention first, then the products of a few tokens, then the small ones."""
+    """Check each kernel, then time it: attention first, then products of few tokens and of many, then small ones."""
     is_tiny = report.is_tiny
     report.measure_limits()
     for d in (64,) if is_tiny else (128, 64, 80, 96, 256):
@@ -46,6 +47,8 @@ def kernels(report: Report) -> None:
         for n, k in shapes:
             for form in FORMS:
                 attempt(report, f"linear {form}, {tokens} tokens, {n} x {k}", linear_row, form, n, k, tokens)
+    for name, measure in long_rows(FORMS, is_tiny=is_tiny):
+        attempt(report, name, measure)
     tokens, width = (2, 128) if is_tiny else (4096, 4096)
     attempt(report, f"norm, {tokens} x {width}", norm_row, tokens, width)
     vocab = 300 if is_tiny else 128256
