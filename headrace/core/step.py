@@ -86,7 +86,7 @@ class Step(msgspec.Struct, frozen=True):
     @property
     def num_tokens(self) -> int:
         """Count the tokens computed in this step."""
-        return sum(len(row.tokens) for row in self.rows)
+        return sum([len(row.tokens) for row in self.rows])
 
 
 class Sample(msgspec.Struct, frozen=True):

@@ -355,7 +355,7 @@ def _stats(step: Step, result: StepResult, events: list[SequenceEvent], loop_s: 
     return StepStats(
         num_rows=len(step.rows),
         num_tokens=step.num_tokens,
-        num_sampled=sum(1 for event in events if event.sample is not None),
+        num_sampled=len([1 for event in events if event.sample is not None]),
         device_s=result.elapsed_s,
         loop_s=loop_s,
         began_s=began_s,

@@ -35,7 +35,7 @@ def can_overlap(members: Iterable[Sequence], roster: Roster, pool: BlockPool) ->
     """Say whether a step should be planned while one with rows of `members` runs. Cost: a look at each of them."""
     if roster.background and roster.waiting.num_interactive:
         return False
-    if any(sequence.needs_host or sequence.beams is not None for sequence in members):
+    if [sequence for sequence in members if sequence.needs_host or sequence.beams is not None]:
         return False
     if pool.num_free >= roster.num_running:  # nobody wants more than one block
         return True

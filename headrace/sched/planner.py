@@ -36,19 +36,24 @@ class Planner:
             index += 1
             start = sequence.num_computed
             count = len(sequence.tokens) - start
-            if count != 1:
-                if count > 1:
-                    prompts.append((sequence, index))
-                elif plan.is_ahead and can_run_ahead(sequence) and self._add_ahead(sequence, running, index, plan):
-                    budget -= 1
+            if count > 1:
+                prompts.append((sequence, index))
+                continue
+            is_known = count == 1
+            if not (is_known or (plan.is_ahead and can_run_ahead(sequence))):
                 continue  # without tokens to compute, its next one is in flight
             if start >= sequence.capacity and not self._room.grow(sequence, running, index):
                 continue
             budget -= 1
             num_rows += 1
             num_reads += start if start < sequence.num_seen else sequence.num_seen
-            rows.append(self._plan(sequence, start, 1))
             members.append(sequence)
+            if is_known:
+                rows.append(self._plan(sequence, start, 1))
+                continue
+            rows.append(make_ahead_row(sequence, start))
+            sequence.num_computed = sequence.peak_computed = start + 1
+            sequence.num_in_flight += 1
         plan.budget = budget
         plan.shape.num_rows += num_rows
         plan.shape.num_reads += num_reads
@@ -70,19 +75,6 @@ class Planner:
             plan.shape.add(num_seen, count)
             plan.rows.append(self._plan(sequence, start, count))
             plan.members.append(sequence)
-
-    def _add_ahead(self, sequence: Sequence, running: list[Sequence], index: int, plan: StepPlan) -> bool:
-        """Put the token that the step in flight samples for a sequence into the plan; False if it has no room."""
-        start = sequence.num_computed
-        if start >= sequence.capacity and not self._room.grow(sequence, running, index):
-            return False
-        plan.shape.num_rows += 1
-        plan.shape.num_reads += min(start, sequence.num_seen)
-        plan.rows.append(make_ahead_row(sequence, start))
-        plan.members.append(sequence)
-        sequence.num_computed = sequence.peak_computed = start + 1
-        sequence.num_in_flight += 1
-        return True
 
     def _plan(self, sequence: Sequence, start: int, count: int) -> Row:
         """Make the row that computes `count` tokens from `start`, and take them as computed from now on."""

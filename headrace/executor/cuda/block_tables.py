@@ -54,42 +54,37 @@ class BlockTables:
 
     def update(self, step: Step) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return each row's line, and the changes [2, n]: places in the flat table, and blocks."""
-        known = self._entries.get
-        entries: list[_Entry] = []
-        changed: list[int] = []
-        for row in step.rows:
-            entry = known(row.seq_id) or self._add(row.seq_id, step)
-            if entry.blocks is not row.blocks or entry.num_evicted != row.num_evicted:
-                changed.append(len(entries))
-            entries.append(entry)
+        rows, known = step.rows, self._entries.get
+        entries = [known(row.seq_id) or self._add(row.seq_id, step) for row in rows]
         lines = np.array([entry.line for entry in entries], np.int32)
-        if not changed:
+        places: list[int] = []
+        blocks: list[int] = []
+        for entry, row in zip(entries, rows, strict=True):
+            if entry.blocks is not row.blocks or entry.num_evicted != row.num_evicted:
+                self._write(entry, row, places, blocks)
+        if not places:
             return lines, _NO_CHANGES
-        found = [self._write(entries[i], step.rows[i]) for i in changed]
-        return lines, np.concatenate(found, axis=1)
+        changes = np.array((places, blocks), np.int32)
+        self.host_table.reshape(-1)[changes[0]] = changes[1]
+        return lines, changes
 
     def apply(self, changes: torch.Tensor) -> None:
         """Write changes that have come to the device."""
         if changes.shape[1]:
             self.device_table.view(-1)[changes[0].long()] = changes[1]
 
-    def _write(self, entry: _Entry, row: Row) -> NDArray[np.int32]:
-        """Bring a line up to date on the host; return what the device has to do the same."""
+    def _write(self, entry: _Entry, row: Row, places: list[int], blocks: list[int]) -> None:
+        """Name the places of a line that change, and the blocks that come there."""
         num_front = 0 if row.reach is None else -(-row.reach.num_sinks // self._block_size)
-        first = _first_change(entry, row, num_front)
-        end = len(row.blocks) + row.num_evicted
+        first, end = _first_change(entry, row, num_front), len(row.blocks) + row.num_evicted
         if end > self._width:
             raise ValueError(f"sequence {row.seq_id} is {end} blocks long; this executor has room for {self._width}")
         entry.blocks, entry.num_evicted, entry.num_front = row.blocks, row.num_evicted, num_front
         self.capacities[entry.line] = end * self._block_size
-        changes = np.empty((2, len(row.blocks) - first), np.int32)
-        changes[0] = np.arange(first, len(row.blocks), dtype=np.int32)
-        if row.num_evicted:
-            changes[0, max(num_front - first, 0) :] += row.num_evicted
-        changes[1] = row.blocks[first:]
-        self.host_table[entry.line, changes[0]] = changes[1]
-        changes[0] += entry.line * self._width
-        return changes
+        start = entry.line * self._width
+        places += range(start + first, start + min(num_front, len(row.blocks)))
+        places += range(start + max(first, num_front) + row.num_evicted, start + end)
+        blocks += row.blocks[first:]
 
     def _add(self, seq_id: SeqId, step: Step) -> _Entry:
         """Give a new sequence a line; sequences that are not in this step make room if need be."""
