@@ -8,7 +8,9 @@ the engine's thread does: schedule, pack, write to the staging buffer, queue, re
 
 Each figure is the median over the steps after all prompts are computed, with the next step planned while one is under
 way. `share` is that time over the device's time for the same step of Llama 3 8B, which is PREDICTED from the bytes of
-weights and KV at 4.3 TB/s. `ops` counts what the step gives to the device one by one, apart from the replay.
+weights and KV at 4.3 TB/s. `interval` is what the same engine needs from step to step if the device takes just that
+time for each: what is more than it does not hide. `ops` counts what a step gives to the device one by one, apart from
+the replay.
 
 Missing here, and a GPU's to add: about 3 µs for each copy, 2 µs for each event, 10 to 20 µs for the launch of a graph,
 and waking up from waiting. A CPU's copies are made while it is asked for them, a GPU's are not.
@@ -24,7 +26,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -41,6 +45,8 @@ from headrace.engine.engine import Engine, StepReport
 from headrace.executor.cuda import decode, forms
 from headrace.executor.cuda import executor as executing
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
+from headrace.executor.cuda.graphs import Graphs, Outputs
+from headrace.executor.cuda.queues import Mark, Queue
 from headrace.kv import BlockPool
 from headrace.model.build import build_program
 from headrace.ops.cuda import sampling as ops
@@ -111,24 +117,58 @@ class OpCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Paced:
+    """Queues of a device whose steps take a given time, and which does nothing in it."""
+
+    def __init__(self, step_us: float) -> None:
+        self._step_s = step_us * 1e-6
+        self._ends = 0.0
+
+    def run_step(self) -> None:
+        self._ends = max(self._ends, time.perf_counter()) + self._step_s
+
+    def run(self, queue: Queue, work: Callable[[], object]) -> None:
+        work()
+
+    def mark(self, queue: Queue) -> PacedMark:
+        return PacedMark(max(self._ends, time.perf_counter()))
+
+    def wait(self, queue: Queue, mark: Mark) -> None:
+        return
+
+
+class PacedMark:
+    """A point in time that the host sleeps until."""
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def synchronize(self) -> None:
+        while (left := self._at - time.perf_counter()) > 0:
+            time.sleep(left)
+
+    def seconds_since(self, earlier: Mark) -> float:
+        assert isinstance(earlier, PacedMark)
+        return self._at - earlier._at
+
+
 class Replays:
     """Stands in for recorded graphs: the first step of a bucket is run, the others are what it returned."""
 
-    def __init__(self, graphs: object) -> None:
-        self._graphs = graphs
-        self._kept: dict[int, object] = {}
-        self.sizes = graphs.sizes  # type: ignore[attr-defined]
-        self.bucket_of = graphs.bucket_of  # type: ignore[attr-defined]
-        self.forget = graphs.forget  # type: ignore[attr-defined]
+    def __init__(self, graphs: Graphs, device: Paced) -> None:
+        self._device = device
+        self._kept: dict[int, Outputs] = {}
+        self.sizes, self.bucket_of, self.forget = graphs.sizes, graphs.bucket_of, graphs.forget
 
-    def run(self, bucket: int, work: Callable[[], object]) -> object:
+    def run(self, bucket: int, work: Callable[[], Outputs]) -> Outputs:
         if bucket not in self._kept:
             self._kept[bucket] = work()
+        self._device.run_step()
         return self._kept[bucket]
 
 
-def idle_executor(rows: int, context: int) -> CudaExecutor:
-    """Return an executor whose model computes nothing."""
+def idle_executor(rows: int, context: int, device_us: float) -> CudaExecutor:
+    """Return an executor whose model computes nothing, in a given time."""
     program = build_program(llama("tiny"))
     executor = CudaExecutor(
         program,
@@ -142,7 +182,9 @@ def idle_executor(rows: int, context: int) -> CudaExecutor:
     hidden = torch.zeros((8192, program.hidden_size), dtype=torch.bfloat16)
     model.run = lambda batch: hidden[: len(batch.tokens if batch.kept is None else batch.kept)]  # type: ignore
     model.logits = lambda lines: model._logits[: len(lines)]  # type: ignore
-    executor._graphs = executor._decode._graphs = Replays(executor._graphs)  # type: ignore
+    device = Paced(device_us)
+    executor._graphs = executor._decode._graphs = Replays(executor._graphs, device)  # type: ignore
+    executor._queues = device
     return executor
 
 
@@ -185,58 +227,96 @@ def watch(
     patch.setattr(engine, "_step", whole)
 
 
-def measure(rows: int, kind: str, context: int, steps: int) -> dict[str, object]:
-    """Serve `rows` requests and return the medians of their decode steps."""
-    executor = idle_executor(rows, context + 2 * steps)
+@dataclass(frozen=True)
+class Case:
+    """A batch, and how long the device takes for its steps."""
+
+    rows: int
+    kind: str
+    context: int
+    steps: int
+    device_us: float = 0.0
+
+
+def serve(case: Case, on_step: Callable[[Engine, Scheduler, CudaExecutor, int], None]) -> None:
+    """Serve as many requests at once as a batch has rows, and tell of every step of single tokens by its number."""
+    most = NUM_WARM + 2 * case.steps + 100  # no answer ends while steps count
+    context = case.context + most
+    executor = idle_executor(case.rows, context, case.device_us)
     limits = SchedulerLimits(
-        max_num_seqs=rows,
+        max_num_seqs=case.rows,
         max_step_tokens=8192,
-        max_context=context + 2 * steps,
-        max_waiting=rows + 1,
+        max_context=context,
+        max_waiting=case.rows + 1,
         plans_ahead=True,
     )
     scheduler = Scheduler(BlockPool(executor.num_blocks), BLOCK_SIZE, limits)
     engine = Engine(scheduler, executor, MonotonicClock())
-    stages, counter, done = Stages(), OpCounter(), threading.Event()
-    num_decoded = 0
-    with pytest.MonkeyPatch.context() as patch:
+    done = threading.Event()
+    num_steps = 0
 
-        def counted(*args: object, **options: object) -> object:
-            patch.setattr(executor, "_launch", launch)
-            with counter:
-                return launch(*args, **options)  # type: ignore[arg-type]
-
-        def deliver(report: StepReport) -> None:
-            nonlocal num_decoded
-            if report.step is None or not report.step.num_tokens == report.step.num_rows == rows:
-                return
-            num_decoded += 1
-            if num_decoded == NUM_WARM // 2:
-                patch.setattr(executor, "_launch", counted)
-            elif num_decoded == NUM_WARM:
-                watch(engine, scheduler, executor, stages, patch)
-            elif num_decoded == NUM_WARM + steps:
+    def deliver(report: StepReport) -> None:
+        nonlocal num_steps
+        if report.step is not None and report.step.num_tokens == report.step.num_rows == case.rows:
+            num_steps += 1
+            on_step(engine, scheduler, executor, num_steps)
+            if num_steps == NUM_WARM + case.steps:
                 done.set()
 
-        launch = executor._launch
+    for number in range(case.rows):
+        # Blocks are not filled all in the same step, as those of real prompts are not.
+        length = case.context - case.steps // 2 + number * 7 % BLOCK_SIZE
+        prompt = [number % VOCABULARY, *(i % VOCABULARY for i in range(length))]
+        engine.submit([Sequence(SeqId(number), prompt, SAMPLING[case.kind](number), max_tokens=most)])
+    engine.start(deliver)
+    engine.dead.add_done_callback(lambda ended: done.set())
+    done.wait(60)
+    engine.stop()
+    engine.dead.result(timeout=60)
+    if num_steps < NUM_WARM + case.steps:
+        raise RuntimeError(f"{num_steps} steps of {case.rows} rows came in a minute")
+
+
+def measure(case: Case) -> dict[str, object]:
+    """Return the medians of a batch's stages."""
+    stages, counter = Stages(), OpCounter()
+    with pytest.MonkeyPatch.context() as patch:
         for module in (executing, decode):
             patch.setattr(module, "try_draw", draw_sevens)
-        for number in range(rows):
-            # Blocks are not filled all in the same step, as those of real prompts are not.
-            length = context - steps // 2 + number * 7 % BLOCK_SIZE
-            prompt = [number % VOCABULARY, *(i % VOCABULARY for i in range(length))]
-            engine.submit([Sequence(SeqId(number), prompt, SAMPLING[kind](number), max_tokens=2 * steps)])
-        engine.start(deliver)
-        engine.dead.add_done_callback(lambda ended: done.set())
-        done.wait(120)
-        engine.stop()
-        engine.dead.result(timeout=60)
-    if num_decoded < NUM_WARM + steps:
-        raise RuntimeError(f"{num_decoded} steps of {rows} rows came in two minutes")
-    return figures(rows, kind, stages.steps[2 : steps - 2], counter.names)
+
+        def on_step(engine: Engine, scheduler: Scheduler, executor: CudaExecutor, number: int) -> None:
+            if number == NUM_WARM // 2:
+                count_once(executor, counter, patch)
+            elif number == NUM_WARM:
+                watch(engine, scheduler, executor, stages, patch)
+
+        serve(case, on_step)
+    return figures(case, stages.steps[2 : case.steps - 2], counter.names)
 
 
-def figures(rows: int, kind: str, steps: list[dict[str, int]], names: list[str]) -> dict[str, object]:
+def count_once(executor: CudaExecutor, counter: OpCounter, patch: pytest.MonkeyPatch) -> None:
+    """Count the operations of the next step."""
+    launch = executor._launch
+
+    def counted(*args: object) -> object:
+        patch.setattr(executor, "_launch", launch)
+        with counter:
+            return launch(*args)  # type: ignore[arg-type]
+
+    patch.setattr(executor, "_launch", counted)
+
+
+def paced(case: Case) -> float:
+    """Return the median time from step to step, in microseconds."""
+    times: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (executing, decode):
+            patch.setattr(module, "try_draw", draw_sevens)
+        serve(case, lambda engine, scheduler, executor, number: times.append(time.perf_counter()))
+    return median(after - before for before, after in pairwise(times[NUM_WARM:])) * 1e6
+
+
+def figures(case: Case, steps: list[dict[str, int]], names: list[str]) -> dict[str, object]:
     """Return medians in microseconds; what is left of a whole is its `rest`."""
     parts = ("schedule", "tables", "pack", "sampling", "staging", "feed", "landing", "launch rest", "read", "commit",
              "loop rest")  # fmt: skip
@@ -246,8 +326,8 @@ def figures(rows: int, kind: str, steps: list[dict[str, int]], names: list[str])
         step["loop rest"] = step["step"] - sum(step.get(part, 0) for part in ("schedule", "launch", "read", "commit"))
     whole = [step["step"] / 1e3 for step in steps]
     return {
-        "rows": rows,
-        "sampling": kind,
+        "rows": case.rows,
+        "sampling": case.kind,
         "us": {part: round(median(step.get(part, 0) for step in steps) / 1e3, 1) for part in parts},
         "step_us": round(median(whole), 1),
         "step_p90_us": round(quantiles(whole, n=10)[-1], 1),
@@ -282,11 +362,13 @@ def main() -> int:
     found = []
     for kind in SAMPLING:
         for rows in args.rows:
-            row = measure(rows, kind, args.context, args.steps)
+            row = measure(Case(rows, kind, args.context, args.steps))
             for size in ("8b", "1b"):
                 predicted = predicted_us(size, rows, args.context)
                 row[f"predicted_{size}_us"] = round(predicted)
                 row[f"share_of_predicted_{size}"] = round(row["step_us"] / predicted, 3)  # type: ignore[operator]
+                interval = paced(Case(rows, kind, args.context, args.steps // 4, predicted))
+                row[f"interval_{size}_us"] = round(interval)
             found.append(row)
             show(row)
     document = {
@@ -310,8 +392,8 @@ def show(row: dict[str, object]) -> None:
     us = row["us"]
     assert isinstance(us, dict)
     parts = "  ".join(f"{name} {value}" for name, value in us.items())
-    shares = ", ".join(f"{row[f'share_of_predicted_{size}']:.1%} of {size}'s {row[f'predicted_{size}_us']} us"
-                       for size in ("8b", "1b"))  # fmt: skip
+    shares = ", ".join(f"{row[f'share_of_predicted_{size}']:.1%} of {size}'s {row[f'predicted_{size}_us']} us, "
+                       f"a step every {row[f'interval_{size}_us']} us" for size in ("8b", "1b"))  # fmt: skip
     print(f"{row['rows']:>4} rows {row['sampling']:<7} {row['step_us']:>8} us (p90 {row['step_p90_us']})  | {parts}")
     print(f"     predicted: {shares}; ops: {', '.join(row['ops'])}", flush=True)  # type: ignore[arg-type]
 

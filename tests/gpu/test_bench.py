@@ -31,3 +31,17 @@ def test_a_part_runs_on_small_shapes(tmp_path: Path, part: str) -> None:
         assert "failed" not in row, row
         assert row.get("error", 0.0) < 0.02
         assert row.get("right", True)
+
+
+def test_the_hosts_part_of_a_step_is_measured_on_any_machine(tmp_path: Path) -> None:
+    out = tmp_path / "host.json"
+    command = [sys.executable, "-W", "ignore", "bench/gpu_host.py", "--rows", "3", "--steps", "20", "--context", "80"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*command, "--out", str(out)],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in json.loads(out.read_text())["decode"]:
+        assert row["ops"] == ["copy_", "copy_"]  # to the device and back; all else is the recorded graph
+        assert min(row["us"].values()) > 0
