@@ -45,7 +45,7 @@ from headrace.engine.engine import Engine, StepReport
 from headrace.executor.cuda import decode, forms
 from headrace.executor.cuda import executor as executing
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
-from headrace.executor.cuda.graphs import Graphs, Outputs
+from headrace.executor.cuda.graphs import Graphs, Kind, Outputs
 from headrace.executor.cuda.queues import Mark, Queue
 from headrace.kv import BlockPool
 from headrace.model.build import build_program
@@ -157,14 +157,14 @@ class Replays:
 
     def __init__(self, graphs: Graphs, device: Paced) -> None:
         self._device = device
-        self._kept: dict[int, Outputs] = {}
+        self._kept: dict[Kind, Outputs] = {}
         self.sizes, self.bucket_of, self.forget = graphs.sizes, graphs.bucket_of, graphs.forget
 
-    def run(self, bucket: int, work: Callable[[], Outputs]) -> Outputs:
-        if bucket not in self._kept:
-            self._kept[bucket] = work()
+    def run(self, kind: Kind, work: Callable[[], Outputs]) -> Outputs:
+        if kind not in self._kept:
+            self._kept[kind] = work()
         self._device.run_step()
-        return self._kept[bucket]
+        return self._kept[kind]
 
 
 def idle_executor(rows: int, context: int, device_us: float) -> CudaExecutor:

@@ -76,7 +76,7 @@ class Device:
 
     def draw(
         self, logits: torch.Tensor, lines: ops.Lines, adjustments: ops.Adjustments | None, *, num_top: int | None,
-        out: torch.Tensor | None = None,
+        is_greedy: bool, out: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         if out is None:
             out = torch.zeros((len(logits), ops.OUT_TOP + 2 * (num_top or 0)), dtype=torch.float64)
@@ -84,6 +84,8 @@ class Device:
         out[:, ops.OUT_TOKEN] = torch.tensor(
             [float(token_of(*both)) for both in zip(lines.floats.tolist(), lines.ints.tolist(), strict=True)]
         )
+        if is_greedy:
+            out[lines.floats[:, ops.TEMPERATURE] > 0, ops.OUT_TOKEN] = -7
         if adjustments is not None:
             out[adjustments.lines.unique().long(), ops.OUT_TOKEN] += 1
         return out

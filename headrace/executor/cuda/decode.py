@@ -3,8 +3,9 @@
 Owns: a frame for each bucket of batch sizes: what its graph reads, at addresses that never move. Called by
 `executor.cuda.executor`.
 Invariant: a graph holds all that a step of plain rows is: tokens that the step before has drawn, changes of the block
-tables, the model, the draw. What only some steps have goes beside it: more changes than a frame has room for in front;
-penalties, biases and log probabilities behind, for which the lines are drawn from once more.
+tables, the model, the draw; there are two, since greedy rows are drawn in one pass. What only some steps have goes
+beside it: more changes than a frame has room for in front; penalties, biases and log probabilities behind, for which
+the lines are drawn from once more.
 """
 
 from __future__ import annotations
@@ -89,15 +90,17 @@ class DecodeSteps:
         sent = self._staging.close(inputs.frame, more)
         if num_changes > room:
             self._tables.apply(sent[-1])
-        logits, out = self._graphs.run(bucket, lambda: self._work(inputs))
+        # Of lines that are drawn from once more, what the graph says is not read: the quick one will do.
+        is_greedy = host.is_greedy or not host.is_plain
+        logits, out = self._graphs.run((bucket, is_greedy), lambda: self._work(inputs, is_greedy=is_greedy))
         if not host.is_plain:
             ready, adjustments = device_lines(host, [inputs.lines.floats, inputs.lines.ints, *sent[:2]])
             into = None if host.num_top is not None else self._feed.drawn[:bucket]
-            out = try_draw(logits, ready, adjustments, num_top=host.num_top, out=into)
+            out = try_draw(logits, ready, adjustments, num_top=host.num_top, is_greedy=host.is_greedy, out=into)
         needed = out is None or bool(host.by_numpy)
         return Draw(out=out, logits=logits if needed else None, lines=host, rows=rows), unknown
 
-    def _work(self, inputs: _Inputs) -> Outputs:
+    def _work(self, inputs: _Inputs, *, is_greedy: bool) -> Outputs:
         there, bucket = inputs.frame.there, len(inputs.batch.tokens)
         begin_step(
             there["tokens"],
@@ -108,7 +111,8 @@ class DecodeSteps:
             vocab_size=self._shape.vocab_size,
         )
         logits = self._model.logits(self._model.run(inputs.batch))
-        return logits, try_draw(logits, inputs.lines, None, num_top=None, out=self._feed.drawn[:bucket])
+        out = self._feed.drawn[:bucket]
+        return logits, try_draw(logits, inputs.lines, None, num_top=None, is_greedy=is_greedy, out=out)
 
     def _open(self, bucket: int) -> _Inputs:
         """Make the frame of a bucket, with every line greedy."""

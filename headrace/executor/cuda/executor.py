@@ -222,7 +222,7 @@ class CudaExecutor:
 
     @property
     def num_graphs(self) -> int:
-        """Batch sizes whose decode step is a recorded graph; none on a CPU."""
+        """Recorded graphs: two for each bucket of batch sizes; none on a CPU."""
         return self._graphs.num_recorded
 
     @torch.inference_mode()

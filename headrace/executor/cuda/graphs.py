@@ -1,7 +1,8 @@
-"""`Graphs`: decode steps recorded once for each bucket of batch sizes and replayed as one launch.
+"""`Graphs`: decode steps recorded once for each kind and replayed as one launch.
 
+A kind is a bucket of batch sizes, and whether all of its rows are greedy.
 Owns the recorded graphs and the memory that they compute in, one pool for all: no two run at a time. Called by
-`executor.cuda.executor`, which has every bucket recorded before the first request, the largest first, so that the
+`executor.cuda.decode`; the executor has every kind recorded before the first request, the largest first, so that the
 others find room in what it took.
 Invariant: what a graph reads and what it returns lies where it lay: in the fixed staging buffer, the model's slots, the
 KV pool. Other threads may use the device while one records. Where recording fails, steps run op by op, with a warning.
@@ -19,6 +20,7 @@ import torch
 from headrace.core.step import Step
 from headrace.ops.cuda.launching import failed_kernels, is_compiling_ahead
 
+Kind = tuple[int, bool]
 Outputs = tuple[torch.Tensor, torch.Tensor | None]
 _WARM_RUNS = 2  # before recording: kernels are compiled, libraries have their workspaces
 _WAITS_FOR_DEVICE = "attention"  # the one kernel whose plain op reads sizes back, which no graph can
@@ -32,18 +34,18 @@ def buckets(max_rows: int) -> tuple[int, ...]:
 
 
 class Graphs:
-    """Records what it is given the first time a bucket is run, and replays it from then on."""
+    """Records what it is given the first time a kind is run, and replays it from then on."""
 
     def __init__(self, device: torch.device, sizes: tuple[int, ...], *, is_recording: bool = True) -> None:
         self.sizes = sizes
         self._device = device
         self._is_recording = is_recording and device.type == "cuda"
-        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
+        self._recorded: dict[Kind, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
         self._pool: tuple[int, int] | None = None
 
     @property
     def num_recorded(self) -> int:
-        """Count the buckets that are replayed."""
+        """Count the kinds of steps that are replayed."""
         return len(self._recorded)
 
     def bucket_of(self, step: Step) -> int | None:
@@ -52,11 +54,11 @@ class Graphs:
             return None
         return next((size for size in self.sizes if size >= len(step.rows)), None)
 
-    def run(self, bucket: int, work: Callable[[], Outputs]) -> Outputs:
+    def run(self, kind: Kind, work: Callable[[], Outputs]) -> Outputs:
         """Return what `work` returns, from a replay where there is one. `work` may not read from the device."""
-        known = self._recorded.get(bucket)
+        known = self._recorded.get(kind)
         if known is None and self._is_recording and not is_compiling_ahead():
-            known = self._try_record(bucket, work)
+            known = self._try_record(kind, work)
         if known is None:
             return work()
         graph, outputs = known
@@ -69,7 +71,7 @@ class Graphs:
         self._pool = None
         self._is_recording = False
 
-    def _try_record(self, bucket: int, work: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs] | None:
+    def _try_record(self, kind: Kind, work: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs] | None:
         here = torch.cuda.current_stream(self._device)
         beside = torch.cuda.Stream(self._device)
         beside.wait_stream(here)
@@ -96,8 +98,8 @@ class Graphs:
             torch.cuda.synchronize(self._device)  # raises again if it is the device that failed
             self._give_up(str(error).splitlines()[0])
             return None
-        self._recorded[bucket] = graph, outputs
-        return self._recorded[bucket]
+        self._recorded[kind] = graph, outputs
+        return self._recorded[kind]
 
     def _give_up(self, reason: str) -> None:
         self._is_recording = False

@@ -13,6 +13,7 @@ from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Row
 
 _GREEDY = SamplingParams(temperature=0.0)
+_SAMPLED = SamplingParams(temperature=1.0, seed=1)
 _RICH = SamplingParams(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.1, logprobs=2, seed=1)
 _LENGTHS = (1, 5, 17, 33, 65)  # the least of each tile shape
 _NARROW = Reach(window=1, num_sinks=1)
@@ -35,7 +36,8 @@ def warm_rows(
         row = Row(SeqId(_NOBODY), 0, (0,) * length, blocks, _GREEDY, reach=_NARROW)
         yield (row,) * count, None
     for bucket in sorted(buckets, reverse=True):
-        yield (), bucket
+        yield (), bucket  # greedy
+        yield (Row(SeqId(_NOBODY), 0, (0,), (padded_block,), _SAMPLED),), bucket
     for params in (_GREEDY, _RICH):
         row = Row(SeqId(_NOBODY), 0, (0,), (padded_block,), params, history=(0,), prompt_len=1)
         yield (row,), min(buckets)
