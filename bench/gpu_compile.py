@@ -33,14 +33,14 @@ from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, 
 from headrace.ops.cuda.e4m3 import room_in, round_tokens
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.finish import finish
-from headrace.ops.cuda.linear import linear
+from headrace.ops.cuda.linear import Squares, linear
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.rows import decode_slab, gather_rows
 from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, Adjustments, Lines, try_draw
 from headrace.ops.cuda.step_inputs import begin_step
-from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
+from headrace.ops.cuda.weights import Weight, dense, from_bytes, from_nibbles
 
 # Bytes of shared memory that one block may have; a kernel that wants more does not run there.
 SHARED_LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -109,11 +109,13 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     for d in (128,) if is_quick else HEAD_SIZES:
         for q_heads, kv_heads in ((32, 8),) if is_quick else ((32, 8), (8, 8), (8, 1)):
             yield from attention_cases(d, q_heads, kv_heads, kind, is_quick=is_quick)
-    forms = {"bf16": dense(torch.zeros((64, 4096), dtype=kind)), "int8": int8(torch.ones((64, 4096)))}
-    forms["int8 g32"] = int8(torch.ones((64, 4096)), group=32)
-    forms["int4 g32"] = int4(torch.ones((64, 4096)))
-    forms["int4 g128"] = int4(torch.ones((64, 4096)), group=128)
-    forms["fp8"] = fp8(torch.ones((64, 4096)))
+    n, k = 8192, 4096
+    steps, ones = torch.zeros((n, k), dtype=torch.uint8), torch.ones((n, 1), dtype=kind)
+    forms = {"bf16": dense(torch.zeros((n, k), dtype=kind)), "int8": from_bytes(steps.view(torch.int8), ones.float())}
+    forms["int8 g32"] = from_bytes(steps.view(torch.int8), ones.expand(n, k // 32))
+    for group in (32, 128):
+        forms[f"int4 g{group}"] = from_nibbles(steps, ones.expand(n, k // group), ones.expand(n, k // group), k=k)
+    forms["fp8"] = Weight(form="fp8", n=n, k=k, group=0, values=steps.view(torch.float8_e4m3fn), scales=ones.float())
     for name, matrix in forms.items():
         for tokens in (1, 64) if is_quick else (1, 16, 32, 64):
             yield from linear_cases(name, matrix, tokens, kind, is_quick=is_quick)
@@ -212,10 +214,24 @@ def linear_cases(
     name: str, matrix: Weight, tokens: int, kind: torch.dtype, *, is_quick: bool
 ) -> Iterator[tuple[str, object]]:
     x = torch.zeros((tokens, matrix.k), dtype=kind)
+    n = matrix.n
+    total, halves = torch.zeros((tokens, n)), torch.zeros((tokens, n // 2), dtype=kind)
+    whole = torch.zeros((tokens, n), dtype=kind)
+    outs = {"none": whole, "add": total, "glu": halves}
     for epilogue in ("none",) if is_quick else ("none", "add", "glu"):
-        out = torch.zeros((tokens, 32 if epilogue == "glu" else 64), dtype=torch.float32 if epilogue == "add" else kind)
-        call = lambda o=out, e=epilogue: linear(x, matrix, o, epilogue=Epilogue(kind=e))  # type: ignore[arg-type] # noqa: E731
+        call = lambda e=epilogue: linear(x, matrix, outs[e], epilogue=Epilogue(kind=e))  # type: ignore[arg-type] # noqa: E731
         yield f"linear {name}, {tokens} tokens, {epilogue}", call
+    if is_quick and name != "bf16":
+        return
+    normed, squares = Following(torch.zeros(n), whole, 1e-5), Squares(torch.zeros((64, tokens)), 1e-5)
+    yield (
+        f"linear {name}, {tokens} tokens, add, begins a norm",
+        lambda: linear(x, matrix, total, epilogue=Epilogue(kind="add"), following=normed),
+    )
+    yield (
+        f"linear {name}, {tokens} tokens, glu, ends a norm",
+        lambda: linear(x, matrix, halves, epilogue=Epilogue(kind="glu"), squares=squares),
+    )
 
 
 def long_cases(kind: torch.dtype) -> Iterator[tuple[str, object]]:

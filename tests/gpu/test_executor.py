@@ -17,7 +17,7 @@ from headrace.executor.cuda import model
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
-from headrace.ops.cuda.linear import linear
+from headrace.ops.cuda.linear import Squares, linear
 from headrace.testing.checkpoints import Family, write_checkpoint
 from tests.parity.drive import scored_step
 
@@ -247,9 +247,9 @@ def test_behind_the_last_attention_only_tokens_that_somebody_asks_about_go_on(
     expected = reference(path).launch(Step(0, rows)).result()
     counts: list[int] = []
 
-    def counted(x: torch.Tensor, *args: object, **options: object) -> None:
+    def counted(x: torch.Tensor, *args: object, **options: object) -> Squares | None:
         counts.append(len(x))
-        linear(x, *args, **options)  # type: ignore[arg-type]
+        return linear(x, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "linear", counted)
     result = executor.launch(Step(0, rows)).result()

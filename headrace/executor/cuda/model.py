@@ -17,12 +17,12 @@ from typing import NamedTuple, assert_never
 import torch
 
 from headrace.executor.cuda import forms
-from headrace.executor.cuda.readers import read_before_written, rounded_ops
+from headrace.executor.cuda.readers import normed_sums, read_before_written, rounded_ops
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Program, QkWrite
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, multiplies_e4m3, room_in
 from headrace.ops.cuda.epilogue import Epilogue
-from headrace.ops.cuda.linear import is_skinny, linear
+from headrace.ops.cuda.linear import Squares, is_skinny, linear
 from headrace.ops.cuda.long_products import long_linear, takes_rounded
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
@@ -106,6 +106,11 @@ class DeviceModel:
         self._rounds: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
         if multiplies_e4m3(self._turned) and not is_invariant:
             self._rounds = rounded_ops((*self._ops, head), self._takes_rounded, cut=self._last_attention)
+        # Norms between two products of few tokens, which take them over: a half each.
+        self._spread: frozenset[int] = frozenset()
+        if dtype != torch.float16:  # which holds no numbers as large as those of a sum that is not normed yet
+            self._spread = normed_sums((*self._ops, head), cut=self._last_attention)
+        self._squares: dict[str, Squares] = {}  # by slots whose norm is not done yet
         self._rooms = {self._slot_of(at): room_in(self._slots[self._slot_of(at)]) for at in self._rounds[0]}
         itemsize = 1 if has_int8_kv else self._turned.element_size()
         sizes = [
@@ -142,6 +147,7 @@ class DeviceModel:
         """Run every op but the head; return the head's input, [T, H], or [R, H] of those that are kept."""
         tokens = len(batch.tokens)
         slots = {name: slot[:tokens] for name, slot in self._slots.items()}
+        self._squares.clear()
         at = 0
         while at < len(self._ops):
             if at == self._last_attention + 1 and batch.kept is not None:
@@ -168,7 +174,10 @@ class DeviceModel:
 
     def _run(self, at: int, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> int:
         """Run one op, or two in one kernel; return how many."""
-        match op := self._ops[at]:
+        op = self._ops[at]
+        if not isinstance(op, Linear | Head):
+            self._squares.pop(op.dst, None)
+        match op:
             case Embed():
                 gather_rows(self._matrices[op.table], batch.tokens, slots[op.dst], scale=op.scale)
             case Norm():
@@ -190,8 +199,17 @@ class DeviceModel:
         bias = None if op.bias is None else self._vectors[op.bias]
         epilogue = Epilogue(kind=op.epilogue, activation=op.activation)
         if is_skinny(len(src), is_invariant=self._is_invariant):
-            linear(src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant)
-            return 1
+            after = self._following(op.dst, at + 1, slots) if at + 1 in self._spread else None
+            left = linear(
+                src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant,
+                squares=self._squares.get(op.src), following=after,
+            )  # fmt: skip
+            self._squares.pop(op.dst, None)
+            if after is None:
+                return 1
+            if left is not None:
+                self._squares[self._slot_of(at + 1)] = left
+            return 2
         x = self._rooms[op.src].first(len(src)) if at in self._rounds[1] else src
         after = self._following(op.dst, at + 1, slots) if op.epilogue == "add" else None
         long_linear(x, weight, self._written(op.dst, at, slots), bias, epilogue, after)

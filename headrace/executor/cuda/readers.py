@@ -46,6 +46,25 @@ def rounded_ops(
     return frozenset(writes), frozenset(reads)
 
 
+def normed_sums(ops: Sequence[Op], *, cut: int) -> frozenset[int]:
+    """Return the places of norms of a sum right behind the product that was added to it, read by products alone.
+
+    cut  as `rounded_ops` has it
+    """
+    alone, _ = rounded_ops(ops, lambda op: True, cut=cut)
+    found = set()
+    for at in alone:
+        norm, before = ops[at], ops[at - 1] if at else None
+        if (
+            isinstance(norm, Norm)
+            and isinstance(before, Linear)
+            and before.epilogue == "add"
+            and before.dst == norm.src
+        ):
+            found.add(at)
+    return frozenset(found)
+
+
 def _readers(ops: Sequence[Op], at: int, slot: str) -> list[int]:
     """Return the places of the ops that read what the one at `at` wrote to a slot."""
     found = []

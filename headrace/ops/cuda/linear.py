@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import triton
 
 from headrace.ops.cuda.decode import KINDS
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue
-from headrace.ops.cuda.launching import attempt, early
+from headrace.ops.cuda.launching import attempt, early, start
 from headrace.ops.cuda.linear_kernel import linear_kernel
 from headrace.ops.cuda.long_products import long_linear
+from headrace.ops.cuda.norm import Following
 from headrace.ops.cuda.tiling import MOST_TOKENS, Tiling, bucket, tiling
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
@@ -28,6 +30,13 @@ SKINNY_TOKENS = MOST_TOKENS  # up to here reading the weight is what costs, beyo
 
 _NUM_COUNTERS = 1 << 16
 _counters: dict[torch.device, torch.Tensor] = {}
+
+
+class Squares(NamedTuple):
+    """What is left to do of a norm: the squares [tiles, T] fp32 of what was normed, and its eps."""
+
+    of_tiles: torch.Tensor
+    eps: float
 
 
 def linear(
@@ -38,18 +47,31 @@ def linear(
     bias: torch.Tensor | None = None,
     epilogue: Epilogue,
     is_invariant: bool = False,
-) -> None:
+    squares: Squares | None = None,
+    following: Following | None = None,
+) -> Squares | None:
     """Write epilogue(x @ weight.T + bias) to `out`.
 
-    x    [T, K] contiguous
-    out  [T, N], [T, N/2] with `glu`; with `add` it is added to
+    x          [T, K] contiguous
+    out        [T, N], [T, N/2] with `glu`; with `add` it is added to
+    squares    of a norm that `x` came from, which is finished here
+    following  the norm of `out` that comes next, which may follow an `add` of few tokens
+    Returns what is left to do of it; None where it is done.
     """
     name = f"linear_{weight.form}"
     if is_skinny(len(x), is_invariant=is_invariant):
-        launch = _launcher(x, weight, out, bias, epilogue, is_invariant=is_invariant)
+        left = None
+        if following is not None:
+            tiles = triton.cdiv(weight.n, _tile(x, weight, is_invariant=is_invariant).block_n)
+            left = Squares(torch.empty((tiles, len(x)), dtype=torch.float32, device=x.device), following.eps)
+        launch = _launcher(x, weight, out, bias, epilogue, squares, following, left, is_invariant=is_invariant)
         if attempt(name, x, launch):
-            return
-    long_linear(x, weight, out, bias, epilogue)
+            return left
+    if squares is not None:
+        mean = squares.of_tiles.sum(0)[:, None] / weight.k
+        x = (x.float() / torch.sqrt(mean + squares.eps)).to(x.dtype)
+    long_linear(x, weight, out, bias, epilogue, following)
+    return None
 
 
 def is_skinny(num_tokens: int, *, is_invariant: bool) -> bool:
@@ -63,6 +85,9 @@ def _launcher(
     out: torch.Tensor,
     bias: torch.Tensor | None,
     epilogue: Epilogue,
+    squares: Squares | None,
+    following: Following | None,
+    left: Squares | None,
     *,
     is_invariant: bool,
 ) -> Callable[[], None]:
@@ -70,7 +95,7 @@ def _launcher(
 
     def launch() -> None:
         is_gated = epilogue.kind == "glu"
-        tile = tile_of(weight, MOST_TOKENS if is_invariant else bucket(len(x)), x.element_size())
+        tile = _tile(x, weight, is_invariant=is_invariant)
         n, k, tokens = weight.n, weight.k, len(x)
         width = n // 2 if is_gated else n
         places = triton.cdiv(width, tile.block_n // 2 if is_gated else tile.block_n), triton.cdiv(tokens, tile.block_t)
@@ -80,12 +105,17 @@ def _launcher(
             size = math.prod(places) * tile.num_parts * tile.block_n * tile.block_t
             partial = torch.empty(size, dtype=torch.float32, device=x.device)
             counters = _counters_of(x.device)
-        linear_kernel[(*places, tile.num_parts)](
-            x, weight.values, scales, x if bias is None else bias, out, partial, counters, tokens, n, k, width,
-            len(weight.values), tile.num_turns, epilogue.scale, epilogue.softcap or 1.0,
+        start(
+            linear_kernel, (*places, tile.num_parts),
+            x, weight.values, scales, x if bias is None else bias, out, partial, counters,
+            x if squares is None else squares.of_tiles, x if following is None else following.weight,
+            x if following is None else following.dst, x if left is None else left.of_tiles,
+            tokens, n, k, width, len(weight.values), tile.num_turns, epilogue.scale, epilogue.softcap or 1.0,
+            0.0 if squares is None else squares.eps,
             FORM=FORM_NUMBERS[weight.form], GROUP=weight.group, SCALE_KIND=KINDS[kind], HAS_BIAS=bias is not None,
             EPILOGUE=EPILOGUES[epilogue.kind], ACTIVATION=ACTIVATIONS[epilogue.activation],
             HAS_SOFTCAP=epilogue.softcap is not None, NUM_PARTS=tile.num_parts,
+            NUM_SQUARES=0 if squares is None else len(squares.of_tiles), HAS_NEXT=following is not None,
             EVEN_N=width % (tile.block_n // 2 if is_gated else tile.block_n) == 0,
             EVEN_K=k % (tile.block_k * tile.num_turns) == 0,
             BLOCK_N=tile.block_n, BLOCK_T=tile.block_t, BLOCK_K=tile.block_k,
@@ -93,6 +123,10 @@ def _launcher(
         )  # fmt: skip
 
     return launch
+
+
+def _tile(x: torch.Tensor, weight: Weight, *, is_invariant: bool) -> Tiling:
+    return tile_of(weight, MOST_TOKENS if is_invariant else bucket(len(x)), x.element_size())
 
 
 def tile_of(weight: Weight, block_t: int, itemsize: int) -> Tiling:

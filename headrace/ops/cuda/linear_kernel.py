@@ -6,6 +6,8 @@ A gated program makes BLOCK_N / 2 outputs: the first half of its rows are rows o
 Rows and chunks past the end are read as the last ones there: their products are thrown away, or multiplied with zeros.
 With parts, each writes its sums, waits for all of its threads, and counts, with acquire and release; who counts to the
 end reads all parts, from the first to the last, through L2. The order of arrival never shows.
+A norm can stand between two products without a launch: who makes the sum x writes x * weight of the norm and, for each
+tile, the squares of x; who multiplies with that divides its result by the root of their mean.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ def _fold(acc, w, x, line, i, is_token, k, EVEN_K: tl.constexpr):
 
 @triton.jit
 def _take_int8(
-    acc, x, values, scales, rows, line, is_token, chunk, n, k,
+    acc, x, values, scales, rows, line, is_token, chunk, held, n, k,
     GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """Take in one chunk of 64 inputs."""
+    """Take in the 64 inputs of a chunk, whose weights are read from the one that is `held`."""
     kind: tl.constexpr = x.dtype.element_ty
     j = tl.arange(0, 32)
-    words = tl.load(values + (rows + chunk * n)[:, None] * 32 + j[None, :])
+    words = tl.load(values + (rows + held * n)[:, None] * 32 + j[None, :])
     if GROUP > 0:
-        pair = tl.load(scales + rows + chunk * n)
+        pair = tl.load(scales + rows + held * n)
         w0, w1 = signed_scaled(words, pair, SCALE_KIND, kind)
     else:
         w0, w1 = signed(words, kind)
@@ -54,15 +56,15 @@ def _take_int8(
 
 @triton.jit
 def _take_int4(
-    acc, x, values, scales, rows, line, is_token, chunk, n, k,
+    acc, x, values, scales, rows, line, is_token, chunk, held, n, k,
     GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """Take in one chunk of 128 inputs."""
+    """Take in the 128 inputs of a chunk, whose weights are read from the one that is `held`."""
     kind: tl.constexpr = x.dtype.element_ty
     j = tl.arange(0, 32)
-    words = tl.load(values + (rows + chunk * n)[:, None] * 32 + j[None, :])
+    words = tl.load(values + (rows + held * n)[:, None] * 32 + j[None, :])
     # Scale and middle of each group of 32, 64 or 128.
-    spots = scales + rows + chunk * n * (128 // GROUP)
+    spots = scales + rows + held * n * (128 // GROUP)
     p0 = tl.load(spots)
     p1, p2, p3 = p0, p0, p0
     if GROUP <= 64:
@@ -81,11 +83,20 @@ def _take_int4(
 
 @triton.jit
 def _finish(
-    acc, out, bias, tile, tokens, is_token, width, head_scale, softcap,
+    acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens, k, width,
+    head_scale, softcap, eps,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    NUM_SQUARES: tl.constexpr, HAS_NEXT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Add the bias, apply the epilogue, store."""
+    """Finish the norm of what was multiplied, add the bias, apply the epilogue, store, begin the norm that follows."""
+    if NUM_SQUARES > 0:
+        wide: tl.constexpr = triton.next_power_of_2(NUM_SQUARES)
+        i = tl.arange(0, wide)
+        held = tl.load(
+            squares + i[:, None] * num_tokens + tokens[None, :],
+            mask=(i < NUM_SQUARES)[:, None] & is_token[None, :], other=0.0,
+        )  # fmt: skip
+        acc = acc / tl.sqrt(tl.sum(held, axis=0) / k + eps)[None, :]
     if EPILOGUE == 2:
         half: tl.constexpr = BLOCK_N // 2
         cols = tile * half + tl.arange(0, half)
@@ -108,16 +119,22 @@ def _finish(
     if EPILOGUE == 1:
         acc += tl.load(spots, mask=mask, other=0.0).to(tl.float32)
     tl.store(spots, acc.to(out.dtype.element_ty), mask=mask)
+    if HAS_NEXT:
+        y = acc * tl.load(next_weight + cols, mask=is_col, other=0.0)[:, None]
+        spots = next_out + tokens.to(tl.int64)[None, :] * width + cols[:, None]
+        tl.store(spots, y.to(next_out.dtype.element_ty), mask=mask)
+        total = tl.sum(tl.where(mask, acc * acc, 0.0), axis=0)
+        tl.store(next_squares + tile * num_tokens + tokens, total, mask=is_token)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_turns"])
 def linear_kernel(
-    x, values, scales, bias, out, partial, counters, num_tokens, n, k, width, num_chunks, num_turns,
-    head_scale, softcap,
+    x, values, scales, bias, out, partial, counters, squares, next_weight, next_out, next_squares,
+    num_tokens, n, k, width, num_chunks, num_turns, head_scale, softcap, eps,
     FORM: tl.constexpr, GROUP: tl.constexpr, SCALE_KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_SOFTCAP: tl.constexpr, NUM_PARTS: tl.constexpr,
-    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-    IS_EARLY: tl.constexpr,
+    NUM_SQUARES: tl.constexpr, HAS_NEXT: tl.constexpr, EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Take `num_turns` times BLOCK_K inputs, from the part's first on."""
     take_turn(IS_EARLY)
@@ -148,11 +165,11 @@ def linear_kernel(
                 held = chunk if EVEN_K else tl.minimum(chunk, num_chunks - 1)
                 if FORM == 1:
                     acc = _take_int8(
-                        acc, x, values, scales, rows, line, is_token, held, wide, k, GROUP, SCALE_KIND, EVEN_K
+                        acc, x, values, scales, rows, line, is_token, chunk, held, wide, k, GROUP, SCALE_KIND, EVEN_K
                     )
                 else:
                     acc = _take_int4(
-                        acc, x, values, scales, rows, line, is_token, held, wide, k, GROUP, SCALE_KIND, EVEN_K
+                        acc, x, values, scales, rows, line, is_token, chunk, held, wide, k, GROUP, SCALE_KIND, EVEN_K
                     )
     else:
         for turn in range(first, first + num_turns):
@@ -166,8 +183,9 @@ def linear_kernel(
         acc *= tl.load(scales + rows)[:, None]
     if NUM_PARTS == 1:
         _finish(
-            acc, out, bias, tile, tokens, is_token, width, head_scale, softcap,
-            EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, BLOCK_N, BLOCK_T,
+            acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens, k, width,
+            head_scale, softcap, eps,
+            EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, BLOCK_T,
         )  # fmt: skip
     else:
         place = tl.program_id(1) * tl.num_programs(0) + tile
@@ -184,6 +202,7 @@ def linear_kernel(
             for i in tl.static_range(NUM_PARTS):
                 acc += tl.load(sums + i * step + spots, mask=is_token[None, :], other=0.0, cache_modifier=".cg")
             _finish(
-                acc, out, bias, tile, tokens, is_token, width, head_scale, softcap,
-                EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, BLOCK_N, BLOCK_T,
+                acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens,
+                k, width, head_scale, softcap, eps,
+                EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, BLOCK_T,
             )  # fmt: skip

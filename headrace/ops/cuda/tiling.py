@@ -11,12 +11,13 @@ weights themselves take.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 NUM_MULTIPROCESSORS = 132
 MOST_TOKENS = 64  # of one program
 _MOST_PARTS = 16
-_MOST_RESIDENT = 4  # programs on a multiprocessor
+_MOST_RESIDENT = 4  # programs of four warps on a multiprocessor
 _SHARED_BYTES = 220 << 10  # of a multiprocessor's 227 KB
 
 
@@ -54,24 +55,32 @@ def tiling(*, n: int, k: int, chunk: int, bytes_per_input: float, block_t: int, 
     """
     is_long, is_packed = block_t > 32, chunk > 1
     # A program of many tokens is large and alone on its multiprocessor; of few, some hide each other's delays.
-    wanted = NUM_MULTIPROCESSORS * (1 if is_long else 3 if is_packed else 2)
+    wanted, most_resident = (1 if is_long else 2 if bytes_per_input > 1.5 else 3), _MOST_RESIDENT
     block_n = 128 if is_packed or block_t > 16 else 64
-    block_k = 64 if bytes_per_input > 1 and block_n == 128 else 128
+    block_k = 64 if bytes_per_input > 1.5 and block_n == 128 else 128
     if itemsize > 2:
         block_k = max(chunk, 32)
     elif chunk == 128 and block_t == 8:
         block_k = 256  # half the turns: their overhead counts beside so few bytes
-    if is_packed and not is_long and n * k < wanted * 2 * block_n * block_k:
-        block_n, block_k = 64, max(chunk, block_k // 2)
+    if is_packed and not is_long and n * k < wanted * NUM_MULTIPROCESSORS * 2 * block_n * block_k:
+        block_n, block_k, wanted, most_resident = 64, max(chunk, block_k // 2), 2 * wanted, 2 * most_resident
     tiles, turns = -(-n // block_n), -(-k // block_k)
     affordable = int(k * bytes_per_input / (8 * block_t))  # sums are fp32, written and read
-    cut = wanted // tiles if is_long else -(-wanted // tiles)
-    num_turns = -(-turns // max(min(cut, affordable, turns // 2, _MOST_PARTS), 1))
+    at_once = NUM_MULTIPROCESSORS * (1 if is_long else most_resident)
+    most = max(min(affordable, turns // 2, _MOST_PARTS, at_once // tiles), 1)
+    num_turns = -(-turns // _parts(turns, NUM_MULTIPROCESSORS * wanted / tiles, most))
     parts = -(-turns // num_turns)
     turn_bytes = int(block_n * block_k * max(bytes_per_input, 0.5)) + block_t * block_k * itemsize
-    resident = min(-(-tiles * parts // NUM_MULTIPROCESSORS), _MOST_RESIDENT)
+    resident = min(-(-tiles * parts // NUM_MULTIPROCESSORS), most_resident)
     buffers = min(max(_SHARED_BYTES // resident // turn_bytes, 2), 6 if is_long else 4)
     return Tiling(
         block_n=block_n, block_t=block_t, block_k=block_k, num_turns=num_turns, num_parts=parts, buffers=buffers,
         num_warps=8 if is_long else 4 if block_n == 128 or not is_packed else 2,
     )  # fmt: skip
+
+
+def _parts(turns: int, wanted: float, most: int) -> int:
+    """Return how many parts make nearly as many programs as are wanted: with whole turns in each, if that can be."""
+    whole = [parts for parts in range(1, most + 1) if turns % parts == 0]
+    enough = [parts for parts in whole if parts >= 0.9 * wanted] or [parts for parts in whole if parts >= 0.6 * wanted]
+    return min(enough, default=min(most, math.ceil(wanted)))

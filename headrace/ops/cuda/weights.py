@@ -87,7 +87,7 @@ def dense(values: torch.Tensor) -> Weight:
     return Weight(form="dense", n=values.shape[0], k=values.shape[1], group=0, values=values.contiguous())
 
 
-def int8(values: torch.Tensor, group: int | None = None, kind: torch.dtype = torch.float16) -> Weight:
+def int8(values: torch.Tensor, group: int | None = None, kind: torch.dtype = torch.bfloat16) -> Weight:
     """Round fp32 [N, K] to 127 steps either way of the largest in each group; None: of each output, in fp32."""
     n, k = values.shape
     grouped = values.float().view(n, -1, group or k)
@@ -112,7 +112,7 @@ def from_bytes(steps: torch.Tensor, scales: torch.Tensor) -> Weight:
     return Weight(form="int8", n=n, k=k, group=group, values=words, scales=wide.transpose(0, 1).contiguous())
 
 
-def int4(values: torch.Tensor, group: int = 32, kind: torch.dtype = torch.float16) -> Weight:
+def int4(values: torch.Tensor, group: int = 32, kind: torch.dtype = torch.bfloat16) -> Weight:
     """Round fp32 [N, K] to 16 steps between the least and the largest of each group."""
     n, k = values.shape
     wide = torch.nn.functional.pad(values.float(), (0, -k % group)).view(n, -1, group)

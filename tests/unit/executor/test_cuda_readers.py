@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.executor.cuda.readers import read_before_written, rounded_ops
+from headrace.executor.cuda.readers import normed_sums, read_before_written, rounded_ops
 from headrace.model.program import Attention, Head, Linear, Norm, Op
 
 NORM = Norm(src="x", dst="h", weight="n", eps=1e-5)
@@ -46,3 +46,11 @@ def test_what_is_read_behind_the_cut_is_not_rounded_before_it() -> None:
 def test_what_is_read_before_it_is_written_again_is_named() -> None:
     assert read_before_written(LAYER[3:]) == {"a", "x"}
     assert read_before_written(LAYER[4:6]) == {"x"}
+
+
+def test_a_norm_behind_an_added_product_that_products_alone_read_is_shared_by_them() -> None:
+    two_layers = (*LAYER[:7], *LAYER)
+    assert normed_sums(two_layers, cut=9) == {4, 7, 11}
+    assert normed_sums(LAYER, cut=2) == {4}  # not the first, behind an embedding, nor the last, that a head reads
+    between = (*LAYER[:4], Norm(src="x", dst="g", weight="n", eps=1e-5), *LAYER[4:])
+    assert normed_sums(between, cut=2) == frozenset()  # the first of two, which nobody reads, or the second
