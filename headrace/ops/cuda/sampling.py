@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.launching import attempt, early
-from headrace.ops.cuda.sampling_draw import draw, gather
+from headrace.ops.cuda.sampling_draw import TILE, draw, gather
 from headrace.ops.cuda.sampling_scan import BINS, DRAW, LOOK, LOOK_AND_DRAW, MOST_TOP, NUM_PLANS, NUM_STATS, scan
 
 SAMPLED, NOT_FINITE, NOTHING_LEFT = 0, 1, 2
@@ -41,7 +41,7 @@ SEED_LOW, SEED_HIGH, COUNTER, TOP_K, TARGET, NUM_INTS = range(6)
 OUT_TOKEN, OUT_STATUS, OUT_PEAK, OUT_LOGPROB, OUT_TOP = range(5)
 
 _LEAST_SEGMENT, _MOST_SEGMENT = 256, 4096  # logits
-_MOST_BLOCK = 2048  # candidates looked at together
+_DRAW_WARPS = 8
 _MOST_ROWS = (1 << 16) - 1  # as many as a grid has
 _counters: dict[torch.device, torch.Tensor] = {}
 
@@ -171,15 +171,15 @@ def _draw_all(
 
     def choose() -> None:
         room = num_segments * segment
-        ends = torch.empty((rows, padded), dtype=torch.int32, device=device)
-        ids = torch.empty((rows, room), dtype=torch.int32, device=device)
-        values = torch.empty((rows, room), dtype=torch.float32, device=device)
+        tiles = torch.empty((rows, room // TILE), dtype=torch.int32, device=device)
+        ids, keys = torch.empty((2, rows, room), dtype=torch.int32, device=device).unbind()
         weights = torch.empty((rows, room), dtype=torch.float64, device=device)
-        gather[(num_segments, rows)](logits, lines.floats, stats, plans, ids, vocab, room, **shape, **early())
-        block = min(int(triton.next_power_of_2(vocab)), _MOST_BLOCK)
+        gather[(num_segments, rows)](
+            logits, lines.floats, stats, plans, ids, keys, weights, vocab, room, **shape, **early()
+        )
         draw[(rows,)](
-            logits, lines.floats, lines.ints, stats, plans, ends, ids, values, weights, out, vocab, room, width,
-            **{**shape, "num_warps": max(block // 128, 1)}, INTS=NUM_INTS, BLOCK=block, **early(),
+            lines.floats, lines.ints, stats, plans, tiles, ids, keys, weights, out, vocab, room, width,
+            **{**shape, "num_warps": _DRAW_WARPS}, INTS=NUM_INTS, **early(),
         )  # fmt: skip
 
     if adjustments is None:

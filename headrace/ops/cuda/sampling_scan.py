@@ -19,7 +19,7 @@ BINS = 64
 MOST_TOP = 64  # alternatives that can be listed: `sampling.MAX_ALTERNATIVES`
 
 # Columns of a segment's scratch, fp64.
-TOP, SPOT, SUM, NORM, HELD, OUTSIDE, NUM_STATS = range(7)
+TOP, SPOT, SUM, NORM, HELD, OUTSIDE, INSIDE, LOWEST, NUM_STATS = range(9)
 # Of a row's: where its candidates end (negative: it has none), and its largest logit after adjustments.
 REACH, PEAK, NUM_PLANS = range(3)
 
