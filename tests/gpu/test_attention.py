@@ -16,10 +16,18 @@ class Scene:
     """Rows of given (computed before, tokens now), their keys in shuffled blocks of a pool."""
 
     def __init__(
-        self, device: str, rows: list[tuple[int, int]], *, heads: int, kv_heads: int, d: int, kind: torch.dtype
+        self,
+        device: str,
+        rows: list[tuple[int, int]],
+        *,
+        heads: int,
+        kv_heads: int,
+        d: int,
+        kind: torch.dtype,
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         random = np.random.RandomState(len(rows) + d)
-        needed = [-(-(before + now) // BLOCK_SIZE) for before, now in rows]
+        needed = [-(-(before + now) // block_size) for before, now in rows]
         order = random.permutation(sum(needed) + 3).astype(np.int32)
         width = max(needed)
         self.tables = np.full((len(rows), width), -1, np.int32)
@@ -28,7 +36,7 @@ class Scene:
         self.rows, self.heads, self.kind, self.device = rows, heads, kind, device
         self.row_starts = np.cumsum([0] + [now for _, now in rows]).astype(np.int32)
         self.positions = np.concatenate([np.arange(b, b + n) for b, n in rows]).astype(np.int32)
-        pool = random.standard_normal((sum(needed) + 3, 2, kv_heads, BLOCK_SIZE, d)).astype(np.float32)
+        pool = random.standard_normal((sum(needed) + 3, 2, kv_heads, block_size, d)).astype(np.float32)
         self.cache = torch.from_numpy(pool).to(kind).to(device)
         self.q = torch.from_numpy(random.standard_normal((len(self.positions), heads * d)).astype(np.float32))
         self.q = self.q.to(kind).to(device)
@@ -102,6 +110,19 @@ def test_windows_caps_and_sinks(
     sinks = torch.tensor([-1.0, 0.5, 2.0, 9.0], device=device) if has_sinks else None
     scoring = Scoring(scale=0.25, window=window, softcap=softcap, sinks=sinks)
     close(scene.attend(scene.tiles(size, parts), scoring), scene.expected(scoring), torch.float32)
+
+
+@pytest.mark.parametrize("block_size", [8, 12, 32, 64, 128])
+def test_blocks_of_any_size(device: str, block_size: int) -> None:
+    scene = Scene(
+        device, [(130, 1), (70, 9)], heads=4, kv_heads=2, d=16, kind=torch.bfloat16, block_size=block_size
+    )  # fmt: skip
+    unused = np.setdiff1d(np.arange(len(scene.cache)), scene.tables)
+    scene.cache[unused] = torch.nan
+    scene.cache[scene.tables[0, 130 // block_size], :, :, 131 % block_size :] = torch.nan
+    for size, parts in ((1, 2), (8, 1)):
+        scoring = Scoring(scale=0.25)
+        close(scene.attend(scene.tiles(size, parts), scoring), scene.expected(scoring), torch.bfloat16)
 
 
 def test_tiles_of_one_token_give_the_same_bits_in_any_company(device: str) -> None:

@@ -28,6 +28,14 @@ def test_every_kernel_compiles_for_sm_90_without_spilling(tmp_path: Path) -> Non
     stacks = [int(line.split()[2]) for line in done.stdout.splitlines() if " registers " in line]
     assert len(stacks) > 30
     assert max(stacks) <= 64  # sine and cosine keep 32 bytes for very large angles
+    shared = {
+        line.split("attend ")[1].strip(): int(line.split()[5]) for line in done.stdout.splitlines() if "attend " in line
+    }
+    decode, prefill = (
+        shared[f"attention, D 128, 32/8 heads, {tiles} parts"] for tiles in ("tiles of 1, 16", "tiles of 32, 1")
+    )
+    assert decode >= 2 * 2 * 64 * 256  # two turns of K and V: without, nothing is on its way while a turn is computed
+    assert prefill >= 2 * 2 * 64 * 256
     assert_all_wait_first(tmp_path)
 
 

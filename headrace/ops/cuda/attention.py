@@ -3,7 +3,7 @@
 Owns the counters of parts that have arrived, one array per device, zero between launches. Called by `executor.cuda`.
 The specification is `ops.reference.attention`; the kernels are in `attention_kernel`.
 A program takes one kv head of one tile of tokens of one row, and one part of the positions these see; all query heads
-of the group share what it reads. The program that ends last adds the parts up, first to last.
+of the group share what it reads. The program that ends last adds the parts up.
 
     tile i      tokens tile_first[i] … + tile_count[i] - 1 of the packed batch, all of one row; count 0: nothing to do
     parts       of a tile with positions … h-1: cut at multiples of a length that depends on what the tile sees and on
@@ -17,6 +17,7 @@ Letters: T tokens, Nq/Nkv query/kv heads, G = Nq / Nkv, D head size, S block siz
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -138,7 +139,7 @@ def _launch(
     q_heads = q.shape[1] // d
     padded = int(triton.next_power_of_2(q_heads // kv_heads))
     block_m, block_d = max(padded * tiles.size, 16), max(triton.next_power_of_2(d), 16)
-    block_n = 32 if block_d > 128 or q.element_size() > 2 else 64
+    shape = _shape(block_m, block_d, q.element_size(), cache.element_size(), has_reach=reach is not None)
     parts, window = tiles.num_parts, scoring.window or 0
     partial = stats = counters = out
     if parts > 1:
@@ -151,21 +152,42 @@ def _launch(
     narrow = {"HAS_WINDOW": window > 0, "HAS_REACH": reach is not None}
     shared = {
         "Q_HEADS": q_heads, "GROUP": q_heads // kv_heads, "D": d, "HAS_SINKS": scoring.sinks is not None,
-        "LEAST": LEAST_PART, "TILE": tiles.size, "BLOCK_N": block_n, "BLOCK_D": block_d, "PADDED": padded, **early(),
+        "LEAST": LEAST_PART, "TILE": tiles.size, "BLOCK_N": shape.block_n, "BLOCK_D": block_d, "PADDED": padded,
+        **early(),
     }  # fmt: skip
     attend[(len(tiles.rows), kv_heads, parts)](
         q, q if reach is None else reach.turned, out, cache, out if scales is None else scales, tables,
         tiles.rows, tiles.first, tiles.count, positions, windows, num_sinks, sinks, partial, stats, counters,
         scoring.scale, scoring.softcap or 1.0, window, parts, tables.stride(0), *cache.stride()[:3], *of_scales,
         HAS_SOFTCAP=scoring.softcap is not None, HAS_SCALES=scales is not None, IS_SPLIT=parts > 1,
-        IS_MERGED=is_merged, BLOCK_SIZE=block_size, BLOCK_M=block_m, **narrow, **shared,
-        num_warps=8 if block_m >= 128 else 4, num_stages=2 if block_m >= 64 or block_d > 128 else 3,
+        IS_MERGED=is_merged, BLOCK_SIZE=block_size, BLOCK_M=block_m, WAYS=shape.ways, **narrow, **shared,
+        num_warps=8 if block_m >= 128 else 4, num_stages=shape.num_stages, maxnreg=shape.max_registers,
     )  # fmt: skip
     if parts > 1 and not is_merged:
         add_parts[(len(tiles.rows), kv_heads)](
             out, tiles.first, tiles.count, positions, windows, num_sinks, sinks, partial, stats, window, parts,
             **narrow, **shared, num_warps=4,
         )  # fmt: skip
+
+
+class _Shape(NamedTuple):
+    """How a launch of `attend` is compiled: positions a turn, what share of them is a warp's own, turns under way,
+    registers of a thread (None: the compiler's choice)."""
+
+    block_n: int
+    ways: int
+    num_stages: int
+    max_registers: int | None
+
+
+def _shape(block_m: int, block_d: int, size: int, cache_size: int, *, has_reach: bool) -> _Shape:
+    """Choose by count: three programs of one token on a multiprocessor, and each has 32 to 64 KB under way."""
+    block_n = 32 if block_d > 128 or size > 2 else 64
+    if block_m > 16 or block_d > 128:
+        return _Shape(block_n, 1, 2 if block_m >= 64 else 3, None)
+    turn = 2 * block_n * block_d * cache_size
+    num_stages = 3 if turn >= 32 << 10 else 4 if turn >= 16 << 10 else 5
+    return _Shape(block_n, 4, num_stages, 168 if block_d == 128 and cache_size == 1 and not has_reach else None)
 
 
 def _counters_of(device: torch.device) -> torch.Tensor:

@@ -1,11 +1,10 @@
 """The kernels of paged attention: one part of one tile, and the sum of a tile's parts.
 
 Owns nothing. Launched by `attention`, whose docstring has tiles, parts and letters.
-Scores are kept as they come from the product; the scale, times log2 e, goes into the exponent, one fused multiply-add
-for each. Rows that have seen nothing keep -inf, and what is subtracted from that is 0 then: no NaN of inf - inf.
+A turn of the loops is in `attention_fold`.
 A part writes its sums, waits for all of its threads, and counts, with acquire and release; who counts to the end reads
-all parts, from the first to the last, through L2. The order of arrival never shows.
-Source: split KV as in FlashDecoding, Dao et al. 2023; online softmax, Milakov & Gimelshein 2018.
+all parts through L2 and adds them up, in an order that their number decides. The order of arrival never shows.
+Source: split KV as in FlashDecoding, Dao et al. 2023.
 """
 
 from __future__ import annotations
@@ -13,30 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.launching import INTERPRETED, take_turn
+from headrace.ops.cuda.attention_fold import LOG2E, blocks_of, fold, joined
+from headrace.ops.cuda.launching import take_turn
 
 MOST_PARTS = 64  # that one tile's sums can be made of
 
-_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
-_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _MOST_PARTS: tl.constexpr = tl.constexpr(MOST_PARTS)
 _UNBOUND: tl.constexpr = tl.constexpr(1 << 30)
-
-
-@triton.jit
-def dot(a, b):
-    """Multiply tiles with sums in fp32; the interpreter has no bf16 products."""
-    if _INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def _widened(held, kind: tl.constexpr):
-    """Turn what a cache holds into the kind of the queries; the interpreter takes int8 for bits of bf16."""
-    if _INTERPRETED:
-        return held.to(tl.float32).to(kind)
-    return held.to(kind)
 
 
 @triton.jit
@@ -65,69 +47,10 @@ def _cut(start, count, w, s, num_parts, BLOCK_N: tl.constexpr, LEAST: tl.constex
 
 
 @triton.jit
-def _heads(base, place, d, is_held, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """Load [BLOCK_N, BLOCK_D] of the cache."""
-    spots = base + place[:, None] + d[None, :]
-    if MASKED:
-        held = tl.load(spots, mask=is_held[:, None] & (d < D)[None, :], other=0)
-    elif D < BLOCK_D:
-        held = tl.load(spots, mask=(d < D)[None, :], other=0)
-    else:
-        held = tl.load(spots)
-    return held
-
-
-@triton.jit
-def _fold(
-    acc, top, total, queries, keys, scales, table, at, low, end, position, is_row, w, s, scale, softcap,
-    stride_block, stride_kv, stride_scale_block, stride_scale_kv,
-    D: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SCALES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, IS_NARROW: tl.constexpr, MASK: tl.constexpr,
-):  # fmt: skip
-    """Take in the positions at … at+BLOCK_N-1 of low … end-1. MASK 0: all count for every row; 1: those that its
-    position sees; 2: all of them, for the rows that see the first s apart."""
-    n = at + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
-    is_held = (n < end) & (n >= low)
-    if MASK == 0:
-        block = tl.load(table + n // BLOCK_SIZE).to(tl.int64)
-    else:
-        block = tl.load(table + n // BLOCK_SIZE, mask=is_held, other=0).to(tl.int64)
-    place = block * stride_block + (n % BLOCK_SIZE) * D
-    k = _heads(keys, place, d, is_held, D, BLOCK_D, MASK > 0)
-    scores = dot(queries, tl.trans(_widened(k, queries.dtype)))
-    spot = scales + block * stride_scale_block + n % BLOCK_SIZE
-    if HAS_SCALES:
-        scores *= tl.load(spot, mask=is_held, other=0.0).to(tl.float32)[None, :]
-    # What the exponent is made of: scores that a cap has bent are scaled already.
-    factor = scale * _LOG2E
-    if HAS_SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * (scores * scale) / softcap) + 1.0))
-        factor = _LOG2E
-    if MASK == 1:
-        is_seen = is_held[None, :] & (n[None, :] <= position[:, None])
-        if IS_NARROW:
-            is_seen &= (n[None, :] > position[:, None] - w) | (position < w + s)[:, None]
-        scores = tl.where(is_seen, scores, float("-inf"))
-    if MASK == 2:
-        scores = tl.where(is_held[None, :] & (is_row & (position >= w + s))[:, None], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
-    base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    p = tl.exp2(scores * factor - base[:, None])
-    shrink = tl.exp2(top - base)
-    total = total * shrink + tl.sum(p, axis=1)
-    if HAS_SCALES:
-        p *= tl.load(spot + stride_scale_kv, mask=is_held, other=0.0).to(tl.float32)[None, :]
-    v = _widened(_heads(keys + stride_kv, place, d, is_held, D, BLOCK_D, MASK > 0), queries.dtype)
-    acc = acc * shrink[:, None] + dot(p.to(queries.dtype), v)
-    return acc, new_top, total
-
-
-@triton.jit
 def _finish(out, at, d, is_row, acc, top, total, sinks, head, D: tl.constexpr, HAS_SINKS: tl.constexpr):
     """Let the sinks take their weight, divide, store."""
     if HAS_SINKS:
-        sink = tl.load(sinks + head, mask=is_row, other=0.0) * _LOG2E
+        sink = tl.load(sinks + head, mask=is_row, other=0.0) * LOG2E
         base = tl.maximum(top, sink)
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.exp2(sink - base)
@@ -143,7 +66,8 @@ def _merge(
     Q_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, HAS_SINKS: tl.constexpr, TILE: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Add up the filled parts of a tile, first to last, for the query heads of one kv head."""
+    """Add up the filled parts of a tile, in an order of their own, for the query heads of one kv head."""
+    AT_ONCE: tl.constexpr = max(min(4096 // (TILE * PADDED * BLOCK_D), 8), 1)
     m = tl.arange(0, TILE * PADDED)
     member = m // PADDED
     head = kv_head * GROUP + m % PADDED
@@ -159,12 +83,20 @@ def _merge(
     top = tl.max(tops, axis=1)
     base = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(totals * tl.exp2(tops - base[:, None]), axis=1)
-    acc = tl.zeros((TILE * PADDED, BLOCK_D), tl.float32)
-    inside = is_row[:, None] & (d < D)[None, :]
-    for i in tl.range(0, num_filled, loop_unroll_factor=4):
-        own = tl.load(stats + (line + i) * 2, mask=is_row, other=float("-inf"), cache_modifier=".cg")
-        spots = partial + (line + i)[:, None] * D + d[None, :]
-        acc += tl.load(spots, mask=inside, other=0.0, cache_modifier=".cg") * tl.exp2(own - base)[:, None]
+    # Some parts at a time, each in a sum of its own: their loads are under way together.
+    held = tl.zeros((TILE * PADDED, AT_ONCE, BLOCK_D), tl.float32)
+    inside = is_row[:, None, None] & (d < D)[None, None, :]
+    for i in range(0, num_filled, AT_ONCE):
+        few = i + tl.arange(0, AT_ONCE)
+        at = line[:, None] + few[None, :]
+        is_filled = few < num_filled
+        spots = partial + at[:, :, None] * D + d[None, None, :]
+        sums = tl.load(spots, mask=inside & is_filled[None, :, None], other=0.0, cache_modifier=".cg")
+        own = tl.load(
+            stats + at * 2, mask=is_row[:, None] & is_filled[None, :], other=float("-inf"), cache_modifier=".cg"
+        )
+        held += sums * tl.exp2(own - base[:, None])[:, :, None]
+    acc = tl.sum(held, axis=1)
     _finish(out, ((first + member) * Q_HEADS + head) * D, d, is_row, acc, top, total, sinks, head, D, HAS_SINKS)
 
 
@@ -180,7 +112,7 @@ def attend(
     HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_SCALES: tl.constexpr,
     IS_SPLIT: tl.constexpr, IS_MERGED: tl.constexpr, LEAST: tl.constexpr, TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PADDED: tl.constexpr, IS_EARLY: tl.constexpr,
+    PADDED: tl.constexpr, WAYS: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attend one tile's queries of one kv head to one part of what they see."""
     take_turn(IS_EARLY)
@@ -190,8 +122,9 @@ def attend(
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
     count = tl.load(tile_count + tile)
+    first = tl.load(tile_first + tile).to(tl.int64)
+    line_of_row = tl.load(tile_rows + tile).to(tl.int64)
     if count > 0:
-        first = tl.load(tile_first + tile).to(tl.int64)
         start = tl.load(positions + first)
         w, s = _sight(windows, num_sinks, first, window, HAS_WINDOW, HAS_REACH)
         low, high, base, length = _cut(start, count, w, s, num_parts, BLOCK_N, LEAST)
@@ -199,6 +132,8 @@ def attend(
         end = tl.minimum(begin + length, high)
         if begin < high:
             # Rows of the tile: GROUP query heads (padded to a power of two) of token 0, then of token 1, …
+            table = tables + line_of_row * table_width
+            first_block, second_block = blocks_of(table, begin, end - 1, BLOCK_SIZE, BLOCK_N, WAYS)
             each: tl.constexpr = BLOCK_M // TILE
             m = tl.arange(0, BLOCK_M)
             member = m // each
@@ -212,34 +147,49 @@ def attend(
             top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
             total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+            if WAYS > 1:
+                queries = tl.broadcast_to(queries[None, :, :], (WAYS, BLOCK_M, BLOCK_D))
+                top = tl.full((WAYS, BLOCK_M), float("-inf"), tl.float32)
+                total = tl.zeros((WAYS, BLOCK_M), tl.float32)
+                acc = tl.zeros((WAYS, BLOCK_M, BLOCK_D), tl.float32)
             keys = cache + kv_head.to(tl.int64) * stride_head
             key_scales = scales + kv_head.to(tl.int64) * stride_scale_head
-            table = tables + tl.load(tile_rows + tile).to(tl.int64) * table_width
             if HAS_REACH:  # noqa: SIM102  (decided at compile time, the inner one as it runs)
                 if (part == 0) & (s > 0) & (start + count > w + s):
                     back = tl.load(turned + q_at[:, None] + d[None, :], mask=inside, other=0.0)
+                    if WAYS > 1:
+                        back = tl.broadcast_to(back[None, :, :], (WAYS, BLOCK_M, BLOCK_D))
+                    one, two = blocks_of(table, 0, s - 1, BLOCK_SIZE, BLOCK_N, WAYS)
                     for at in range(0, s, BLOCK_N):
-                        acc, top, total = _fold(
-                            acc, top, total, back, keys, key_scales, table, at, 0, s, position, is_row, w, s, scale,
-                            softcap, stride_block, stride_kv, stride_scale_block, stride_scale_kv,
-                            D, HAS_SOFTCAP, HAS_SCALES, BLOCK_SIZE, BLOCK_N, BLOCK_D, IS_NARROW, 2,
+                        next_one, next_two = blocks_of(table, at + BLOCK_N, s - 1, BLOCK_SIZE, BLOCK_N, WAYS)
+                        acc, top, total = fold(
+                            acc, top, total, back, keys, key_scales, one, two, at, 0, s, position, is_row, w, s,
+                            scale, softcap, stride_block, stride_kv, stride_scale_block, stride_scale_kv,
+                            D, HAS_SOFTCAP, HAS_SCALES, BLOCK_SIZE, BLOCK_N, BLOCK_D, WAYS, IS_NARROW, 2,
                         )  # fmt: skip
+                        one, two = next_one, next_two
             bare = begin
             if TILE > 1 and not IS_NARROW:
                 # Whole blocks in front of the tile's first token: nothing to mask.
                 bare = tl.maximum(tl.minimum((start + 1) // BLOCK_N * BLOCK_N, end), begin)
                 for at in range(begin, bare, BLOCK_N):
-                    acc, top, total = _fold(
-                        acc, top, total, queries, keys, key_scales, table, at, low, end, position, is_row, w, s, scale,
-                        softcap, stride_block, stride_kv, stride_scale_block, stride_scale_kv,
-                        D, HAS_SOFTCAP, HAS_SCALES, BLOCK_SIZE, BLOCK_N, BLOCK_D, IS_NARROW, 0,
+                    next_one, next_two = blocks_of(table, at + BLOCK_N, end - 1, BLOCK_SIZE, BLOCK_N, WAYS)
+                    acc, top, total = fold(
+                        acc, top, total, queries, keys, key_scales, first_block, second_block, at, low, end, position,
+                        is_row, w, s, scale, softcap, stride_block, stride_kv, stride_scale_block, stride_scale_kv,
+                        D, HAS_SOFTCAP, HAS_SCALES, BLOCK_SIZE, BLOCK_N, BLOCK_D, WAYS, IS_NARROW, 0,
                     )  # fmt: skip
+                    first_block, second_block = next_one, next_two
             for at in range(bare, end, BLOCK_N):
-                acc, top, total = _fold(
-                    acc, top, total, queries, keys, key_scales, table, at, low, end, position, is_row, w, s, scale,
-                    softcap, stride_block, stride_kv, stride_scale_block, stride_scale_kv,
-                    D, HAS_SOFTCAP, HAS_SCALES, BLOCK_SIZE, BLOCK_N, BLOCK_D, IS_NARROW, 1,
+                next_one, next_two = blocks_of(table, at + BLOCK_N, end - 1, BLOCK_SIZE, BLOCK_N, WAYS)
+                acc, top, total = fold(
+                    acc, top, total, queries, keys, key_scales, first_block, second_block, at, low, end, position,
+                    is_row, w, s, scale, softcap, stride_block, stride_kv, stride_scale_block, stride_scale_kv,
+                    D, HAS_SOFTCAP, HAS_SCALES, BLOCK_SIZE, BLOCK_N, BLOCK_D, WAYS, IS_NARROW, 1,
                 )  # fmt: skip
+                first_block, second_block = next_one, next_two
+            if WAYS > 1:
+                acc, top, total = joined(acc, top, total)
             if not IS_SPLIT:
                 _finish(out, q_at, d, is_row, acc, top, total, sinks, head, D, HAS_SINKS)
             else:
