@@ -16,6 +16,7 @@ from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue, activat
 from headrace.ops.cuda.launching import attempt, early, pieces, start, take_turn
 
 _BLOCK = 1024
+_REGISTERS = 64  # of a thread: two programs of 16 warps then share a multiprocessor, and one loads while one computes
 
 
 @triton.jit
@@ -57,14 +58,17 @@ def finish(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tenso
     width = dst.shape[1]
 
     def launch() -> None:
-        block = _BLOCK if scales is None else triton.next_power_of_2(width)
+        block, shape = _BLOCK, {"num_warps": 4}
+        if scales is not None:
+            block = triton.next_power_of_2(width)
+            shape = {"num_warps": warps_for(block), "maxnreg": _REGISTERS}
         start(
             _finish_product, (len(dst), triton.cdiv(width, block)),
             product, product if bias is None else bias, dst, dst if scales is None else scales, width,
             epilogue.scale, epilogue.softcap or 1.0,
             EPILOGUE=EPILOGUES[epilogue.kind], ACTIVATION=ACTIVATIONS[epilogue.activation],
             HAS_BIAS=bias is not None, HAS_SOFTCAP=epilogue.softcap is not None, ROUNDED=scales is not None,
-            BLOCK=block, **early(), num_warps=4 if scales is None else warps_for(block),
+            BLOCK=block, **early(), **shape,
         )  # fmt: skip
 
     fits = scales is None or width <= MOST_NUMBERS
