@@ -5,6 +5,7 @@
     python bench/gpu.py --part models           models of random weights: decode, prefill and serving, by format
     python bench/gpu.py --part transformers     the engine beside transformers' continuous batching, same process
     python bench/gpu.py --part sanitizer        the kernels on small shapes under compute-sanitizer
+    python bench/gpu.py --part tune             other cuts of the products of few tokens, timed beside the rule's
     python bench/gpu.py --part all --tiny       everything on small shapes; also on a CPU, in Triton's interpreter
 
 Limits (copying, a large bf16 product) are measured in the same run; a part ends in time for --minutes and names what
@@ -29,11 +30,13 @@ from gpu_kernels import kernels
 from gpu_models import models
 from gpu_report import DEVICE, DeviceLost, Report
 from gpu_transformers import transformers
+from gpu_tune import tune
 
 from headrace.ops.cuda import launching, support
 
 PARTS = {
     "checks": checks, "kernels": kernels, "models": models, "transformers": transformers, "sanitizer": sanitizer,
+    "tune": tune,
 }  # fmt: skip
 
 

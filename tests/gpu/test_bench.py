@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 # What keeps the other parts from running through on a CPU is named by them; `sanitizer` says that there is no GPU.
-@pytest.mark.parametrize("part", ["checks", "kernels", "models", "sanitizer", "transformers"])
+@pytest.mark.parametrize("part", ["checks", "kernels", "models", "sanitizer", "transformers", "tune"])
 def test_a_part_runs_on_small_shapes(tmp_path: Path, part: str) -> None:
     command = [sys.executable, "-W", "ignore", "bench/gpu.py", "--part", part, "--tiny", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
