@@ -9,18 +9,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import torch
 from gpu_long import long_rows
 from gpu_report import DEVICE, KIND, Report, error, random, ring, seconds
 
+from headrace.core.request import SamplingParams, SeqId
+from headrace.core.step import Row, Sample
 from headrace.ops.cuda.attention import Scoring, Tiles, attention, tile_size
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.norm import rms_norm
-from headrace.ops.cuda.sampling import NUM_FLOATS, NUM_INTS, REPETITION, TARGET, TEMPERATURE, TOP_P, Lines, try_draw
+from headrace.ops.cuda.sampling import (
+    NUM_FLOATS,
+    NUM_INTS,
+    OUT_TOKEN,
+    REPETITION,
+    SEED_LOW,
+    TARGET,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    Lines,
+    try_draw,
+)
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
+from headrace.sampling import sample_rows
 
 BLOCK_SIZE = 32
+DRAWS = {
+    "greedy": SamplingParams(temperature=0.0),
+    "greedy with 5 alternatives": SamplingParams(temperature=0.0, logprobs=5),
+    "temperature 1": SamplingParams(temperature=1.0),
+    "top-k 50": SamplingParams(temperature=1.0, top_k=50),
+    "top-p 0.9": SamplingParams(temperature=1.0, top_p=0.9),
+}
 FORMS: dict[str, Callable[[torch.Tensor], Weight]] = {
     "bf16": lambda values: dense(values.to(KIND)),
     "int8": int8,
@@ -52,10 +75,9 @@ def kernels(report: Report) -> None:
     tokens, width = (2, 128) if is_tiny else (4096, 4096)
     attempt(report, f"norm, {tokens} x {width}", norm_row, tokens, width)
     vocab = 300 if is_tiny else 128256
-    for lines in (1,) if is_tiny else (1, 64):
-        for temperature, top_p in ((0.0, 1.0), (1.0, 0.9)):
-            name = f"draw at temperature {temperature}, top-p {top_p}, {lines} rows of {vocab}"
-            attempt(report, name, draw_row, lines, vocab, temperature, top_p)
+    for lines in (2,) if is_tiny else (1, 32, 256):
+        for how, params in DRAWS.items():
+            attempt(report, f"draw, {how}, {lines} rows of {vocab}", draw_row, lines, vocab, params)
 
 
 def attempt(report: Report, name: str, measure: Callable[..., dict[str, object]], *shape: object) -> None:
@@ -176,17 +198,29 @@ def prefill_row(report: Report, d: int, tokens: int) -> dict[str, object]:
     return {"error": wrong, "us": took * 1e6, **shares}
 
 
-def draw_row(report: Report, lines: int, vocab: int, temperature: float, top_p: float) -> dict[str, object]:
+def draw_row(report: Report, lines: int, vocab: int, params: SamplingParams) -> dict[str, object]:
+    """Draw as the executor does. `right`: the first rows have numpy's tokens, all of them where they are greedy."""
     logits = random(lines, vocab) * 3
     floats = torch.zeros((lines, NUM_FLOATS), dtype=torch.float64)
-    floats[:, TEMPERATURE], floats[:, TOP_P], floats[:, REPETITION] = temperature, top_p, 1.0
+    floats[:, TEMPERATURE], floats[:, TOP_P], floats[:, REPETITION] = params.temperature, params.top_p, 1.0
     ints = torch.zeros((lines, NUM_INTS), dtype=torch.int32)
-    ints[:, TARGET] = -1
+    ints[:, SEED_LOW], ints[:, TOP_K], ints[:, TARGET] = torch.arange(lines, dtype=torch.int32), params.top_k, -1
     ready = Lines(floats=floats.to(DEVICE), ints=ints.to(DEVICE))
-    out = try_draw(logits, ready, None, num_top=None)
+    is_greedy = params.temperature == 0
+
+    def launch(z: torch.Tensor) -> torch.Tensor | None:
+        return try_draw(z, ready, None, num_top=params.logprobs, is_greedy=is_greedy)
+
+    out = launch(logits)
     if out is None:
         raise RuntimeError("the kernel gave way to numpy")
-    right = temperature > 0 or bool((out[:, 0].long() == logits.argmax(-1)).all())
+    rows = [
+        Row(SeqId(i), 0, (1,), (0,), msgspec.structs.replace(params, seed=i))
+        for i in range(lines if is_greedy else min(lines, 4))
+    ]
+    known = sample_rows(logits[: len(rows)].cpu().numpy(), rows)
+    found = out[: len(rows), OUT_TOKEN].long().tolist()
+    right = found == [sample.token_id for sample in known if isinstance(sample, Sample)]
     copies = [logits.clone() for _ in range(min(ring(logits.nbytes), 32))]
-    took = seconds(report, [lambda z=z: try_draw(z, ready, None, num_top=None) for z in copies])
+    took = seconds(report, [lambda z=z: launch(z) for z in copies])
     return {"right": right, "us": took * 1e6, **report.share(took, logits.nbytes)}
