@@ -160,7 +160,7 @@ class Replays:
         self._kept: dict[Kind, Outputs] = {}
         self.sizes, self.bucket_of, self.forget = graphs.sizes, graphs.bucket_of, graphs.forget
 
-    def run(self, kind: Kind, work: Callable[[], Outputs]) -> Outputs:
+    def run(self, kind: Kind, work: Callable[[], Outputs], *, is_dry_run: bool) -> Outputs:
         if kind not in self._kept:
             self._kept[kind] = work()
         self._device.run_step()

@@ -214,3 +214,17 @@ def test_more_changes_of_tables_than_a_frame_holds_and_steps_in_any_order(
         tokens = [sample.token_id for sample in result.result().samples if sample is not None]
         assert tokens == [expected_token(row) for row in planned.rows]
     made.shutdown()
+
+
+def test_a_step_that_somebody_reads_is_never_run_several_times_to_be_recorded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = opened(path, monkeypatch)
+    tried: list[object] = []
+    monkeypatch.setattr(made._graphs, "_is_recording", True)
+    monkeypatch.setattr(made._graphs, "_try_record", lambda kind, work: tried.append(kind))
+    for is_dry_run in (False, True):
+        row = Row(SeqId(0), 0, (1,), (0,), SAMPLINGS[1])
+        made.launch(Step(0, (row,), is_dry_run=is_dry_run)).result()
+        assert tried == ([(1, False)] if is_dry_run else [])
+    made.shutdown()

@@ -92,7 +92,9 @@ class DecodeSteps:
             self._tables.apply(sent[-1])
         # Of lines that are drawn from once more, what the graph says is not read: the quick one will do.
         is_greedy = host.is_greedy or not host.is_plain
-        logits, out = self._graphs.run((bucket, is_greedy), lambda: self._work(inputs, is_greedy=is_greedy))
+        logits, out = self._graphs.run(
+            (bucket, is_greedy), lambda: self._work(inputs, is_greedy=is_greedy), is_dry_run=step.is_dry_run
+        )
         if not host.is_plain:
             ready, adjustments = device_lines(host, [inputs.lines.floats, inputs.lines.ints, *sent[:2]])
             into = None if host.num_top is not None else self._feed.drawn[:bucket]

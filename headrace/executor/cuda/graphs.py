@@ -34,7 +34,7 @@ def buckets(max_rows: int) -> tuple[int, ...]:
 
 
 class Graphs:
-    """Records what it is given the first time a kind is run, and replays it from then on."""
+    """Records what it is given in a dry run of a kind, and replays it from then on."""
 
     def __init__(self, device: torch.device, sizes: tuple[int, ...], *, is_recording: bool = True) -> None:
         self.sizes = sizes
@@ -54,10 +54,13 @@ class Graphs:
             return None
         return next((size for size in self.sizes if size >= len(step.rows)), None)
 
-    def run(self, kind: Kind, work: Callable[[], Outputs]) -> Outputs:
-        """Return what `work` returns, from a replay where there is one. `work` may not read from the device."""
+    def run(self, kind: Kind, work: Callable[[], Outputs], *, is_dry_run: bool) -> Outputs:
+        """Return what `work` returns, from a replay where there is one. `work` may not read from the device.
+
+        is_dry_run  nobody reads the answers: it may be recorded, for which it is run several times
+        """
         known = self._recorded.get(kind)
-        if known is None and self._is_recording and not is_compiling_ahead():
+        if known is None and is_dry_run and self._is_recording and not is_compiling_ahead():
             known = self._try_record(kind, work)
         if known is None:
             return work()

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.launching import attempt, early, take_turn
+from headrace.ops.cuda.launching import attempt, early, start, take_turn
 from headrace.ops.cuda.sampling import OUT_TOKEN
 
 _LANES = 128
@@ -38,8 +38,8 @@ def begin_step(
     if attempt(
         "step inputs",
         tokens,
-        lambda: _begin_step[grid](
-            tokens, ahead, drawn, table, changes, num_tokens, num_changes, width, vocab_size,
+        lambda: start(
+            _begin_step, grid, tokens, ahead, drawn, table, changes, num_tokens, num_changes, width, vocab_size,
             TOKEN=OUT_TOKEN, LANES=_LANES, **early(), num_warps=4,
         ),
     ):  # fmt: skip
