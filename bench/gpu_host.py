@@ -355,6 +355,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--context", type=int, default=1100)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1, help="of each batch, of which the least disturbed is kept")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -362,7 +363,8 @@ def main() -> int:
     found = []
     for kind in SAMPLING:
         for rows in args.rows:
-            row = measure(Case(rows, kind, args.context, args.steps))
+            case = Case(rows, kind, args.context, args.steps)
+            row = min((measure(case) for _ in range(args.rounds)), key=lambda found: found["step_us"])  # type: ignore
             for size in ("8b", "1b"):
                 predicted = predicted_us(size, rows, args.context)
                 row[f"predicted_{size}_us"] = round(predicted)
@@ -380,7 +382,7 @@ def main() -> int:
         "cpu": detect().cpu,
         "cores": detect().cores,
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "command": f"python bench/gpu_host.py --context {args.context} --steps {args.steps}",
+        "command": f"python bench/gpu_host.py --context {args.context} --steps {args.steps} --rounds {args.rounds}",
     }
     if args.out is not None:
         args.out.write_text(json.dumps(document, indent=2) + "\n")
