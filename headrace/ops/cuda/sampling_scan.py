@@ -135,7 +135,8 @@ def _reach(bins, stats, tops, is_segment, peak, floats, ints, SEGMENTS: tl.const
             is_enough = tl.sum(tl.sum(beyond, axis=1), axis=0) < allowed
         low = tl.where(is_enough, low, middle)
         high = tl.where(is_enough, middle, high)
-    reach = tl.where(high == _FARTHEST, float("inf"), high)
+    # A little farther, lest rounding leaves one out that has been counted in.
+    reach = tl.where(high == _FARTHEST, float("inf"), high * 1.0001 + 1e-4)
     if (min_p > 0.0) & (top_p >= 1.0) & (top_k <= 0):
         reach = (1e-3 - tl.log(min_p) * 1.00001).to(tl.float32)
     return reach
