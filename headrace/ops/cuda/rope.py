@@ -53,12 +53,26 @@ def _qk_write(
     cols = tl.arange(0, BLOCK)[None, :]
     inside = (head < Q_HEADS + 2 * KV_HEADS) & (cols < D)
     source = qkv + token * ((Q_HEADS + 2 * KV_HEADS) * D) + head * D
-    y = tl.load(source + cols, mask=inside, other=0.0).to(tl.float32)
     is_q = head < Q_HEADS
     is_k = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS)
     is_low = cols < HALF
     partner = tl.where(is_low, cols + HALF, cols - HALF)
     is_turned = inside & (cols < 2 * HALF) & (head < Q_HEADS + KV_HEADS)
+    # All that is read is asked for before threads wait for each other: then memory is waited for once.
+    position = tl.load(positions + token)
+    slot = tl.load(slots + token).to(tl.int64)
+    freq = 0.0
+    if HAS_ROPE:
+        freq = tl.load(inv_freq + tl.where(is_low, cols, cols - HALF), mask=cols < 2 * HALF, other=0.0)
+    if HAS_Q_NORM:
+        q_weight = tl.load(q_norm + cols, mask=cols < D, other=0.0)
+    if HAS_K_NORM:
+        k_weight = tl.load(k_norm + cols, mask=cols < D, other=0.0)
+    if HAS_ROPE and HAS_Q_NORM:
+        q_partner = tl.load(q_norm + partner, mask=cols < 2 * HALF, other=0.0)
+    if HAS_ROPE and HAS_K_NORM:
+        k_partner = tl.load(k_norm + partner, mask=cols < 2 * HALF, other=0.0)
+    y = tl.load(source + cols, mask=inside, other=0.0).to(tl.float32)
     other = y
     if HAS_ROPE:
         other = tl.load(source + partner, mask=is_turned, other=0.0).to(tl.float32)
@@ -66,20 +80,14 @@ def _qk_write(
         inverse = 1.0 / tl.sqrt(tl.sum(y * y, axis=1) / D + eps)
         inverse = inverse[:, None]
         if HAS_Q_NORM:
-            y = tl.where(is_q, y * inverse * tl.load(q_norm + cols, mask=cols < D, other=0.0), y)
+            y = tl.where(is_q, y * inverse * q_weight, y)
             if HAS_ROPE:
-                weight = tl.load(q_norm + partner, mask=cols < 2 * HALF, other=0.0)
-                other = tl.where(is_q, other * inverse * weight, other)
+                other = tl.where(is_q, other * inverse * q_partner, other)
         if HAS_K_NORM:
-            y = tl.where(is_k, y * inverse * tl.load(k_norm + cols, mask=cols < D, other=0.0), y)
+            y = tl.where(is_k, y * inverse * k_weight, y)
             if HAS_ROPE:
-                weight = tl.load(k_norm + partner, mask=cols < 2 * HALF, other=0.0)
-                other = tl.where(is_k, other * inverse * weight, other)
-    position = tl.load(positions + token)
+                other = tl.where(is_k, other * inverse * k_partner, other)
     at_q = q_out + (token * Q_HEADS + head) * D + cols
-    freq = 0.0
-    if HAS_ROPE:
-        freq = tl.load(inv_freq + tl.where(is_low, cols, cols - HALF), mask=cols < 2 * HALF, other=0.0)
     if HAS_REACH:
         last = tl.load(windows + token) + tl.load(num_sinks + token) - 1
         if (position > last) & (last >= 0):
@@ -98,7 +106,6 @@ def _qk_write(
         tl.store(at_q, (y / SPAN).to(q_out.dtype.element_ty), mask=inside & is_q)
     else:
         tl.store(at_q, y.to(q_out.dtype.element_ty), mask=inside & is_q)
-    slot = tl.load(slots + token).to(tl.int64)
     block, offset = slot // block_size, slot % block_size
     kv_head = tl.where(is_v, head - Q_HEADS - KV_HEADS, head - Q_HEADS).to(tl.int64)
     place = block * stride_block + tl.where(is_v, stride_kv, 0) + kv_head * stride_head + offset * D
