@@ -1,4 +1,4 @@
-"""Predict products of few tokens on an H200 from counts, without a GPU: bytes, instructions of compiled loops, launches.
+"""Predict products of few tokens on an H200 from counts, without a GPU: bytes, compiled loops, launches.
 
     python bench/gpu_counts.py --model 8B --tokens 1 64
 

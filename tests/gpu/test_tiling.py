@@ -62,3 +62,15 @@ def test_parts_meet_every_input_once_whatever_the_shape(form: str, itemsize: int
 def test_batches_share_four_sizes_of_tiles() -> None:
     assert {bucket(tokens) for tokens in range(1, 65)} == {8, 16, 32, 64}
     assert all(bucket(tokens) >= tokens for tokens in range(1, 65))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shared_bytes", [99 << 10, 163 << 10, 227 << 10])  # compute capability 8.9, 8.0, 9.0
+def test_programs_fit_into_the_shared_memory_of_older_gpus(form: str, shared_bytes: int) -> None:
+    chunk, held = FORMS[form]
+    for (n, k), block_t in itertools.product((*LARGE, *SMALL), (8, 16, 32, 64)):
+        tile = tiling(
+            n=n, k=k, chunk=chunk, bytes_per_input=held, block_t=block_t, itemsize=2, shared_bytes=shared_bytes
+        )  # fmt: skip
+        turn = tile.block_n * tile.block_k * held + block_t * tile.block_k * 2
+        assert tile.buffers * turn <= shared_bytes, (n, k, tile)

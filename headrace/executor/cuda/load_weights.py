@@ -3,9 +3,9 @@
 Owns nothing: what is made belongs to the caller. Called by `executor.cuda.executor`, and for sizes by `memory`.
 A file's bytes go to the device as they are, through two pinned buffers, and are decoded and packed there: the host only
 copies. Invariant: beside the result at most one slab exists in fp32, however large the matrix.
-What stays exactly what the file says: BF16; Q4_0 and Q4_1 (int4, groups of 32); Q5_0 and Q8_0 (int8, groups of 32).
-Q4_K too (int4), but for its scales, which are rounded to fp16. Other block formats are decoded and rounded again to
-the form that `quant.policy` names.
+What stays what the file says: BF16; Q4_0, Q4_1 and Q4_K (int4, groups of 32); Q5_0 and Q8_0 (int8, groups of 32); but
+scales keep eight bits beside bf16 activations, eleven beside others. Other block formats are decoded and rounded again
+to the form that `quant.policy` names.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Letters: T tokens, K inputs, N outputs, F = N / 2 for gated layers: gate rows fi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,16 +20,16 @@ import triton
 
 from headrace.ops.cuda.decode import KINDS
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue
-from headrace.ops.cuda.launching import attempt, early, start
+from headrace.ops.cuda.launching import INTERPRETED, attempt, early, start
 from headrace.ops.cuda.linear_kernel import linear_kernel
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following
-from headrace.ops.cuda.tiling import MOST_TOKENS, Tiling, bucket, tiling
+from headrace.ops.cuda.tiling import MOST_TOKENS, SHARED_BYTES, Tiling, bucket, tiling
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
 SKINNY_TOKENS = MOST_TOKENS  # up to here reading the weight is what costs, beyond it the multiplying
 
-_NUM_COUNTERS = 1 << 16
+_NUM_COUNTERS = 1 << 18  # tiles that one launch can count
 _counters: dict[torch.device, torch.Tensor] = {}
 
 
@@ -126,14 +127,26 @@ def _launcher(
 
 
 def _tile(x: torch.Tensor, weight: Weight, *, is_invariant: bool) -> Tiling:
-    return tile_of(weight, MOST_TOKENS if is_invariant else bucket(len(x)), x.element_size())
+    block_t = MOST_TOKENS if is_invariant else bucket(len(x))
+    return tile_of(weight, block_t, x.element_size(), _shared_bytes(x.device))
 
 
-def tile_of(weight: Weight, block_t: int, itemsize: int) -> Tiling:
+def tile_of(weight: Weight, block_t: int, itemsize: int, shared_bytes: int = SHARED_BYTES) -> Tiling:
     """Return how a weight is cut for tiles of so many tokens."""
     n, k, chunk = weight.n, weight.k, CHUNK_INPUTS.get(weight.form, 1)
     held = weight.num_bytes / (n * k)
-    return tiling(n=n, k=k, chunk=chunk, bytes_per_input=held, block_t=block_t, itemsize=itemsize)
+    return tiling(
+        n=n, k=k, chunk=chunk, bytes_per_input=held, block_t=block_t, itemsize=itemsize, shared_bytes=shared_bytes
+    )  # fmt: skip
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Return the shared memory that one program can have on a device."""
+    if INTERPRETED:
+        return SHARED_BYTES
+    facts = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return min(int(facts["max_shared_mem"]), SHARED_BYTES)
 
 
 def _counters_of(device: torch.device) -> torch.Tensor:

@@ -235,7 +235,8 @@ def linear_kernel(
             tl.debug_barrier()  # … and has seen what the others wrote before any thread reads it
             tl.store(counters + place, 0)
             acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-            for i in tl.static_range(NUM_PARTS):
+            # All reads of small tiles are under way at once; large ones have no registers for that.
+            for i in tl.range(0, NUM_PARTS, loop_unroll_factor=NUM_PARTS if BLOCK_T <= 16 else 2):
                 acc += tl.load(sums + i * step + spots, mask=is_token[None, :], other=0.0, cache_modifier=".cg")
             _finish(
                 acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens,

@@ -18,7 +18,7 @@ NUM_MULTIPROCESSORS = 132
 MOST_TOKENS = 64  # of one program
 _MOST_PARTS = 16
 _MOST_RESIDENT = 4  # programs of four warps on a multiprocessor
-_SHARED_BYTES = 220 << 10  # of a multiprocessor's 227 KB
+SHARED_BYTES = 227 << 10  # that one program can have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +47,31 @@ def bucket(num_tokens: int) -> int:
     return next((size for size in (8, 16, 32) if num_tokens <= size), MOST_TOKENS)
 
 
-def tiling(*, n: int, k: int, chunk: int, bytes_per_input: float, block_t: int, itemsize: int) -> Tiling:
+def tiling(
+    *,
+    n: int,
+    k: int,
+    chunk: int,
+    bytes_per_input: float,
+    block_t: int,
+    itemsize: int,
+    shared_bytes: int = SHARED_BYTES,
+) -> Tiling:
     """Return how [n, k] is cut for tiles of `block_t` tokens of `itemsize` bytes a number.
 
     chunk            inputs that lie together in packed weights; 1: rows of numbers
     bytes_per_input  of the weight, scales included
+    shared_bytes     that a program can have on the device: less than an H200's means fewer turns under way
     """
     is_long, is_packed = block_t > 32, chunk > 1
     # A program of many tokens is large and alone on its multiprocessor; of few, some hide each other's delays.
     wanted, most_resident = (1 if is_long else 2 if bytes_per_input > 1.5 else 3), _MOST_RESIDENT
     block_n = 128 if is_packed or block_t > 16 else 64
-    block_k = 64 if bytes_per_input > 1.5 and block_n == 128 else 128
+    if is_long:
+        most_resident = 2
+        if bytes_per_input < 1.5 and max(n, k) >= 8192 and shared_bytes >= 128 << 10:
+            block_n, most_resident = 256, 1  # tokens are read half as often: they weigh more than such weights
+    block_k = 64 if bytes_per_input > 1.5 and block_n > 64 else 128
     if itemsize > 2:
         block_k = max(chunk, 32)
     elif chunk == 128 and block_t == 8:
@@ -72,7 +86,7 @@ def tiling(*, n: int, k: int, chunk: int, bytes_per_input: float, block_t: int, 
     parts = -(-turns // num_turns)
     turn_bytes = int(block_n * block_k * max(bytes_per_input, 0.5)) + block_t * block_k * itemsize
     resident = min(-(-tiles * parts // NUM_MULTIPROCESSORS), most_resident)
-    buffers = min(max(_SHARED_BYTES // resident // turn_bytes, 2), 6 if is_long else 4)
+    buffers = min(max((shared_bytes // resident - 1024) // turn_bytes, 2), 6 if is_long else 4)
     return Tiling(
         block_n=block_n, block_t=block_t, block_k=block_k, num_turns=num_turns, num_parts=parts, buffers=buffers,
         num_warps=8 if is_long else 4 if block_n == 128 or not is_packed else 2,
