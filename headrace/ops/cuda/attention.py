@@ -24,7 +24,7 @@ import triton
 
 from headrace.ops.cuda.attention_kernel import MOST_PARTS, add_parts, attend
 from headrace.ops.cuda.attention_plain import attend_plainly
-from headrace.ops.cuda.launching import attempt, early
+from headrace.ops.cuda.launching import attempt, early, start
 
 LEAST_PART = 128  # positions: shorter parts cost more to add up than to read
 HEAD_SIZES = (64, 80, 96, 128, 256)  # that kernels are tuned and compiled for ahead; others up to 256 run as well
@@ -155,7 +155,8 @@ def _launch(
         "LEAST": LEAST_PART, "TILE": tiles.size, "BLOCK_N": shape.block_n, "BLOCK_D": block_d, "PADDED": padded,
         **early(),
     }  # fmt: skip
-    attend[(len(tiles.rows), kv_heads, parts)](
+    start(
+        attend, (len(tiles.rows), kv_heads, parts),
         q, q if reach is None else reach.turned, out, cache, out if scales is None else scales, tables,
         tiles.rows, tiles.first, tiles.count, positions, windows, num_sinks, sinks, partial, stats, counters,
         scoring.scale, scoring.softcap or 1.0, window, parts, tables.stride(0), *cache.stride()[:3], *of_scales,
@@ -164,7 +165,8 @@ def _launch(
         num_warps=8 if block_m >= 128 else 4, num_stages=shape.num_stages, maxnreg=shape.max_registers,
     )  # fmt: skip
     if parts > 1 and not is_merged:
-        add_parts[(len(tiles.rows), kv_heads)](
+        start(
+            add_parts, (len(tiles.rows), kv_heads),
             out, tiles.first, tiles.count, positions, windows, num_sinks, sinks, partial, stats, window, parts,
             **narrow, **shared, num_warps=4,
         )  # fmt: skip

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from headrace.ops.cuda.attention import TokenReach
 from headrace.ops.cuda.hadamard import quantize, quantize_plainly, span_of, transform, transform_plainly
-from headrace.ops.cuda.launching import attempt, early, take_turn
+from headrace.ops.cuda.launching import attempt, early, start, take_turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,8 @@ def _launch(
     windows, num_sinks, turned = (positions, positions, q_out) if reach is None else (
         reach.windows, reach.num_sinks, reach.turned,
     )  # fmt: skip
-    _qk_write[(len(qkv), triton.cdiv(q_heads + 2 * kv_heads, heads))](
+    start(
+        _qk_write, (len(qkv), triton.cdiv(q_heads + 2 * kv_heads, heads)),
         qkv, q_out, turned, cache, qkv if scales is None else scales, slots, positions, windows, num_sinks,
         qkv if inv_freq is None else inv_freq,
         qkv if q_norm is None else q_norm,

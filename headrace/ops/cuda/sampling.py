@@ -28,7 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.launching import attempt, early
+from headrace.ops.cuda.launching import attempt, early, start
 from headrace.ops.cuda.sampling_draw import TILE, draw, gather
 from headrace.ops.cuda.sampling_scan import BINS, DRAW, LOOK, LOOK_AND_DRAW, MOST_TOP, NUM_PLANS, NUM_STATS, scan
 
@@ -164,7 +164,8 @@ def _draw_all(
     shape = {"FLOATS": NUM_FLOATS, "SEGMENT": segment, "SEGMENTS": padded, "num_warps": max(segment // 512, 1)}
 
     def scan_for(stage: int, *, lists: bool) -> None:
-        scan[(num_segments, rows)](
+        start(
+            scan, (num_segments, rows),
             logits, lines.floats, lines.ints, stats, bins, plans, best, best_ids, counters, out, vocab, width,
             num_top or 0, stage, INTS=NUM_INTS, LISTS=lists, **shape, **early(),
         )  # fmt: skip
@@ -174,10 +175,23 @@ def _draw_all(
         tiles = torch.empty((rows, room // TILE), dtype=torch.int32, device=device)
         ids, keys = torch.empty((2, rows, room), dtype=torch.int32, device=device).unbind()
         weights = torch.empty((rows, room), dtype=torch.float64, device=device)
-        gather[(num_segments, rows)](
-            logits, lines.floats, stats, plans, ids, keys, weights, vocab, room, **shape, **early()
+        start(
+            gather,
+            (num_segments, rows),
+            logits,
+            lines.floats,
+            stats,
+            plans,
+            ids,
+            keys,
+            weights,
+            vocab,
+            room,
+            **shape,
+            **early(),
         )
-        draw[(rows,)](
+        start(
+            draw, (rows,),
             lines.floats, lines.ints, stats, plans, tiles, ids, keys, weights, out, vocab, room, width,
             **{**shape, "num_warps": _DRAW_WARPS}, INTS=NUM_INTS, **early(),
         )  # fmt: skip
@@ -193,7 +207,7 @@ def _draw_all(
             if not is_greedy:
                 choose()
     if num_top is not None:
-        _pick_logprob[(rows,)](logits, out, lines.ints, vocab, width, INTS=NUM_INTS, num_warps=1)
+        start(_pick_logprob, (rows,), logits, out, lines.ints, vocab, width, INTS=NUM_INTS, num_warps=1)
     return out
 
 
@@ -204,7 +218,8 @@ def _adjusted(logits: torch.Tensor, lines: Lines, adjustments: Adjustments) -> I
     before = logits[places]
     entries = len(adjustments.ids)
     try:
-        _adjust[(triton.cdiv(entries, 128),)](
+        start(
+            _adjust, (triton.cdiv(entries, 128),),
             logits, adjustments.lines, adjustments.ids, adjustments.seen, adjustments.counts, adjustments.biases,
             lines.floats, entries, logits.shape[1],
             NUM=NUM_FLOATS, REP=REPETITION, FREQ=FREQUENCY, PRES=PRESENCE, BLOCK=128,
