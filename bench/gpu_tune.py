@@ -99,7 +99,7 @@ def run(cut: Tiling, x: torch.Tensor, weight: Weight) -> torch.Tensor:
 def cut_as(cut: Tiling) -> Iterator[None]:
     """Have products cut like that and not by the rule."""
     rule = products.tile_of
-    products.tile_of = lambda weight, block_t, itemsize: cut
+    products.tile_of = lambda *given: cut
     try:
         yield
     finally:
