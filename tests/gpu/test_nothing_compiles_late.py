@@ -32,12 +32,7 @@ compiled_by = set()
 triton.knobs.compilation.listener = lambda **facts: compiled_by.add(threading.current_thread().name.split("_")[0])
 torch.empty = torch.zeros  # what no kernel writes must still be numbers
 path = write_checkpoint(Path(sys.argv[1]) / "llama", "llama", num_hidden_layers=1)
-with open_checkpoint(path) as checkpoint:
-    executor = CudaExecutor(
-        build_program(checkpoint.config), checkpoint, num_blocks=200, block_size=16,
-        options=DeviceOptions(device="cpu", max_rows=40, max_step_tokens=100, is_warmed=True, kv_dtype="int8"),
-    )
-warm, late = len(driver.found), {}
+warm, late = [], {}
 greedy = SamplingParams(temperature=0.0)
 
 def rich(n):
@@ -49,21 +44,33 @@ def row(i, length, params, **more):
     return Row(SeqId(i), 0, (1,) * length, blocks, params, history=history, prompt_len=1, **more)
 
 steps = {f"{n} rows": [row(i, 1, greedy) for i in range(n)] for n in (1, 2, 3, 7, 16, 17, 31, 32, 33, 39, 40)}
-steps |= {f"{n} tokens": [row(0, n, greedy)] for n in (2, 4, 6, 15, 16, 18, 31, 32, 47, 63, 64, 66, 80, 96, 99, 100)}
+steps |= {f"{n} tokens": [row(0, n, greedy)] for n in (2, 4, 6, 9, 15, 16, 18, 31, 32, 47, 63, 64, 66, 80, 96, 99, 100)}
 steps |= {f"{n} alternatives": [row(i, 1, rich(n)) for i in range(1 + n % 3)] for n in (1, 2, 6, 8, 16, 20)}
 prompt = row(0, 50, greedy)
 steps |= {f"{n} rows and a prompt": [prompt, *[row(i, 1, greedy) for i in range(1, n)]] for n in (2, 17, 40)}
+steps |= {f"{n} rows of 4": [row(i, 4, greedy) for i in range(n)] for n in (2, 3, 25)}
 steps["scores"] = [row(0, 20, None, score=tuple((i, 1) for i in range(17)), num_score_top=3)]
 steps["only filling"] = [row(0, 33, None)]
 steps |= {
     f"{n} rows with windows": [row(i, length, greedy, reach=Reach(window=16, num_sinks=4)) for i in range(n)]
     for n, length in ((1, 1), (3, 20), (40, 1))
 }
-for step_id, (name, rows) in enumerate(steps.items()):
-    before = len(driver.found)
-    executor.launch(Step(step_id, tuple(rows)))
-    if len(driver.found) > before:
-        late[name] = [found["kernel"] for found in driver.found[before:]]
+for max_rows in (3, 40):  # few first: what many rows compile would hide what few leave out
+    with open_checkpoint(path) as checkpoint:
+        executor = CudaExecutor(
+            build_program(checkpoint.config), checkpoint, num_blocks=200, block_size=16,
+            options=DeviceOptions(
+                device="cpu", max_rows=max_rows, max_step_tokens=100, is_warmed=True, kv_dtype="int8"
+            ),
+        )
+    warm.append(len(driver.found))
+    for step_id, (name, rows) in enumerate(steps.items()):
+        if len(rows) > max_rows:
+            continue
+        before = len(driver.found)
+        executor.launch(Step(step_id, tuple(rows)))
+        if len(driver.found) > before:
+            late[f"{name}, {max_rows} at most"] = [found["kernel"] for found in driver.found[before:]]
 print(json.dumps({"warm": warm, "late": late, "failed": launching.failed_kernels(),
                   "by": sorted(compiled_by)}))
 """
@@ -79,6 +86,6 @@ def test_no_step_compiles_a_kernel_after_warming_up(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failed"] == []
-    assert found["warm"] > 10
+    assert min(found["warm"]) > 10
     assert found["late"] == {}
     assert found["by"] == ["kernel compiler"]  # several at a time, none by the thread that launches
