@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import triton
 
 from headrace.ops.cuda.attention_kernel import MOST_PARTS, add_parts, attend
 from headrace.ops.cuda.attention_plain import attend_plainly
 from headrace.ops.cuda.launching import attempt, early, start
+from headrace.ops.cuda.sizes import power_of_2
 
 LEAST_PART = 128  # positions: shorter parts cost more to add up than to read
 HEAD_SIZES = (64, 80, 96, 128, 256)  # that kernels are tuned and compiled for ahead; others up to 256 run as well
@@ -119,7 +119,7 @@ def attention(
 def tile_size(group: int, head_dim: int) -> int:
     """Return the tokens of a prefill tile: with their query heads they fill the matrix units."""
     wanted = 64 if head_dim > 128 else 128
-    return max(wanted // int(triton.next_power_of_2(group)), 1)
+    return max(wanted // power_of_2(group), 1)
 
 
 def _launch(
@@ -137,8 +137,8 @@ def _launch(
 ) -> None:
     _, _, kv_heads, block_size, d = cache.shape
     q_heads = q.shape[1] // d
-    padded = int(triton.next_power_of_2(q_heads // kv_heads))
-    block_m, block_d = max(padded * tiles.size, 16), max(triton.next_power_of_2(d), 16)
+    padded = power_of_2(q_heads // kv_heads)
+    block_m, block_d = max(padded * tiles.size, 16), max(power_of_2(d), 16)
     shape = _shape(block_m, block_d, q.element_size(), cache.element_size(), has_reach=reach is not None)
     parts, window = tiles.num_parts, scoring.window or 0
     partial = stats = counters = out

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.launching import INTERPRETED, attempt, early, pieces, start, take_turn
+from headrace.ops.cuda.sizes import power_of_2
 
 LARGEST = 448.0
 MOST_NUMBERS = 16384  # of a token, for a program to hold in registers
@@ -101,7 +102,7 @@ def round_tokens(x: torch.Tensor) -> Rounded:
     )
 
     def launch() -> None:
-        block = triton.next_power_of_2(k)
+        block = power_of_2(k)
         start(_round_tokens, (tokens,), x, *into, k, BLOCK=block, **early(), num_warps=warps_for(block))
 
     if k > 2 * MOST_NUMBERS or not attempt("round_tokens", x, launch):

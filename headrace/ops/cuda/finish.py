@@ -14,6 +14,7 @@ import triton.language as tl
 from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, round_plain, store_token, warps_for
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue, activate, activated
 from headrace.ops.cuda.launching import attempt, early, pieces, start, take_turn
+from headrace.ops.cuda.sizes import cdiv, power_of_2
 
 _BLOCK = 1024
 _REGISTERS = 64  # of a thread: two programs of 16 warps then share a multiprocessor, and one loads while one computes
@@ -60,10 +61,10 @@ def finish(product: torch.Tensor, out: torch.Tensor | Rounded, bias: torch.Tenso
     def launch() -> None:
         block, shape = _BLOCK, {"num_warps": 4}
         if scales is not None:
-            block = triton.next_power_of_2(width)
+            block = power_of_2(width)
             shape = {"num_warps": warps_for(block), "maxnreg": _REGISTERS}
         start(
-            _finish_product, (len(dst), triton.cdiv(width, block)),
+            _finish_product, (len(dst), cdiv(width, block)),
             product, product if bias is None else bias, dst, dst if scales is None else scales, width,
             epilogue.scale, epilogue.softcap or 1.0,
             EPILOGUE=EPILOGUES[epilogue.kind], ACTIVATION=ACTIVATIONS[epilogue.activation],

@@ -24,6 +24,7 @@ from headrace.ops.cuda.launching import INTERPRETED, attempt, early, start
 from headrace.ops.cuda.linear_kernel import linear_kernel
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following
+from headrace.ops.cuda.sizes import cdiv
 from headrace.ops.cuda.tiling import MOST_TOKENS, SHARED_BYTES, Tiling, bucket, tiling
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
@@ -63,7 +64,7 @@ def linear(
     if is_skinny(len(x), is_invariant=is_invariant):
         left = None
         if following is not None:
-            tiles = triton.cdiv(weight.n, _tile(x, weight, is_invariant=is_invariant).block_n)
+            tiles = cdiv(weight.n, _tile(x, weight, is_invariant=is_invariant).block_n)
             left = Squares(torch.empty((tiles, len(x)), dtype=torch.float32, device=x.device), following.eps)
         launch = _launcher(x, weight, out, bias, epilogue, squares, following, left, is_invariant=is_invariant)
         if attempt(name, x, launch):
@@ -99,7 +100,7 @@ def _launcher(
         tile = _tile(x, weight, is_invariant=is_invariant)
         n, k, tokens = weight.n, weight.k, len(x)
         width = n // 2 if is_gated else n
-        places = triton.cdiv(width, tile.block_n // 2 if is_gated else tile.block_n), triton.cdiv(tokens, tile.block_t)
+        places = cdiv(width, tile.block_n // 2 if is_gated else tile.block_n), cdiv(tokens, tile.block_t)
         scales, kind = weight.scale_words()
         partial, counters = out, out
         if tile.num_parts > 1:

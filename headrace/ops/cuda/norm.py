@@ -15,6 +15,7 @@ import triton.language as tl
 
 from headrace.ops.cuda.e4m3 import Rounded, round_plain, store_token, warps_for
 from headrace.ops.cuda.launching import attempt, early, pieces, start, take_turn
+from headrace.ops.cuda.sizes import power_of_2
 
 
 class Following(NamedTuple):
@@ -107,7 +108,7 @@ def _launch(
     following: Following | None = None,
 ) -> None:
     tokens, n = src.shape
-    block = triton.next_power_of_2(n)
+    block = power_of_2(n)
     out, scales = dst if isinstance(dst, Rounded) else (dst, None)
     tensors = (weight, bias, total, None if following is None else following.weight, out, scales)
     start(

@@ -18,6 +18,7 @@ import triton.language as tl
 from headrace.ops.cuda.attention import TokenReach
 from headrace.ops.cuda.hadamard import quantize, quantize_plainly, span_of, transform, transform_plainly
 from headrace.ops.cuda.launching import attempt, early, start, take_turn
+from headrace.ops.cuda.sizes import cdiv, power_of_2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,15 +159,15 @@ def _launch(
     _, _, kv_heads, block_size, d = cache.shape
     q_heads = q_out.shape[1] // d
     inv_freq, q_norm, k_norm = rotation.inv_freq, rotation.q_norm, rotation.k_norm
-    block = max(int(triton.next_power_of_2(d)), 16)
-    heads = min(int(triton.next_power_of_2(q_heads + 2 * kv_heads)), 16)
+    block = max(power_of_2(d), 16)
+    heads = min(power_of_2(q_heads + 2 * kv_heads), 16)
     if scales is not None:
         heads = max(heads, 256 // block)  # the matrix units want 16 rows of 16
     windows, num_sinks, turned = (positions, positions, q_out) if reach is None else (
         reach.windows, reach.num_sinks, reach.turned,
     )  # fmt: skip
     start(
-        _qk_write, (len(qkv), triton.cdiv(q_heads + 2 * kv_heads, heads)),
+        _qk_write, (len(qkv), cdiv(q_heads + 2 * kv_heads, heads)),
         qkv, q_out, turned, cache, qkv if scales is None else scales, slots, positions, windows, num_sinks,
         qkv if inv_freq is None else inv_freq,
         qkv if q_norm is None else q_norm,

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from headrace.ops.cuda.decode import KINDS, low_half, nibble, signed
 from headrace.ops.cuda.launching import attempt, early, start, take_turn
+from headrace.ops.cuda.sizes import cdiv
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
 _BLOCK_K = 1024
@@ -89,7 +90,7 @@ def _launch(
     block_k = 256 if is_chunked and index is None else _BLOCK_K
     scales, kind = weight.scale_words()
     start(
-        _decode_rows, (triton.cdiv(len(out), block_r), triton.cdiv(weight.k, block_k)),
+        _decode_rows, (cdiv(len(out), block_r), cdiv(weight.k, block_k)),
         weight.values, scales, weight.values if index is None else index, out, first, len(out), weight.n, weight.k,
         len(weight.values), factor,
         FORM=FORM_NUMBERS[weight.form], GROUP=weight.group, SCALE_KIND=KINDS[kind], INDEXED=index is not None,

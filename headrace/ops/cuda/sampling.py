@@ -31,6 +31,7 @@ import triton.language as tl
 from headrace.ops.cuda.launching import attempt, early, start
 from headrace.ops.cuda.sampling_draw import TILE, draw, gather
 from headrace.ops.cuda.sampling_scan import BINS, DRAW, LOOK, LOOK_AND_DRAW, MOST_TOP, NUM_PLANS, NUM_STATS, scan
+from headrace.ops.cuda.sizes import cdiv, power_of_2
 
 SAMPLED, NOT_FINITE, NOTHING_LEFT = 0, 1, 2
 
@@ -136,7 +137,7 @@ def try_draw(
 
 def segment_length(vocab: int) -> int:
     """Return the logits that one program reads: a 32nd of a row, as long as a program has enough to do."""
-    return min(max(int(triton.next_power_of_2(vocab)) // 32, _LEAST_SEGMENT), _MOST_SEGMENT)
+    return min(max(power_of_2(vocab) // 32, _LEAST_SEGMENT), _MOST_SEGMENT)
 
 
 def _draw_all(
@@ -151,8 +152,8 @@ def _draw_all(
     width = 4 + 2 * (num_top or 0)
     device = logits.device
     segment = segment_length(vocab)
-    num_segments = triton.cdiv(vocab, segment)
-    padded = int(triton.next_power_of_2(num_segments))
+    num_segments = cdiv(vocab, segment)
+    padded = power_of_2(num_segments)
     out = torch.empty((rows, width), dtype=torch.float64, device=device) if out is None else out
     stats = torch.empty((rows, padded, NUM_STATS), dtype=torch.float64, device=device)
     plans = torch.empty((rows, NUM_PLANS), dtype=torch.float64, device=device)
@@ -219,7 +220,7 @@ def _adjusted(logits: torch.Tensor, lines: Lines, adjustments: Adjustments) -> I
     entries = len(adjustments.ids)
     try:
         start(
-            _adjust, (triton.cdiv(entries, 128),),
+            _adjust, (cdiv(entries, 128),),
             logits, adjustments.lines, adjustments.ids, adjustments.seen, adjustments.counts, adjustments.biases,
             lines.floats, entries, logits.shape[1],
             NUM=NUM_FLOATS, REP=REPETITION, FREQ=FREQUENCY, PRES=PRESENCE, BLOCK=128,

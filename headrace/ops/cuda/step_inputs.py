@@ -13,6 +13,7 @@ import triton.language as tl
 
 from headrace.ops.cuda.launching import attempt, early, start, take_turn
 from headrace.ops.cuda.sampling import OUT_TOKEN
+from headrace.ops.cuda.sizes import cdiv
 
 _LANES = 128
 
@@ -34,7 +35,7 @@ def begin_step(
     """
     width = drawn.stride(0)
     num_tokens, num_changes = len(tokens), changes.shape[1]
-    grid = (triton.cdiv(max(num_tokens, num_changes), _LANES),)
+    grid = (cdiv(max(num_tokens, num_changes), _LANES),)
     if attempt(
         "step inputs",
         tokens,
