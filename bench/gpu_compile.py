@@ -281,6 +281,9 @@ def main() -> int:
     triton.runtime.driver.set_active(driver)
     launching.compile_only()
     rows: list[dict[str, object]] = []
+    with launching.compiling_ahead(os.cpu_count() or 1):  # several at a time
+        for _, call in chosen(args.arch, is_quick=args.quick):
+            call()  # type: ignore[operator]
     for name, call in chosen(args.arch, is_quick=args.quick):
         driver.found.clear()
         call()  # type: ignore[operator]
