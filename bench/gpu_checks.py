@@ -38,7 +38,7 @@ _SANITIZER_MINUTES = 6
 def checks(report: Report) -> None:
     """Compare with the specification, and replay with the same steps op by op."""
     with tempfile.TemporaryDirectory() as folder:
-        families = FAMILIES[:2] if report.is_tiny else FAMILIES
+        families = FAMILIES[:1] if report.is_tiny else FAMILIES
         for family in families:
             path = write_checkpoint(Path(folder) / family, family)
             with report.row(f"tokens of {family}, fp32"):

@@ -29,7 +29,8 @@ def test_a_part_runs_on_small_shapes(tmp_path: Path, part: str) -> None:
     assert run["rows"]
     for row in run["rows"]:
         assert "failed" not in row, row
-        assert row.get("error", 0.0) < 0.02
+        # A number at the border between two of e4m3 may go either way: some 6 % of one in hundreds.
+        assert row.get("error", 0.0) < (0.05 if "e4m3" in row["what"] else 0.02)
         assert row.get("right", True)
 
 
