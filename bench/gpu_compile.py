@@ -269,6 +269,8 @@ def chosen(arch: int, *, is_quick: bool) -> Iterator[tuple[str, object]]:
             yield name, call
     if arch >= 90:
         yield from early_cases(is_quick=is_quick)
+    elif is_quick:  # the heads that want most of the little shared memory there
+        yield from attention_cases(256, 32, 8, torch.bfloat16, is_quick=True)
 
 
 def main() -> int:

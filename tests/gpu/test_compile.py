@@ -16,8 +16,8 @@ EARLY_ACCESS = re.compile(
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_every_kernel_compiles_for_the_oldest_gpu_that_is_served(tmp_path: Path) -> None:
-    done = compiled(tmp_path, 80)
+def test_every_kernel_compiles_for_gpus_of_old_instructions_and_little_shared_memory(tmp_path: Path) -> None:
+    done = compiled(tmp_path, 86)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed: none" in done.stdout
     assert done.stdout.count(" registers ") > 30

@@ -185,6 +185,8 @@ class _Shape(NamedTuple):
 def _shape(block_m: int, block_d: int, size: int, cache_size: int, *, has_reach: bool) -> _Shape:
     """Choose by count: three programs of one token on a multiprocessor, and each has 32 to 64 KB under way."""
     block_n = 32 if block_d > 128 or size > 2 else 64
+    if has_reach and block_d > 128:
+        return _Shape(block_n, 1, 1, None)  # two loops' buffers: more than GPUs of compute capability 8.9 have
     if block_m > 16 or block_d > 128:
         return _Shape(block_n, 1, 2 if block_m >= 64 else 3, None)
     turn = 2 * block_n * block_d * cache_size
