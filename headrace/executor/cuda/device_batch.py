@@ -20,7 +20,7 @@ from headrace.executor.cuda.block_tables import BlockTables
 
 Ints = NDArray[np.int32]
 
-_FEW_TOKENS = 4  # rows up to here are cut token by token
+FEW_TOKENS = 4  # rows up to here are cut token by token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def pack_step(step: Step, lines: Ints, tables: BlockTables, shape: BatchShape, *
     reach = None
     if has_reach:
         reach = np.repeat(_reaches(rows, shape), lengths, axis=1)
-    is_short = lengths <= _FEW_TOKENS if shape.sizes else np.ones(len(rows), bool)
+    is_short = lengths <= FEW_TOKENS if shape.sizes else np.ones(len(rows), bool)
     return HostBatch(
         tokens=tokens,
         positions=positions,

@@ -44,6 +44,7 @@ from headrace.executor.cuda.warm_up import warm_rows
 from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
+from headrace.ops.cuda.counters import counting_with, new_counters
 from headrace.ops.cuda.launching import compiling_ahead, launch_early
 from headrace.ops.cuda.sampling import Lines, try_draw
 from headrace.ops.cuda.step_inputs import begin_step
@@ -118,6 +119,7 @@ class CudaExecutor:
         self._options, self._host = options, host
         launch_early(is_early=options.launches_early and self._is_gpu)
         self._queues = open_queues(self._device)
+        self._counters = new_counters(self._device)  # its own: another model may be warmed up beside it
         self._graphs = Graphs(self._device, buckets(options.max_rows), is_recording=options.records_graphs)
         with named_failures(
             f"the weights, a KV pool of {num_blocks:,} blocks of {block_size} tokens, and steps of up to "
@@ -199,12 +201,13 @@ class CudaExecutor:
                 self._graphs.sizes, max_tokens=longest, padded_block=self._num_blocks, block_size=self._block_size
             )
         )
-        with compiling_ahead(len(os.sched_getaffinity(0))) as is_compiling:
-            for rows, bucket in steps if is_compiling else ():
-                self._launch(model, Step(0, rows, is_dry_run=True), bucket)
-        for done, (rows, bucket) in enumerate(steps):
-            self._launch(model, Step(0, rows, is_dry_run=True), bucket).result()
-            advance(_WEIGHTS_SHARE + (1.0 - _WEIGHTS_SHARE) * (done + 1) / len(steps))
+        with counting_with(self._counters):
+            with compiling_ahead(len(os.sched_getaffinity(0))) as is_compiling:
+                for rows, bucket in steps if is_compiling else ():
+                    self._launch(model, Step(0, rows, is_dry_run=True), bucket)
+            for done, (rows, bucket) in enumerate(steps):
+                self._launch(model, Step(0, rows, is_dry_run=True), bucket).result()
+                advance(_WEIGHTS_SHARE + (1.0 - _WEIGHTS_SHARE) * (done + 1) / len(steps))
         _log.info(
             "warmed up in %.1f s: %d graphs for batches of up to %d rows",
             time.perf_counter() - began, self._graphs.num_recorded, self._graphs.sizes[-1],
@@ -232,7 +235,7 @@ class CudaExecutor:
         Rows that are ahead get their tokens there, from the step that was launched before.
         """
         model = self._alive()
-        with named_failures(lambda: _named(step), _TOO_LONG):
+        with named_failures(lambda: _named(step), _TOO_LONG), counting_with(self._counters):
             return self._launch(model, step, self._graphs.bucket_of(step))
 
     def _launch(self, model: DeviceModel, step: Step, bucket: int | None) -> Pending[StepResult]:
@@ -287,8 +290,9 @@ class CudaExecutor:
         self._check_length(batch)
         device_batch, sent = self._sent(batch, None, [changes])
         self._tables.apply(sent[0])
-        hidden = model.run(device_batch)
-        parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(_SCORE_ROWS)]
+        with counting_with(self._counters):
+            hidden = model.run(device_batch)
+            parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(_SCORE_ROWS)]
         found: Floats = torch.cat(parts).numpy()
         return found
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Row
+from headrace.executor.cuda.device_batch import FEW_TOKENS
 
 _GREEDY = SamplingParams(temperature=0.0)
 _SAMPLED = SamplingParams(temperature=1.0, seed=1)
 _RICH = SamplingParams(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.1, logprobs=2, seed=1)
 _LENGTHS = (1, 5, 9, 17, 33, 65)  # the least of each tile shape
-_FEW_TOKENS = 4  # of a row that is cut token by token
 _NARROW = Reach(window=1, num_sinks=1)
 _NOBODY = -1  # no sequence of an engine has this id
 
@@ -35,10 +35,10 @@ def warm_rows(
         if length <= _LENGTHS[-1]:  # as many lines of logits
             score = tuple((i, 0) for i in range(length))
             yield (Row(SeqId(_NOBODY), 0, (0,) * length, blocks, None, score=score, num_score_top=1),), None
-    few = min(max(buckets), max_tokens // _FEW_TOKENS)
+    few = min(max(buckets), max_tokens // FEW_TOKENS)
     if few:
-        blocks = (padded_block,) * -(-_FEW_TOKENS // block_size)
-        yield (Row(SeqId(_NOBODY), 0, (0,) * _FEW_TOKENS, blocks, _GREEDY),) * few, None
+        blocks = (padded_block,) * -(-FEW_TOKENS // block_size)
+        yield (Row(SeqId(_NOBODY), 0, (0,) * FEW_TOKENS, blocks, _GREEDY),) * few, None
     for count, length in ((1, 1), (1, min(8, max_tokens)), (min(max(buckets), max_tokens), 1)):
         blocks = (padded_block,) * -(-length // block_size)
         row = Row(SeqId(_NOBODY), 0, (0,) * length, blocks, _GREEDY, reach=_NARROW)

@@ -1,6 +1,6 @@
 """Attention of packed tokens over a paged cache: a split along the sequence, and its sums in a fixed order.
 
-Owns the counters of parts that have arrived, one array per device, zero between launches. Called by `executor.cuda`.
+Owns nothing: parts that have arrived are counted in `counters`. Called by `executor.cuda`.
 The specification is `ops.reference.attention`; the kernels are in `attention_kernel`.
 A program takes one kv head of one tile of tokens of one row, and one part of the positions these see; all query heads
 of the group share what it reads. The program that ends last adds the parts up.
@@ -23,14 +23,12 @@ import torch
 
 from headrace.ops.cuda.attention_kernel import MOST_PARTS, add_parts, attend
 from headrace.ops.cuda.attention_plain import attend_plainly
+from headrace.ops.cuda.counters import NUM_COUNTERS, counters_of
 from headrace.ops.cuda.launching import attempt, early, start
 from headrace.ops.cuda.sizes import power_of_2
 
 LEAST_PART = 128  # positions: shorter parts cost more to add up than to read
 HEAD_SIZES = (64, 80, 96, 128, 256)  # that kernels are tuned and compiled for ahead; others up to 256 run as well
-
-_NUM_COUNTERS = 1 << 16  # tiles times kv heads that one launch can count
-_counters: dict[torch.device, torch.Tensor] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +102,7 @@ def attention(
     def launch(*, merged: bool) -> None:
         _launch(q, out, cache, scales, tables, tiles, positions, scoring, reach, is_merged=merged)
 
-    is_merged = is_merged and tiles.num_parts > 1 and len(tiles.rows) * cache.shape[2] <= _NUM_COUNTERS
+    is_merged = is_merged and tiles.num_parts > 1 and len(tiles.rows) * cache.shape[2] <= NUM_COUNTERS
     if is_merged and attempt("attention_merged", q, lambda: launch(merged=True)):
         return
     if not attempt("attention", q, lambda: launch(merged=False)):
@@ -145,7 +143,7 @@ def _launch(
     if parts > 1:
         partial = torch.empty((len(tiles.rows) * tiles.size, q_heads, parts, d), dtype=torch.float32, device=q.device)
         stats = torch.empty((len(tiles.rows) * tiles.size, q_heads, parts, 2), dtype=torch.float32, device=q.device)
-        counters = _counters_of(q.device) if is_merged else out
+        counters = counters_of(q.device) if is_merged else out
     sinks = positions if scoring.sinks is None else scoring.sinks
     windows, num_sinks = (positions, positions) if reach is None else (reach.windows, reach.num_sinks)
     of_scales = (0, 0, 0) if scales is None else scales.stride()[:3]
@@ -192,10 +190,3 @@ def _shape(block_m: int, block_d: int, size: int, cache_size: int, *, has_reach:
     turn = 2 * block_n * block_d * cache_size
     num_stages = 3 if turn >= 32 << 10 else 4 if turn >= 16 << 10 else 5
     return _Shape(block_n, 4, num_stages, 168 if block_d == 128 and cache_size == 1 and not has_reach else None)
-
-
-def _counters_of(device: torch.device) -> torch.Tensor:
-    """Return a device's counters. Made by the first launch, which is never one that a graph records."""
-    if device not in _counters:
-        _counters[device] = torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
-    return _counters[device]

@@ -1,6 +1,6 @@
 """Products of a few tokens with a weight in any form, decoded in registers; long batches go to `long_products`.
 
-Owns the counters of parts that have arrived, one array per device, zero between launches. Called by `executor.cuda`.
+Owns nothing: parts that have arrived are counted in `counters`. Called by `executor.cuda`.
 The specification is `ops.reference.linear` on the decoded weight; the kernel is in `linear_kernel`, how it is cut in
 `tiling`. Sums of parts are added up first to last by the program that ends last.
 Invariant: with `is_invariant` a token's result has the same bits in any batch: one tile shape for any number of tokens,
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from headrace.ops.cuda.counters import counters_of
 from headrace.ops.cuda.decode import KINDS
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue
 from headrace.ops.cuda.launching import INTERPRETED, attempt, early, start
@@ -29,9 +30,6 @@ from headrace.ops.cuda.tiling import MOST_TOKENS, SHARED_BYTES, Tiling, bucket, 
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
 
 SKINNY_TOKENS = MOST_TOKENS  # up to here reading the weight is what costs, beyond it the multiplying
-
-_NUM_COUNTERS = 1 << 18  # tiles that one launch can count
-_counters: dict[torch.device, torch.Tensor] = {}
 
 
 class Squares(NamedTuple):
@@ -106,7 +104,7 @@ def _launcher(
         if tile.num_parts > 1:
             size = math.prod(places) * tile.num_parts * tile.block_n * tile.block_t
             partial = torch.empty(size, dtype=torch.float32, device=x.device)
-            counters = _counters_of(x.device)
+            counters = counters_of(x.device)
         start(
             linear_kernel, (*places, tile.num_parts),
             x, weight.values, scales, x if bias is None else bias, out, partial, counters,
@@ -148,10 +146,3 @@ def _shared_bytes(device: torch.device) -> int:
         return SHARED_BYTES
     facts = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
     return min(int(facts["max_shared_mem"]), SHARED_BYTES)
-
-
-def _counters_of(device: torch.device) -> torch.Tensor:
-    """Return a device's counters. Made by the first launch, which is never one that a graph records."""
-    if device not in _counters:
-        _counters[device] = torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
-    return _counters[device]

@@ -1,7 +1,7 @@
 """Drawing tokens on the device, by the rules of `sampling.sampler`, with its counter-based random numbers.
 
-Owns the counters of segments that have been read, one array per device, zero between launches. Called by
-`executor.cuda`; the kernels are in `sampling_scan` and `sampling_draw`.
+Owns nothing: segments that have been read are counted in `counters`. Called by `executor.cuda`; the kernels are in
+`sampling_scan` and `sampling_draw`.
 A kept set of tokens is always a prefix of the ranking (value falling, id rising), and so is written as (key, ties): all
 values above `key`, and of those equal to it the first `ties` by id. No row is sorted.
 
@@ -28,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headrace.ops.cuda.counters import counters_of
 from headrace.ops.cuda.launching import attempt, early, start
 from headrace.ops.cuda.sampling_draw import TILE, draw, gather
 from headrace.ops.cuda.sampling_scan import BINS, DRAW, LOOK, LOOK_AND_DRAW, MOST_TOP, NUM_PLANS, NUM_STATS, scan
@@ -44,7 +45,6 @@ OUT_TOKEN, OUT_STATUS, OUT_PEAK, OUT_LOGPROB, OUT_TOP = range(5)
 _LEAST_SEGMENT, _MOST_SEGMENT = 256, 4096  # logits
 _DRAW_WARPS = 8
 _MOST_ROWS = (1 << 16) - 1  # as many as a grid has
-_counters: dict[torch.device, torch.Tensor] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def _draw_all(
     best = best_ids = bins
     if num_top is not None:
         best, best_ids = torch.empty((2, rows, padded, MOST_TOP), dtype=torch.int32, device=device).unbind()
-    counters = _counters_of(device)
+    counters = counters_of(device)
     shape = {"FLOATS": NUM_FLOATS, "SEGMENT": segment, "SEGMENTS": padded, "num_warps": max(segment // 512, 1)}
 
     def scan_for(stage: int, *, lists: bool) -> None:
@@ -228,10 +228,3 @@ def _adjusted(logits: torch.Tensor, lines: Lines, adjustments: Adjustments) -> I
         yield
     finally:
         logits.index_put_(places, before)
-
-
-def _counters_of(device: torch.device) -> torch.Tensor:
-    """Return a device's counters. Made by the first launch, which is never one that a graph records."""
-    if device not in _counters:
-        _counters[device] = torch.zeros(_MOST_ROWS, dtype=torch.int32, device=device)
-    return _counters[device]
