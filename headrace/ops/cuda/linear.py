@@ -19,7 +19,7 @@ import torch
 import triton
 
 from headrace.ops.cuda.counters import counters_of
-from headrace.ops.cuda.decode import KINDS
+from headrace.ops.cuda.dequantize import KINDS
 from headrace.ops.cuda.epilogue import ACTIVATIONS, EPILOGUES, Epilogue
 from headrace.ops.cuda.launching import INTERPRETED, attempt, early, start
 from headrace.ops.cuda.linear_kernel import linear_kernel

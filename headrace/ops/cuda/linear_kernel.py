@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.decode import nibbles, signed, signed_scaled
+from headrace.ops.cuda.dequantize import nibbles, signed, signed_scaled
 from headrace.ops.cuda.epilogue import activate
 from headrace.ops.cuda.launching import INTERPRETED, take_turn
 

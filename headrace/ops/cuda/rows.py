@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headrace.ops.cuda.decode import KINDS, low_half, nibble, signed
+from headrace.ops.cuda.dequantize import KINDS, low_half, nibble, signed
 from headrace.ops.cuda.launching import attempt, early, start, take_turn
 from headrace.ops.cuda.sizes import cdiv
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight

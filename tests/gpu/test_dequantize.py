@@ -1,4 +1,4 @@
-"""What the vector instructions of `decode` make of every stored byte, by the rules of PTX, in numpy.
+"""What the vector instructions of `dequantize` make of every stored byte, by the rules of PTX, in numpy.
 
 The interpreter runs no such instructions: it takes conversions that give the same numbers. Here each instruction of the
 text itself is carried out on registers of two bf16 numbers.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.ops.cuda import decode
+from headrace.ops.cuda import dequantize
 
 
 def halves(register: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def pairs_of(random: np.random.RandomState, count: int) -> np.ndarray:
 def test_four_bits_come_out_as_they_are_scaled_and_lifted() -> None:
     random = np.random.RandomState(0)
     scales, middles = ([pairs_of(random, len(PAIRS)) for _ in range(4)] for _ in range(2))
-    found = carried_out(decode._NIBBLES.value, 4, PAIRS, *scales, *middles)
+    found = carried_out(dequantize._NIBBLES.value, 4, PAIRS, *scales, *middles)
     for place in range(4):
         q = (np.stack((PAIRS >> (4 * place), PAIRS >> (16 + 4 * place)), -1) & 15).astype(np.float64) - 8
         wanted = joined(q * halves(scales[place]) + halves(middles[place]))
@@ -86,7 +86,7 @@ def test_four_bits_come_out_as_they_are_scaled_and_lifted() -> None:
 def test_every_signed_byte_is_exact(is_scaled: bool) -> None:
     random = np.random.RandomState(1)
     scales = [pairs_of(random, len(PAIRS)) for _ in range(2)] if is_scaled else []
-    text = decode._SIGNED_SCALED if is_scaled else decode._SIGNED
+    text = dequantize._SIGNED_SCALED if is_scaled else dequantize._SIGNED
     found = carried_out(text.value, 2, PAIRS, *scales)
     for place in range(2):
         raw = np.stack((PAIRS >> (8 * place), PAIRS >> (16 + 8 * place)), -1)
@@ -98,6 +98,6 @@ def test_every_signed_byte_is_exact(is_scaled: bool) -> None:
 
 
 def test_the_texts_hold_only_instructions_that_are_carried_out_here() -> None:
-    for text in (decode._NIBBLES, decode._SIGNED, decode._SIGNED_SCALED):
+    for text in (dequantize._NIBBLES, dequantize._SIGNED, dequantize._SIGNED_SCALED):
         ops = set(re.findall(r"^([a-z0-9.]+) ", text.value, re.MULTILINE)) - {".reg"}
         assert ops <= {*OPS, "lop3.b32"}

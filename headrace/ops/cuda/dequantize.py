@@ -5,7 +5,7 @@ For bf16 a number is made by placing bits: 0x4300 | q is 128 + q for q < 128, so
 8 bits the lower seven make 128 + b, the sign makes 128 or 256, and their difference is the number. Both are exact.
 The steps are vectors of two numbers, written in PTX, with fused multiply-adds alone: sums and products of two bf16 came
 with compute capability 9.0; for other kinds, and in the interpreter, the same numbers are made
-by conversions. What the vectors give is shown in numpy for every byte by `tests/gpu/test_decode.py`.
+by conversions. What the vectors give is shown in numpy for every byte by `tests/gpu/test_dequantize.py`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ fma.rn.bf16x2 $1, q1, $6, $10;
 fma.rn.bf16x2 $2, q2, $7, $11;
 fma.rn.bf16x2 $3, q3, $8, $12;
 }""")
-# Two words of 16 bits: the numbers of their lower and of their upper bytes.
-_SIGNED: tl.constexpr = tl.constexpr("""{
-.reg .b32 seven, sign, base, minus, high, b0, b1, s0, s1;
+# Two words of 16 bits, $2: their lower and upper bytes without the sign, and the signs, over 128 each.
+_BYTES = """.reg .b32 seven, sign, base, minus, high, b0, b1, s0, s1;
 mov.b32 minus, 0xbf80bf80;
 mov.b32 seven, 0x007f007f;
 mov.b32 sign, 0x00800080;
@@ -55,27 +54,26 @@ lop3.b32 b0, $2, seven, base, 0xea;
 lop3.b32 s0, $2, sign, base, 0xea;
 lop3.b32 b1, high, seven, base, 0xea;
 lop3.b32 s1, high, sign, base, 0xea;
-fma.rn.bf16x2 $0, s0, minus, b0;
+"""
+_SIGNED: tl.constexpr = tl.constexpr(
+    "{\n"
+    + _BYTES
+    + """fma.rn.bf16x2 $0, s0, minus, b0;
 fma.rn.bf16x2 $1, s1, minus, b1;
-}""")
+}"""
+)
 # The same, each times a scale.
-_SIGNED_SCALED: tl.constexpr = tl.constexpr("""{
-.reg .b32 seven, sign, base, minus, nothing, high, b0, b1, s0, s1;
-mov.b32 minus, 0xbf80bf80;
+_SIGNED_SCALED: tl.constexpr = tl.constexpr(
+    "{\n"
+    + _BYTES
+    + """.reg .b32 nothing;
 mov.b32 nothing, 0x80008000;
-mov.b32 seven, 0x007f007f;
-mov.b32 sign, 0x00800080;
-mov.b32 base, 0x43004300;
-shr.b32 high, $2, 8;
-lop3.b32 b0, $2, seven, base, 0xea;
-lop3.b32 s0, $2, sign, base, 0xea;
-lop3.b32 b1, high, seven, base, 0xea;
-lop3.b32 s1, high, sign, base, 0xea;
 fma.rn.bf16x2 b0, s0, minus, b0;
 fma.rn.bf16x2 b1, s1, minus, b1;
 fma.rn.bf16x2 $0, b0, $3, nothing;
 fma.rn.bf16x2 $1, b1, $4, nothing;
-}""")
+}"""
+)
 
 
 @triton.jit
