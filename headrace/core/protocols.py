@@ -55,8 +55,8 @@ class Transport(Protocol):
         """Count the leading keys that are there."""
         ...
 
-    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int]:
-        """Read one frame into each buffer; return the frames' bytes, 0 where there is none."""
+    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int | None]:
+        """Read one frame into each buffer; return the frames' bytes, None where there is none."""
         ...
 
     def put(self, key: bytes, frame: memoryview, saves_s: float) -> bool:

@@ -142,7 +142,7 @@ class FaultyTransport:
         self._meet("has")
         return self._inner.has(keys)
 
-    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int]:
+    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int | None]:
         """Read frames, perhaps not as they were put."""
         kind = self._meet("get")
         sizes = self._inner.get(keys, into)
@@ -150,7 +150,7 @@ class FaultyTransport:
             for size, buffer in zip(sizes, into, strict=True):
                 if size:
                     buffer[size // 2] ^= 1
-        return [size // 2 for size in sizes] if kind == "cut" else sizes
+        return [size and size // 2 for size in sizes] if kind == "cut" else sizes
 
     def put(self, key: bytes, frame: memoryview, saves_s: float) -> bool:
         """Keep a frame."""

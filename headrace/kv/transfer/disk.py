@@ -55,8 +55,8 @@ class DiskTransport:
             count += 1
         return count
 
-    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int]:
-        """Read one file into each buffer; return the bytes read, 0 where there is no such file."""
+    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int | None]:
+        """Read one file into each buffer; return the bytes read, None where there is no such file."""
         self._open()
         return [self._read(key, buffer) for key, buffer in zip(keys, into, strict=True)]
 
@@ -139,7 +139,7 @@ class DiskTransport:
         self.num_bytes += size
         return True
 
-    def _read(self, key: bytes, into: memoryview) -> int:
+    def _read(self, key: bytes, into: memoryview) -> int | None:
         path = self._path(key)
         try:
             with path.open("rb", buffering=0) as file:
@@ -151,7 +151,7 @@ class DiskTransport:
             os.utime(path)
         except FileNotFoundError:
             self.drop(key)
-            return 0
+            return None
         if key in self._files:
             self._files.use(key, self._clock.now())
         return num_bytes

@@ -304,7 +304,7 @@ class Mover:
             frames = [self._host.frame(slot) for slot in job.slots[first : first + _TOGETHER]]
             sizes = self._call(partial(self._transport.get, keys, frames))
             for key, frame, size in zip(keys, frames, sizes, strict=True):
-                if not size:
+                if size is None:
                     self._stats.num_misses += 1
                     return
                 if not self._codec.is_whole(key, frame, size):

@@ -62,9 +62,9 @@ class RedisTransport:
         found = self._try(pipe.execute)
         return next((i for i, is_there in enumerate(found) if not is_there), len(keys))
 
-    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int]:
-        """Read one value into each buffer; return their bytes, 0 where there is no such key."""
-        sizes: list[int] = []
+    def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[int | None]:
+        """Read one value into each buffer; return their bytes, None where there is no such key."""
+        sizes: list[int | None] = []
         for first in range(0, len(keys), _TOGETHER):
             pipe = self._client.pipeline(transaction=False)
             for key in keys[first : first + _TOGETHER]:
@@ -96,10 +96,10 @@ class RedisTransport:
             raise ConnectionError(f"Redis: {type(error).__name__}") from error
 
 
-def _place(value: bytes | None, into: memoryview) -> int:
+def _place(value: bytes | None, into: memoryview) -> int | None:
     """Copy a value into its buffer if it fits."""
     if value is None:
-        return 0
+        return None
     if len(value) <= into.nbytes:
         into[: len(value)] = value
     return len(value)

@@ -83,11 +83,13 @@ def test_a_damaged_block_ends_the_fetch_and_is_thrown_away(world: World) -> None
     assert world.mover.is_up, "a damaged block is no failure of the place"
 
 
-def test_a_truncated_file_is_no_block(world: World) -> None:
+@pytest.mark.parametrize("num_bytes", [0, 1, CODEC.frame_bytes - 1])
+def test_a_truncated_file_is_no_block_and_is_thrown_away(world: World, num_bytes: int) -> None:
     world.fill(1)
-    world.file(0).write_bytes(world.file(0).read_bytes()[:-1])
+    world.file(0).write_bytes(world.file(0).read_bytes()[:num_bytes])
     assert world.do(Fetch(1, KEYS[:1], (5,))) == [Fetched(1, 0)]
     assert world.mover.stats().num_corrupt == 1
+    assert world.do(Locate(2, KEYS[:1])) == [Located(2, 0)]
 
 
 def test_what_is_waited_for_goes_before_what_is_not(world: World) -> None:
