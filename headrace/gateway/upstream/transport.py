@@ -151,7 +151,7 @@ class Reply:
 
     def _silence(self) -> str:
         if asyncio.get_running_loop().time() + _SLACK_S >= self._deadline_s:
-            return f"was not done after {self._limits.total_s:g} s (total_s)"
+            return _undone(self._limits)
         return f"fell silent for {self._limits.idle_s:g} s (idle_s)"
 
 
@@ -208,7 +208,8 @@ class Transport:
             problem = f"could not be reached within {limits.connect_s:g} s (connect_s)"
             raise timed_out(upstream, problem, may_cost=False) from err
         except TimeoutError as err:
-            raise timed_out(upstream, f"sent nothing for {first_byte_s:g} s (first_byte_s)") from err
+            silence = f"sent nothing for {first_byte_s:g} s (first_byte_s)"
+            raise timed_out(upstream, silence if first_byte_s <= limits.total_s else _undone(limits)) from err
         except aiohttp.ClientConnectorError as err:
             raise transient(upstream, f"cannot be reached ({_reason(err)})") from err
         except aiohttp.InvalidURL as err:
@@ -255,6 +256,10 @@ def _place(url: str) -> URL:
 @lru_cache(_MOST_URLS)
 def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+
+
+def _undone(limits: Limits) -> str:
+    return f"was not done after {limits.total_s:g} s (total_s)"
 
 
 def _misplaced(upstream: str) -> Failure:

@@ -232,13 +232,14 @@ def test_a_server_that_sends_faster_than_it_is_read_has_to_wait() -> None:
 def test_each_wait_has_its_own_bound_whatever_the_one_before_had() -> None:
     async def run() -> None:
         silent = says(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{")
-        async with serving(says(WHOLE), silent, silent, says()) as (_, url, transport):
-            assert await body_of(transport, url, limits(first_byte_s=60.0)) == b"{}"
-            for bounds, said in (
-                (limits(idle_s=0.05), "fell silent for 0.05 s"),
-                (limits(total_s=0.05), "not done after 0.05 s"),
-                (limits(first_byte_s=0.05), "sent nothing for 0.05 s"),
-            ):
+        for deed, bounds, said in (
+            (silent, limits(idle_s=0.05), "fell silent for 0.05 s"),
+            (silent, limits(total_s=0.05), "not done after 0.05 s"),
+            (says(), limits(first_byte_s=0.05), "sent nothing for 0.05 s"),
+            (says(), limits(total_s=0.05), "not done after 0.05 s"),
+        ):
+            async with serving(says(WHOLE), deed) as (_, url, transport):
+                assert await body_of(transport, url, limits(first_byte_s=60.0)) == b"{}"
                 with pytest.raises(Failure, match=said):
                     await body_of(transport, url, bounds)
 
