@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -87,3 +88,28 @@ def test_kernels_are_set_up_early_on_a_gpu_that_was_told_to(tmp_path: Path, devi
     executor = cuda(write_checkpoint(tmp_path / "tiny"), device, launches_early=is_asked)
     assert launching.early()["launch_pdl"] is (is_asked and device == "cuda")
     executor.shutdown()
+
+
+def test_a_model_that_warms_up_leaves_the_launches_of_one_that_serves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "INTERPRETED", False)
+    done: list[str] = []
+
+    class Kernel:
+        def warmup(self, *args: object, **options: object) -> None:
+            done.append("compiled")
+
+        def __getitem__(self, grid: object) -> object:
+            return lambda *args, **options: done.append("launched")
+
+    def serve() -> None:
+        launching.start(Kernel(), (1,))  # type: ignore[arg-type]
+        done.append(f"is compiling: {launching.is_compiling_ahead()}")
+
+    with launching.compiling_ahead(1) as is_compiling:
+        assert is_compiling
+        launching.start(Kernel(), (1,))  # type: ignore[arg-type]
+        serving = threading.Thread(target=serve)
+        serving.start()
+        serving.join()
+    launching.start(Kernel(), (1,))  # type: ignore[arg-type]
+    assert done == ["compiled", "launched", "is compiling: False", "launched"]

@@ -25,6 +25,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 _log = logging.getLogger(__name__)
 _failed: dict[str, str] = {}
 _lock = threading.Lock()
+_ahead = threading.local()
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 _PLAIN_TOKENS = 512
@@ -47,7 +48,7 @@ def attempt(name: str, x: torch.Tensor, launch: Callable[[], object]) -> bool:
 
 def start(kernel: triton.JITFunction, grid: tuple[int, ...], *args: object, **options: object) -> None:
     """Launch a kernel; while kernels are compiled ahead, only see to it that it is."""
-    if _is_ahead:
+    if is_compiling_ahead():
         kernel.warmup(*args, grid=grid, **options)
     else:
         kernel[grid](*args, **options)
@@ -55,23 +56,23 @@ def start(kernel: triton.JITFunction, grid: tuple[int, ...], *args: object, **op
 
 @contextmanager
 def compiling_ahead(num_threads: int) -> Iterator[bool]:
-    """Compile what is begun with `start` in this block, several kernels at a time, and run none of it; all is compiled
-    at the end. What does not compile says so when it is launched. Yields whether kernels are compiled here at all."""
-    global _is_ahead
+    """Compile what this thread begins with `start` in this block, several kernels at a time, and run none of it; all is
+    compiled at the end. What does not compile says so when it is launched. Other threads launch as ever: one may serve
+    a model while this one warms up another. Yields whether kernels are compiled here at all."""
     if INTERPRETED:
         yield False
         return
     with ThreadPoolExecutor(num_threads, "kernel compiler") as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-        _is_ahead = True
+        _ahead.is_on = True
         try:
             yield True
         finally:
-            _is_ahead = False
+            _ahead.is_on = False
 
 
 def is_compiling_ahead() -> bool:
-    """Say whether what is launched now will not run."""
-    return _is_ahead
+    """Say whether what this thread launches now will not run."""
+    return getattr(_ahead, "is_on", False)
 
 
 @triton.jit
@@ -134,7 +135,6 @@ def _is_compiler(error: Exception) -> bool:
 
 
 _is_early = False
-_is_ahead = False
 _is_replaced = False
 
 
