@@ -42,6 +42,7 @@ class Graphs:
         self._is_recording = is_recording and device.type == "cuda"
         self._recorded: dict[Kind, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
         self._pool: tuple[int, int] | None = None
+        self._beside: torch.cuda.Stream | None = None  # one for all: a library keeps 32 MiB for each that it has seen
 
     @property
     def num_recorded(self) -> int:
@@ -76,7 +77,7 @@ class Graphs:
 
     def _try_record(self, kind: Kind, work: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs] | None:
         here = torch.cuda.current_stream(self._device)
-        beside = torch.cuda.Stream(self._device)
+        beside = self._beside = self._beside or torch.cuda.Stream(self._device)
         beside.wait_stream(here)
         with torch.cuda.stream(beside):
             for _ in range(_WARM_RUNS):
