@@ -109,6 +109,13 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
     for d in (128,) if is_quick else HEAD_SIZES:
         for q_heads, kv_heads in ((32, 8),) if is_quick else ((32, 8), (8, 8), (8, 1)):
             yield from attention_cases(d, q_heads, kv_heads, kind, is_quick=is_quick)
+    wide, pool = torch.zeros((1, 4 * 64)), torch.zeros((2, 2, 2, 32, 64))
+    one = torch.zeros(1, dtype=torch.int32)
+    single = Tiles(rows=one, first=one, count=one, size=1, num_parts=8)
+    yield (
+        "attention, fp32",  # models are compared with the specification in it
+        lambda: attention(wide, torch.empty_like(wide), pool, one.view(1, 1), single, one, Scoring(scale=0.1)),
+    )
     n, k = 8192, 4096
     steps, ones = torch.zeros((n, k), dtype=torch.uint8), torch.ones((n, 1), dtype=kind)
     forms = {"bf16": dense(torch.zeros((n, k), dtype=kind)), "int8": from_bytes(steps.view(torch.int8), ones.float())}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headrace.ops import reference
+from headrace.ops.cuda import attention as attention_module
 from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, attention
 
 BLOCK_SIZE = 16
@@ -134,3 +135,14 @@ def test_tiles_of_one_token_give_the_same_bits_in_any_company(device: str) -> No
         kept = torch.where(tiles.first == token, tiles.count, 0)
         alone = Tiles(rows=tiles.rows, first=tiles.first, count=kept, size=1, num_parts=4)
         assert torch.equal(scene.attend(alone, scoring)[token], whole[token])
+
+
+@pytest.mark.parametrize("has_reach", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [(2, 2), (2, 1), (4, 4), (4, 1)], ids=lambda sizes: f"{sizes[0]} and {sizes[1]} bytes"
+)
+def test_a_warps_share_of_a_turn_is_as_much_as_a_product_takes(sizes: tuple[int, int], has_reach: bool) -> None:
+    for block_m in (16, 32, 64, 128):
+        for block_d in (16, 64, 128, 256):
+            shape = attention_module._shape(block_m, block_d, *sizes, has_reach=has_reach)
+            assert shape.block_n // shape.ways >= 16  # Triton before 3.7 compiles no products of fewer

@@ -187,6 +187,8 @@ def _shape(block_m: int, block_d: int, size: int, cache_size: int, *, has_reach:
         return _Shape(block_n, 1, 1, None)  # two loops' buffers: more than GPUs of compute capability 8.9 have
     if block_m > 16 or block_d > 128:
         return _Shape(block_n, 1, 2 if block_m >= 64 else 3, None)
+    if size > 2:  # fp32: of fewer positions a warp's share is less than a product takes
+        return _Shape(64, 4, 1, None)
     turn = 2 * block_n * block_d * cache_size
     num_stages = 3 if turn >= 32 << 10 else 4 if turn >= 16 << 10 else 5
     return _Shape(block_n, 4, num_stages, 168 if block_d == 128 and cache_size == 1 and not has_reach else None)
