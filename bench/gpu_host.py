@@ -42,7 +42,7 @@ from headrace.app.hardware import detect
 from headrace.core.clock import MonotonicClock
 from headrace.core.request import SamplingParams, SeqId
 from headrace.engine.engine import Engine, StepReport
-from headrace.executor.cuda import decode, forms
+from headrace.executor.cuda import eager, forms, recorded
 from headrace.executor.cuda import executor as executing
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
 from headrace.executor.cuda.graphs import Graphs, Kind, Outputs
@@ -158,7 +158,7 @@ class Replays:
     def __init__(self, graphs: Graphs, device: Paced) -> None:
         self._device = device
         self._kept: dict[Kind, Outputs] = {}
-        self.sizes, self.bucket_of, self.forget = graphs.sizes, graphs.bucket_of, graphs.forget
+        self.forget = graphs.forget
 
     def run(self, kind: Kind, work: Callable[[], Outputs], *, is_dry_run: bool) -> Outputs:
         if kind not in self._kept:
@@ -183,7 +183,7 @@ def idle_executor(rows: int, context: int, device_us: float) -> CudaExecutor:
     model.run = lambda batch: hidden[: len(batch.tokens if batch.kept is None else batch.kept)]  # type: ignore
     model.logits = lambda lines: model._logits[: len(lines)]  # type: ignore
     device = Paced(device_us)
-    executor._graphs = executor._decode._graphs = Replays(executor._graphs, device)  # type: ignore
+    executor._graphs = executor._recorded._graphs = Replays(executor._graphs, device)  # type: ignore
     executor._queues = device
     return executor
 
@@ -214,7 +214,7 @@ def watch(
         (executor._feed, "keep", "feed"),
         (executor._sampling, "describe", "sampling"),
         (executor._landings, "land", "landing"),
-        (decode, "pack_single", "pack"),
+        (recorded, "pack_single", "pack"),
         (executing, "read_step", "read"),
     ):
         patch.setattr(owner, method, stages.timed(getattr(owner, method), stage))
@@ -281,7 +281,7 @@ def measure(case: Case) -> dict[str, object]:
     """Return the medians of a batch's stages."""
     stages, counter = Stages(), OpCounter()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (executing, decode):
+        for module in (eager, recorded):
             patch.setattr(module, "try_draw", draw_sevens)
 
         def on_step(engine: Engine, scheduler: Scheduler, executor: CudaExecutor, number: int) -> None:
@@ -310,7 +310,7 @@ def paced(case: Case) -> float:
     """Return the median time from step to step, in microseconds."""
     times: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (executing, decode):
+        for module in (eager, recorded):
             patch.setattr(module, "try_draw", draw_sevens)
         serve(case, lambda engine, scheduler, executor, number: times.append(time.perf_counter()))
     return median(after - before for before, after in pairwise(times[NUM_WARM:])) * 1e6

@@ -209,6 +209,7 @@ def _open_cuda(
         options=DeviceOptions(
             max_step_tokens=plan.max_step_tokens.value,
             max_rows=plan.max_num_seqs.value,
+            chunk_tokens=plan.chunk_tokens.value,
             max_context=plan.max_context.value,
             quantization=plan.quantization.value,
             kv_dtype=plan.kv_dtype.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from headrace.executor.cuda import graphs as module
+from headrace.executor.cuda.buckets import Bucket
 from headrace.executor.cuda.graphs import Graphs, Outputs
 
 
@@ -63,6 +65,7 @@ class Device:
 
     def work(self) -> Outputs:
         self.done.append((self.current, self.is_recording))
+        assert gc.isenabled() is not self.is_recording  # a graph that is collected meanwhile breaks the recording
         if self.is_recording and self.breaks:
             raise RuntimeError("operation not permitted when stream is capturing")
         return torch.zeros(1), None
@@ -72,11 +75,11 @@ def test_what_is_recorded_has_run_on_the_same_stream_before_and_one_stream_serve
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = Device(monkeypatch)
-    graphs = Graphs(torch.device("cuda"), (1, 2))
+    graphs = Graphs(torch.device("cuda"))
     for size in (2, 1):
         for is_greedy in (True, False):
             device.done.clear()
-            graphs.run((size, is_greedy), device.work, is_dry_run=True)
+            graphs.run((Bucket(size), is_greedy), device.work, is_dry_run=True)
             beside = device.done[0][0]
             assert device.done == [(beside, False)] * 2 + [(beside, True), (device.served_on, False)]
             assert beside is not device.served_on
@@ -84,7 +87,7 @@ def test_what_is_recorded_has_run_on_the_same_stream_before_and_one_stream_serve
     assert Device.num_streams == 2  # a library that multiplies keeps tens of MiB for each stream it has met
     (mode,) = set(device.modes)
     assert mode[0] == "thread_local"
-    graphs.run((1, True), device.work, is_dry_run=False)
+    graphs.run((Bucket(1), True), device.work, is_dry_run=False)
     assert device.done[-1] == (device.served_on, False)
 
 
@@ -93,9 +96,9 @@ def test_what_cannot_be_recorded_runs_op_by_op(
 ) -> None:
     device = Device(monkeypatch)
     device.breaks = True
-    graphs = Graphs(torch.device("cuda"), (1,))
+    graphs = Graphs(torch.device("cuda"))
     for is_dry_run in (True, True, False):
-        graphs.run((1, True), device.work, is_dry_run=is_dry_run)
+        graphs.run((Bucket(1), True), device.work, is_dry_run=is_dry_run)
     assert graphs.num_recorded == 0
     assert not device.is_recording
     assert [is_recording for _, is_recording in device.done].count(True) == 1

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Row, Step
-from headrace.executor.cuda import decode, executor
+from headrace.executor.cuda import eager, recorded
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
 from headrace.executor.cuda.model import DeviceBatch
 from headrace.kv import BlockPool
@@ -132,7 +132,7 @@ def opened(path: Path, patch: pytest.MonkeyPatch) -> tuple[CudaExecutor, Device]
             options=DeviceOptions(device="cpu", dtype="float32", max_rows=ROWS, max_step_tokens=24, is_invariant=True),
         )  # fmt: skip
     device = Device(made)
-    for module in (executor, decode):
+    for module in (eager, recorded):
         patch.setattr(module, "try_draw", device.draw)
     return made, device
 
@@ -196,7 +196,7 @@ def test_every_step_is_that_of_its_rows(path: Path, orders: list[tuple[object, .
 def test_more_changes_of_tables_than_a_frame_holds_and_steps_in_any_order(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "_MORE_CHANGES", 1)
+    monkeypatch.setattr(recorded, "_MORE_CHANGES", 1)
     made, device = opened(path, monkeypatch)
     random = np.random.RandomState(0)
     results = []
@@ -226,5 +226,5 @@ def test_a_step_that_somebody_reads_is_never_run_several_times_to_be_recorded(
     for is_dry_run in (False, True):
         row = Row(SeqId(0), 0, (1,), (0,), SAMPLINGS[1])
         made.launch(Step(0, (row,), is_dry_run=is_dry_run)).result()
-        assert tried == ([(1, False)] if is_dry_run else [])
+        assert tried == ([((1, 0), False)] if is_dry_run else [])
     made.shutdown()

@@ -101,7 +101,8 @@ def read_step(
         step.rows[row].seq_id: f"token id {token} is outside the model's vocabulary of {vocab_size:,}"
         for row, token in unknown.items()
     }
-    by_row = {row.seq_id: sample for row, sample in zip(draw.rows, read_draw(draw), strict=True)}
+    drawn = zip(draw.rows, read_draw(draw), strict=True)
+    by_row = {row.seq_id: sample for row, sample in drawn if row.sampling is not None}
     for seq_id, sample in by_row.items():
         if isinstance(sample, str):
             failures.setdefault(seq_id, sample)

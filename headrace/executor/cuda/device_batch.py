@@ -2,7 +2,8 @@
 
 Pure: reads a Step and the host's block tables, owns nothing. Called by `executor.cuda`.
 Invariant: padded tokens belong to no tile and write to the slot behind the pool, which nobody reads.
-Rows of few tokens become tiles of one token, whose positions are read in parts; longer chunks become long tiles.
+Rows of few tokens become tiles of one token, whose positions are read in parts; longer chunks become long tiles, and so
+do rows of few where there would be too many of the short ones.
 A row's reach counts where it is narrower than some layer's own window.
 """
 
@@ -62,6 +63,7 @@ class BatchShape:
     """What packing needs to know of the executor.
 
     sizes          the tile sizes of its layers; none: token by token
+    max_rows       most tiles of one token, where there are others
     widest_window  of its layers; None: some layer sees everything
     """
 
@@ -69,6 +71,7 @@ class BatchShape:
     num_blocks: int
     vocab_size: int
     sizes: tuple[int, ...]
+    max_rows: int
     widest_window: int | None = None
 
     def is_narrowed(self, row: Row) -> bool:
@@ -95,6 +98,8 @@ def pack_step(step: Step, lines: Ints, tables: BlockTables, shape: BatchShape, *
     if has_reach:
         reach = np.repeat(_reaches(rows, shape), lengths, axis=1)
     is_short = lengths <= FEW_TOKENS if shape.sizes else np.ones(len(rows), bool)
+    if shape.sizes and lengths[is_short].sum() > shape.max_rows:
+        is_short = lengths == 1
     return HostBatch(
         tokens=tokens,
         positions=positions,
@@ -133,6 +138,33 @@ def pack_single(
         into["reach"][:, :count] = _reaches(rows, shape)
         into["reach"][:, count:] = 0
     return _take_unknown(tokens[:count], None, shape)
+
+
+def pad_batch(batch: HostBatch, shape: BatchShape, into: Mapping[str, Ints]) -> None:
+    """Write a packed step to the arrays of a longer one.
+
+    into  as for `pack_single`; `kept`, the last token of each row; tiles of one token in `short`, long ones by
+          `long_name`
+    """
+    count, num_rows = batch.num_tokens, len(batch.row_ends)
+    ends = batch.row_ends - 1
+    for array, name, num in (
+        (batch.tokens, "tokens", count),
+        (batch.positions, "positions", count),
+        (ends, "kept", num_rows),
+    ):
+        into[name][:num], into[name][num:] = array, 0
+    into["slots"][:count], into["slots"][count:] = batch.slots, shape.num_blocks * shape.block_size
+    for tiles, name in ((batch.short, "short"), *((tiles, long_name(tiles.size)) for tiles in batch.long)):
+        num = tiles.lines.shape[1]
+        into[name][:, :num], into[name][:, num:] = tiles.lines, 0
+    if batch.reach is not None:
+        into["reach"][:, :count], into["reach"][:, count:] = batch.reach, 0
+
+
+def long_name(size: int) -> str:
+    """Name the array of long tiles of a size."""
+    return f"long {size}"
 
 
 def _slots(lines: Ints, positions: Ints, tables: BlockTables, shape: BatchShape) -> Ints:

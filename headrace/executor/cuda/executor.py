@@ -1,4 +1,4 @@
-"""`CudaExecutor`: whole Steps on one GPU; recorded graphs for decode, launched ahead of the result.
+"""`CudaExecutor`: whole Steps on one GPU; recorded graphs for most of them, launched ahead of the result.
 
 Owns the device model, the staging buffers, the block tables and the graphs. Implements `core.protocols.Executor`:
 `launch` puts a step on the device's queue and returns; the result is one small copy, waited for when it is asked.
@@ -26,33 +26,32 @@ from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.protocols import HostMemory, Pending
 from headrace.core.settings import KvDtype, Quantization
 from headrace.core.step import Step, StepResult
-from headrace.executor.cuda.answers import Draw, Landings, Scores, landing, read_step
+from headrace.executor.cuda.answers import Landings, Scores, read_step
 from headrace.executor.cuda.block_tables import BlockTables
-from headrace.executor.cuda.decode import DecodeSteps
-from headrace.executor.cuda.device_batch import BatchShape, HostBatch, WantedTokens, pack_step, wanted_tokens
+from headrace.executor.cuda.buckets import Bucket, Buckets
+from headrace.executor.cuda.device_batch import BatchShape, HostBatch, pack_step, wanted_tokens
+from headrace.executor.cuda.eager import SCORE_ROWS, EagerSteps
 from headrace.executor.cuda.failures import named_failures
 from headrace.executor.cuda.feed import Feed
-from headrace.executor.cuda.graphs import Graphs, buckets
+from headrace.executor.cuda.graphs import Graphs
 from headrace.executor.cuda.host_pin import HostPin
 from headrace.executor.cuda.load_weights import load_weights
-from headrace.executor.cuda.model import DeviceBatch, DeviceModel
+from headrace.executor.cuda.model import DeviceModel
 from headrace.executor.cuda.queues import Mark, Queue, open_queues
-from headrace.executor.cuda.sampling_lines import SamplingLines, arrays, device_lines, empty_lines, scored_lines
+from headrace.executor.cuda.recorded import RecordedSteps
+from headrace.executor.cuda.sampling_lines import SamplingLines
 from headrace.executor.cuda.staging import Staging
 from headrace.executor.cuda.tier_copies import TierCopies
-from headrace.executor.cuda.warm_up import warm_rows
+from headrace.executor.cuda.warm_up import eager_rows, graph_rows
 from headrace.executor.pending import Deferred
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Program
 from headrace.ops.cuda.counters import counting_with, new_counters
 from headrace.ops.cuda.launching import compiling_ahead, launch_early
-from headrace.ops.cuda.sampling import Lines, try_draw
-from headrace.ops.cuda.step_inputs import begin_step
 
 _WEIGHTS_SHARE = 0.9  # of loading; the rest is warming up
 _STAGING_BYTES, _STAGING_TOKEN_BYTES = 1 << 20, 128  # what graphs read lies in front, and always has room
 _TOO_LONG = "lower engine.max_step_tokens"
-_SCORE_ROWS = 64  # scored positions whose logits exist at a time: a whole prompt's would be gigabytes
 
 Floats = NDArray[np.float32]
 _log = logging.getLogger(__name__)
@@ -66,13 +65,15 @@ class DeviceOptions:
     dtype            of activations and KV: bfloat16, float16, or float32 for proofs
     max_step_tokens  longest step; scratch memory is proportional to it
     max_rows         most rows in a step
+    chunk_tokens     tokens of prompts in a step in which others decode: graphs are recorded for such, up to a length
+                     beyond which the device takes longer than the host; 0: they run kernel by kernel
     max_context      positions of one sequence; None: those that the model was trained for
     kv_dtype         int8, or whatever dtype is
     has_reach        rows see less than all before them as a rule: graphs are recorded for such; without it, steps
                      that hold such a row run op by op
     is_invariant     bits do not depend on the batch; slower
     launches_early   kernels are set up while the ones before them run; a GPU of compute capability 9.0, no CPU
-    records_graphs   replay decode steps; False: op by op, to compare with
+    records_graphs   replay steps that fit a bucket; False: the same kernels one by one, to compare with
     is_warmed        go through every kind of step before the first one; None: on a GPU
     """
 
@@ -80,6 +81,7 @@ class DeviceOptions:
     dtype: str = "bfloat16"
     max_step_tokens: int = 512
     max_rows: int = 64
+    chunk_tokens: int = 512
     max_context: int | None = None
     quantization: Quantization = "auto"
     kv_dtype: KvDtype = "auto"
@@ -120,7 +122,9 @@ class CudaExecutor:
         launch_early(is_early=options.launches_early and self._is_gpu)
         self._queues = open_queues(self._device)
         self._counters = new_counters(self._device)  # its own: another model may be warmed up beside it
-        self._graphs = Graphs(self._device, buckets(options.max_rows), is_recording=options.records_graphs)
+        self._graphs = Graphs(self._device, is_recording=options.records_graphs)
+        self._max_tokens = max(options.max_step_tokens, options.max_rows)
+        self._buckets = Buckets(options.max_rows, chunk_tokens=options.chunk_tokens, max_tokens=self._max_tokens)
         with named_failures(
             f"the weights, a KV pool of {num_blocks:,} blocks of {block_size} tokens, and steps of up to "
             f"{options.max_step_tokens:,} tokens",
@@ -147,7 +151,7 @@ class CudaExecutor:
         if self._is_gpu:
             torch.cuda.empty_cache()  # what packing took: the pool is one piece
         self.weight_bytes = sum(weight.num_bytes for weight in matrices.values())
-        max_tokens = max(options.max_step_tokens, self._graphs.sizes[-1])
+        max_tokens, num_lines = self._max_tokens, options.max_rows
         self._model: DeviceModel | None = DeviceModel(
             program,
             matrices,
@@ -155,7 +159,7 @@ class CudaExecutor:
             num_blocks=num_blocks,
             block_size=block_size,
             max_tokens=max_tokens,
-            max_lines=max(self._graphs.sizes[-1], _SCORE_ROWS),
+            max_lines=max(num_lines, SCORE_ROWS),
             dtype=dtype,
             device=self._device,
             is_invariant=options.is_invariant,
@@ -170,25 +174,18 @@ class CudaExecutor:
             num_blocks=num_blocks,
             vocab_size=program.vocab_size,
             sizes=self._model.tile_sizes(),
+            max_rows=options.max_rows,
             widest_window=program.widest_window(),
         )
         self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
         self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
         self._pin = HostPin(self._host.whole()) if self._is_gpu and self._host is not None else None
-        num_lines = self._graphs.sizes[-1]
         self._feed = Feed(self._device, num_lines)
         self._landings = Landings(num_lines, is_pinned=self._is_gpu)
         self._sampling = SamplingLines(self._tables.num_lines, program.vocab_size)
-        self._decode = DecodeSteps(
-            self._model,
-            self._graphs,
-            self._staging,
-            self._tables,
-            self._feed,
-            self._sampling,
-            self._shape,
-            has_reach=options.has_reach,
-        )
+        shared = self._staging, self._tables, self._feed, self._sampling
+        self._eager = EagerSteps(self._model, *shared)
+        self._recorded = RecordedSteps(self._model, self._graphs, *shared, self._shape, has_reach=options.has_reach)
 
     @torch.inference_mode()
     def _warm_up(self, advance: Callable[[float], None]) -> None:
@@ -196,21 +193,21 @@ class CudaExecutor:
         began = time.perf_counter()
         model = self._alive()
         longest = min(self._options.max_step_tokens, self._num_blocks * self._block_size)
-        steps = list(
-            warm_rows(
-                self._graphs.sizes, max_tokens=longest, padded_block=self._num_blocks, block_size=self._block_size
-            )
-        )
+        padded, size = self._num_blocks, self._block_size
+        recorded = list(graph_rows(self._buckets, padded))
+        steps = [*recorded, *eager_rows(self._buckets, longest, padded, size)]
         with counting_with(self._counters):
             with compiling_ahead(len(os.sched_getaffinity(0))) as is_compiling:
                 for rows, bucket in steps if is_compiling else ():
-                    self._launch(model, Step(0, rows, is_dry_run=True), bucket)
+                    self._launch(model, Step(0, rows, is_dry_run=True), bucket, is_chosen=True)
             for done, (rows, bucket) in enumerate(steps):
-                self._launch(model, Step(0, rows, is_dry_run=True), bucket).result()
+                if done == len(recorded):
+                    self._graphs.give_back()
+                self._launch(model, Step(0, rows, is_dry_run=True), bucket, is_chosen=True).result()
                 advance(_WEIGHTS_SHARE + (1.0 - _WEIGHTS_SHARE) * (done + 1) / len(steps))
         _log.info(
             "warmed up in %.1f s: %d graphs for batches of up to %d rows",
-            time.perf_counter() - began, self._graphs.num_recorded, self._graphs.sizes[-1],
+            time.perf_counter() - began, self._graphs.num_recorded, self._options.max_rows,
         )  # fmt: skip
 
     @property
@@ -225,7 +222,7 @@ class CudaExecutor:
 
     @property
     def num_graphs(self) -> int:
-        """Recorded graphs: two for each bucket of batch sizes; none on a CPU."""
+        """Recorded graphs: two for each bucket of single tokens, one for each with parts of prompts; none on a CPU."""
         return self._graphs.num_recorded
 
     @torch.inference_mode()
@@ -236,30 +233,41 @@ class CudaExecutor:
         """
         model = self._alive()
         with named_failures(lambda: _named(step), _TOO_LONG), counting_with(self._counters):
-            return self._launch(model, step, self._graphs.bucket_of(step))
+            return self._launch(model, step, None)
 
-    def _launch(self, model: DeviceModel, step: Step, bucket: int | None) -> Pending[StepResult]:
+    def _launch(
+        self, model: DeviceModel, step: Step, bucket: Bucket | None, *, is_chosen: bool = False
+    ) -> Pending[StepResult]:
+        """Queue a step. `is_chosen`: in this bucket, or kernel by kernel where that is None, whatever suits it."""
         started, began = time.perf_counter(), self._queues.mark(Queue.COMPUTE)
         copied = self._tiers.run(step.copies)
         if not step.rows and bucket is None:
             done = self._queues.mark(Queue.COMPUTE) if copied is None else copied
             return Deferred(lambda: _finished(step, done, started))
         has_reach = self._has_reach(step)
-        if has_reach and not self._options.has_reach:
-            bucket = None
+        is_open = not is_chosen and (self._options.has_reach or not has_reach)
+        # Lists and not any(): no call for each row.
+        is_single = not [row for row in step.rows if len(row.tokens) != 1 or row.score]
+        if is_open and is_single:
+            bucket = self._buckets.of_single(len(step.rows))
         lines, changes = self._tables.update(step)
-        scores: list[Scores] = []
-        if bucket is not None:
-            drawn, unknown = self._decode.run(step, bucket, lines, changes)
-            landed, held = self._landings.land(drawn)
-        else:
+        batch: HostBatch | None = None
+        if bucket is None or bucket.tokens:
             batch = pack_step(step, lines, self._tables, self._shape, has_reach=has_reach)
             self._check_length(batch)
+            if is_open and bucket is None:
+                bucket = self._mixed_bucket(step, batch)
+        scores: list[Scores] = []
+        if bucket is not None:
+            drawn, unknown = self._recorded.run(step, bucket, batch, lines, changes)
+            landed, held = self._landings.land(drawn)
+        else:
+            assert batch is not None
             unknown = batch.unknown
             wanted = wanted_tokens(step, batch, vocab_size=model.vocab_size)
-            drawn, hidden = self._run(model, step, batch, wanted, lines, changes)
+            drawn, hidden = self._eager.run(step, batch, wanted, lines, changes)
             landed, held = self._landings.land(drawn)  # before logits are written again
-            scores = self._score(model, step, wanted, hidden)
+            scores = self._eager.score(step, wanted, hidden)
         ended = self._queues.mark(Queue.COMPUTE)
 
         vocab_size, landings = model.vocab_size, self._landings
@@ -288,11 +296,11 @@ class CudaExecutor:
         lines, changes = self._tables.update(step)
         batch = pack_step(step, lines, self._tables, self._shape, has_reach=self._has_reach(step))
         self._check_length(batch)
-        device_batch, sent = self._sent(batch, None, [changes])
+        device_batch, sent = self._eager.send(batch, None, [changes])
         self._tables.apply(sent[0])
         with counting_with(self._counters):
             hidden = model.run(device_batch)
-            parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(_SCORE_ROWS)]
+            parts = [model.logits(part).to("cpu", copy=True) for part in hidden.split(SCORE_ROWS)]
         found: Floats = torch.cat(parts).numpy()
         return found
 
@@ -309,7 +317,7 @@ class CudaExecutor:
         self._model = None
         if self._pin is not None:
             self._pin.release()
-        del self._tables, self._staging, self._tiers, self._feed, self._decode, self._landings
+        del self._tables, self._staging, self._tiers, self._feed, self._eager, self._recorded, self._landings
         if self._is_gpu:
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
@@ -320,95 +328,27 @@ class CudaExecutor:
         return self._model
 
     def _check_length(self, batch: HostBatch) -> None:
-        if batch.num_tokens > self._options.max_step_tokens and batch.num_tokens > self._graphs.sizes[-1]:
+        if batch.num_tokens > self._max_tokens:
             raise ValueError(
                 f"a step of {batch.num_tokens} tokens; this executor was made for at most "
                 f"{self._options.max_step_tokens}"
             )
+
+    def _mixed_bucket(self, step: Step, batch: HostBatch) -> Bucket | None:
+        """Return the bucket that a step with parts of prompts is padded to; None if no graph does what it asks for, or
+        more: where nobody wants a token, no logits are computed."""
+        rows = step.rows
+        if [row for row in rows if row.score] or not [row for row in rows if row.sampling is not None]:
+            return None
+        num_rows = max(len(rows), batch.short.lines.shape[1] if self._shape.sizes else 0)
+        long_tiles = {tiles.size: tiles.lines.shape[1] for tiles in batch.long}
+        return self._buckets.of_mixed(num_rows, batch.num_tokens, long_tiles)
 
     def _has_reach(self, step: Step) -> bool:
         """Say whether the kernels have to ask what each token sees."""
         return self._options.has_reach or bool(
             [row for row in step.rows if row.reach is not None and self._shape.is_narrowed(row)]
         )
-
-    def _sent(
-        self, batch: HostBatch, kept: NDArray[np.int32] | None, more: list[NDArray[np.generic]]
-    ) -> tuple[DeviceBatch, list[torch.Tensor]]:
-        """Bring a batch to the device in one copy, and more arrays with it, which are returned."""
-        own = [batch.tokens, batch.positions, batch.slots, batch.short.lines, *[tiles.lines for tiles in batch.long]]
-        optional = [array for array in (batch.reach, kept) if array is not None]
-        sent = self._staging.send([*own, *optional, *more])
-        tokens, positions, slots, short = sent[:4]
-        sizes = [tiles.size for tiles in batch.long]
-        few = iter(sent[len(own) :])
-        device_batch = DeviceBatch(
-            tokens=tokens,
-            positions=positions,
-            slots=slots,
-            tables=self._tables.device_table,
-            short=short,
-            long=dict(zip(sizes, sent[4 : 4 + len(sizes)], strict=True)),
-            reach=None if batch.reach is None else next(few),
-            kept=None if kept is None else next(few),
-        )
-        return device_batch, [*few]
-
-    def _run(
-        self,
-        model: DeviceModel,
-        step: Step,
-        batch: HostBatch,
-        wanted: WantedTokens,
-        lines: NDArray[np.int32],
-        changes: NDArray[np.int32],
-    ) -> tuple[Draw, torch.Tensor]:
-        """Run the model and draw a token for each row that asks for one; return these and the head's input."""
-        chosen = [i for i, row in enumerate(step.rows) if row.sampling is not None]
-        rows = tuple([step.rows[i] for i in chosen])
-        kept = wanted.tokens if len(wanted.tokens) < batch.num_tokens else None
-        host = self._sampling.describe(rows, lines[chosen], *empty_lines(len(rows)))
-        ahead = np.empty(batch.num_tokens, np.int32)
-        self._feed.fill(step.rows, batch.tokens, ahead, batch.row_ends - 1)
-        device_batch, sent = self._sent(batch, kept, [ahead, changes, wanted.ends, *arrays(host)])
-        begin_step(
-            device_batch.tokens,
-            sent[0],
-            self._feed.drawn,
-            self._tables.device_table,
-            sent[1],
-            vocab_size=model.vocab_size,
-        )
-        hidden = model.run(device_batch)
-        if not rows:
-            return Draw(out=None, logits=None, lines=host, rows=()), hidden
-        logits = model.logits(hidden[sent[2].long()])
-        ready, adjustments = device_lines(host, sent[3:])
-        into = None if host.num_top is not None else self._feed.drawn[: len(rows)]
-        out = try_draw(logits, ready, adjustments, num_top=host.num_top, is_greedy=host.is_greedy, out=into)
-        needed = out is None or bool(host.by_numpy)
-        return Draw(out=out, logits=logits if needed else None, lines=host, rows=rows), hidden
-
-    def _score(self, model: DeviceModel, step: Step, wanted: WantedTokens, hidden: torch.Tensor) -> list[Scores]:
-        """Score the known next tokens, a bounded number of positions at a time."""
-        if not wanted.scores:
-            return []
-        num_top = max(row.num_score_top for row in step.rows if row.score)
-        every = scored_lines([token for _, token in wanted.scores], num_top=num_top)
-        at, *sent = self._staging.send([wanted.score_places, *arrays(every)])
-        lines, _ = device_lines(every, sent)
-        found: list[Scores] = []
-        for first in range(0, len(wanted.scores), _SCORE_ROWS):
-            part = slice(first, first + _SCORE_ROWS)
-            logits = model.logits(hidden[at[part].long()])
-            given = Lines(floats=lines.floats[part], ints=lines.ints[part])
-            out = try_draw(logits, given, None, num_top=num_top, is_greedy=True)
-            named = wanted.scores[part]
-            if out is None:
-                found.append(Scores(out=None, logits=landing(logits), num_top=num_top, places=named))
-            else:
-                found.append(Scores(out=landing(out), logits=None, num_top=num_top, places=named))
-        return found
 
     def _slot(self, index: int) -> torch.Tensor:
         """Return a host slot's bytes. Raises ValueError if a block does not fit."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headrace.core.settings import KvDtype, Quantization
+from headrace.executor.cuda.buckets import MOST_TOKENS, Buckets
 from headrace.model.checkpoint import Checkpoint
 from headrace.model.program import Attention, CacheLayer, Program
 from headrace.quant.formats import Format
@@ -22,6 +23,8 @@ _INT8_CHUNK, _INT4_CHUNK = 64, 128  # inputs that packed weights are padded to a
 _GROUP = 32
 _SCALE_BYTES = 2
 _SLAB_ROWS = 16384  # of a packed weight that are decoded at a time for long batches, at most
+_KERNEL_BYTES = 8 << 10  # of a kernel in a recorded graph, assumed: node, arguments, and what the driver keeps
+_CHUNK = 512  # tokens of prompts that graphs are counted for
 _PLAIN_ROWS, _PLAIN_TOKENS = 2048, 512  # that torch's ops take at a time where a kernel does not compile
 
 
@@ -84,16 +87,19 @@ def layer_block_bytes(layer: CacheLayer, *, block_size: int, itemsize: int) -> i
 
 def scratch_bytes(program: Program, *, max_step_tokens: int, max_rows: int, itemsize: int = 2) -> int:
     """Return what a step takes beside weights and pool, generously: slots, the widest product and attention's rounded
-    numbers, decoded slabs of eager steps and of graphs, logits, attention's parts."""
+    numbers and decoded slabs, of eager steps and of graphs, logits, attention's parts, the graphs themselves."""
     widths = program.slot_widths()
     slots = max_step_tokens * sum(width * (4 if name == "x" else itemsize) for name, width in widths.items())
     widest = max(widths.values()) * 2
     queries = max(op.num_heads * op.head_dim for op in program.ops if isinstance(op, Attention))
-    products = max_step_tokens * (widest * itemsize + queries) + _PLAIN_TOKENS * widest * 16
+    recorded = min(max_step_tokens, MOST_TOKENS)
+    products = (max_step_tokens + recorded) * (widest * itemsize + queries) + _PLAIN_TOKENS * widest * 16
     matrices = [spec.shape for spec in program.weights if len(spec.shape) > 1]
     decoded = max(2 * min(n, _SLAB_ROWS) * k * itemsize + min(n, _PLAIN_ROWS) * k * 12 for n, k in matrices)
     logits = (max_rows + 64) * program.vocab_size * 36  # what is drawn with has room in graphs and beside them
     heads = max(layer.kv_heads * layer.head_dim for layer in program.cache_layers)
     parts = 512 * 32 * heads * 4
     turned = max_step_tokens * queries * itemsize
-    return slots + products + decoded + logits + parts + turned + math.ceil(0.02 * slots)
+    buckets = Buckets(max_rows, chunk_tokens=_CHUNK, max_tokens=max_step_tokens)
+    graphs = (2 * len(buckets.single) + len(buckets.mixed)) * len(program.ops) * _KERNEL_BYTES
+    return slots + products + decoded + logits + parts + turned + graphs + math.ceil(0.02 * slots)

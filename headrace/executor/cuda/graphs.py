@@ -1,9 +1,10 @@
-"""`Graphs`: decode steps recorded once for each kind and replayed as one launch.
+"""`Graphs`: steps recorded once for each kind and replayed as one launch.
 
-A kind is a bucket of batch sizes, and whether all of its rows are greedy.
-Owns the recorded graphs and the memory that they compute in, one pool for all: no two run at a time. Called by
-`executor.cuda.decode`; the executor has every kind recorded before the first request, the largest first, so that the
-others find room in what it took.
+A kind is a bucket, and whether all of its rows are drawn as greedy ones.
+Owns the recorded graphs, the stream they are recorded on and the memory that they compute in, one pool for all: no two
+run at a time. Called by `executor.cuda.recorded`; the executor has every kind recorded before the first request, the
+largest first, so that the others find room in what it took: which they do on the same stream only, since the
+allocator's memory is a stream's own, as are the workspaces of the vendor's library.
 Invariant: what a graph reads and what it returns lies where it lay: in the fixed staging buffer, the model's slots, the
 KV pool. Other threads may use the device while one records. Where recording fails, steps run op by op, with a warning.
 On a device without graphs `run` simply runs.
@@ -13,47 +14,35 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-from headrace.core.step import Step
+from headrace.executor.cuda.buckets import Bucket
 from headrace.ops.cuda.launching import failed_kernels, is_compiling_ahead
 
-Kind = tuple[int, bool]
+Kind = tuple[Bucket, bool]
 Outputs = tuple[torch.Tensor, torch.Tensor | None]
 _WARM_RUNS = 2  # before recording: kernels are compiled, libraries have their workspaces
 _WAITS_FOR_DEVICE = "attention"  # the one kernel whose plain op reads sizes back, which no graph can
 _log = logging.getLogger(__name__)
 
 
-def buckets(max_rows: int) -> tuple[int, ...]:
-    """Return the batch sizes that graphs are recorded for: finer where a padded row costs a larger share."""
-    sizes = [*(1, 2, 4), *range(8, 64, 8), *range(64, 128, 16), *range(128, max_rows, 32)]
-    return (*(size for size in sizes if size < max_rows), max_rows)
-
-
 class Graphs:
     """Records what it is given in a dry run of a kind, and replays it from then on."""
 
-    def __init__(self, device: torch.device, sizes: tuple[int, ...], *, is_recording: bool = True) -> None:
-        self.sizes = sizes
+    def __init__(self, device: torch.device, *, is_recording: bool = True) -> None:
         self._device = device
         self._is_recording = is_recording and device.type == "cuda"
         self._recorded: dict[Kind, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
         self._pool: tuple[int, int] | None = None
-        self._beside: torch.cuda.Stream | None = None  # one for all: a library keeps 32 MiB for each that it has seen
+        self._beside: torch.cuda.Stream | None = None  # one for all: memory is a stream's own
 
     @property
     def num_recorded(self) -> int:
         """Count the kinds of steps that are replayed."""
         return len(self._recorded)
-
-    def bucket_of(self, step: Step) -> int | None:
-        """Return the bucket of a step of single tokens; None if it has longer rows, scores, or too many rows."""
-        if [row for row in step.rows if len(row.tokens) != 1 or row.score]:  # unlike any(), no call for each
-            return None
-        return next((size for size in self.sizes if size >= len(step.rows)), None)
 
     def run(self, kind: Kind, work: Callable[[], Outputs], *, is_dry_run: bool) -> Outputs:
         """Return what `work` returns, from a replay where there is one. `work` may not read from the device.
@@ -69,10 +58,15 @@ class Graphs:
         graph.replay()
         return outputs
 
+    def give_back(self) -> None:
+        """Give back what steps took that were run to be recorded: nothing else runs on their stream."""
+        if self._beside is not None:
+            torch.cuda.empty_cache()
+
     def forget(self) -> None:
         """Let go of every graph and its memory."""
         self._recorded = {}
-        self._pool = None
+        self._pool = self._beside = None
         self._is_recording = False
 
     def _try_record(self, kind: Kind, work: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs] | None:
@@ -86,12 +80,11 @@ class Graphs:
         if _WAITS_FOR_DEVICE in failed_kernels():
             self._give_up(f"kernel '{_WAITS_FOR_DEVICE}' does not compile here")
             return None
-        gc.collect()  # nothing that lies on the device may be let go of while recording
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.stream(beside):
+            with torch.cuda.stream(beside), _without_collecting():
                 # Only this thread's calls are watched: another one may be loading a model.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
@@ -107,4 +100,16 @@ class Graphs:
 
     def _give_up(self, reason: str) -> None:
         self._is_recording = False
-        _log.warning("decode steps cannot be recorded as graphs here, they run op by op and slower: %s", reason)
+        _log.warning("steps cannot be recorded as graphs here, they run op by op and slower: %s", reason)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Let nothing that lies on the device be let go of by the garbage collector while a graph is recorded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
