@@ -156,7 +156,7 @@ def sanitizer(report: Report) -> None:
         name = f"compute-sanitizer {check}"
         if not report.has_time(name, minutes=1.0):
             continue
-        with report.row(name), tempfile.TemporaryDirectory() as folder:
+        with report.row(name, hangs_after=480.0), tempfile.TemporaryDirectory() as folder:
             command = [tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "5",
                        sys.executable, script, "--part", "kernels", "--tiny", "--untimed", "--out", folder]  # fmt: skip
             done = subprocess.run(

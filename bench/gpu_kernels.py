@@ -83,7 +83,7 @@ def kernels(report: Report) -> None:
 def attempt(report: Report, name: str, measure: Callable[..., dict[str, object]], *shape: object) -> None:
     """Measure one row, if there is time."""
     if report.has_time(name):
-        with report.row(name):
+        with report.row(name, hangs_after=90.0):
             report.add(name, **measure(report, *shape))
 
 

@@ -154,7 +154,7 @@ def models(report: Report) -> None:
         name = f"{size} {quantization}"
         if not report.has_time(name, minutes=1.0):
             continue
-        with report.row(name):
+        with report.row(name, hangs_after=480.0):
             began = time.perf_counter()
             executor, program = opened(
                 size, quantization, rows=load.clients, context=load.context, max_tokens=load.step_tokens,  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def models(report: Report) -> None:
                        **memory(executor, program, load))  # fmt: skip
             try:
                 for part in (decode, prefill, serving):
-                    with report.row(f"{part.__name__} {name}"):
+                    with report.row(f"{part.__name__} {name}", hangs_after=330.0):
                         part(report, executor, program, size, quantization)
             finally:
                 executor.shutdown()

@@ -1,11 +1,13 @@
 """What a run of bench/gpu.py found: rows printed as they come, each in the file before the next is begun.
 
 Owns bench-results/gpu-PART.json: a list of runs, to which a run is appended. Earlier runs are never lost, and of one
-that dies, all rows up to there are kept. Called by the parts of bench/gpu.py.
+that dies, all rows up to there are kept, and what it died at is named. A row that hangs on a GPU ends the run.
+Called by the parts of bench/gpu.py.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import statistics
@@ -19,8 +21,6 @@ import torch
 import triton
 
 import headrace
-from headrace.core.errors import EngineDead
-from headrace.executor.cuda.failures import is_of_device
 from headrace.ops.cuda import launching
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,6 +44,7 @@ class Report:
         self.launches_early = launches_early
         self.rows: list[dict[str, object]] = []
         self.limits: dict[str, float] = {}
+        self._doing: list[str] = []
         self._part = part
         self._ends = time.monotonic() + 60 * minutes
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -63,17 +64,25 @@ class Report:
         self.write()
 
     @contextmanager
-    def row(self, name: str) -> Iterator[None]:
+    def row(self, name: str, *, hangs_after: float = 240.0) -> Iterator[None]:
         """Measure something: what fails is a row that says so, and the next one goes on, if the device still works.
 
-        Random numbers are the same whenever a row is measured."""
+        Random numbers are the same whenever a row is measured.
+        hangs_after  seconds, on a GPU: then it says where it is, and ends the process"""
         torch.manual_seed(0)
+        self._doing.append(name)
+        self.write()
+        if DEVICE == "cuda":
+            faulthandler.dump_traceback_later(hangs_after, exit=True)
         try:
             yield
         except Exception as error:
             self.add(name, failed=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
-            if isinstance(error, EngineDead) or (isinstance(error, RuntimeError) and is_of_device(error)):
+            if isinstance(error, DeviceLost) or not works():
                 raise DeviceLost(str(error)) from error
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self._doing.pop()
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
 
@@ -82,7 +91,7 @@ class Report:
         if time.monotonic() + 60 * minutes <= self._ends:
             return True
         self.add(name, skipped="no time left; run this part with more --minutes")
-        return False
+        return float(torch.ones(8, device=DEVICE).sum()) == 8.0
 
     def seconds_left(self) -> float:
         """Return the time that this part still has, at least a second."""
@@ -102,7 +111,7 @@ class Report:
             "limits": self.limits,
             "failed_kernels": launching.failed_kernels(),
             "rows": self.rows,
-        }
+        } | ({"died_at": self._doing[-1]} if self._doing else {})  # unless it is written once more
         whole = json.dumps({"part": self._part, "runs": [*self._earlier, run]}, indent=1) + "\n"
         beside = self.path.with_suffix(".part")
         beside.write_text(whole)
@@ -161,6 +170,14 @@ def seconds(report: Report, calls: list[Callable[[], object]]) -> float:
         last.synchronize()
         times.append(first.elapsed_time(last) / 1e3 / count)
     return statistics.median(times)
+
+
+def works() -> bool:
+    """Say whether the device still computes: a bad address ends all, a product that a library refuses nothing."""
+    try:
+        return float(torch.ones(8, device=DEVICE).sum()) == 8.0
+    except RuntimeError:
+        return False
 
 
 def ring(num_bytes: int) -> int:

@@ -26,7 +26,7 @@ def transformers(report: Report) -> None:
     size = "tiny" if report.is_tiny else "8b"
     what = f"{size} bf16, {load.clients} clients, {load.prompt} in, {load.output} out"
     ours: dict[str, object] = {}
-    with report.row(f"engine, {what}"):
+    with report.row(f"engine, {what}", hangs_after=480.0):
         executor, _ = opened(size, "bf16", rows=load.clients, context=load.context, max_tokens=load.step_tokens)
         try:
             ours = serve(executor, load)
@@ -42,7 +42,7 @@ def transformers(report: Report) -> None:
             f"transformers, {what}", skipped="transformers is not installed: pip install transformers accelerate"
         )
         return
-    with report.row(f"transformers, {what}"):
+    with report.row(f"transformers, {what}", hangs_after=480.0):
         theirs = serve_peer(report, size, load)
         report.add(f"transformers, {what}", **theirs)
         if ours:

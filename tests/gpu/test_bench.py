@@ -26,12 +26,49 @@ def test_a_part_runs_on_small_shapes(tmp_path: Path, part: str) -> None:
     earlier, run = json.loads((tmp_path / f"gpu-{part}.json").read_text())["runs"]
     assert earlier == {"date": "of an earlier one"}
     assert run["failed_kernels"] == []
+    assert "died_at" not in run
     assert run["rows"]
     for row in run["rows"]:
         assert "failed" not in row, row
         # A number at the border between two of e4m3 may go either way: some 6 % of one in hundreds.
         assert row.get("error", 0.0) < (0.05 if "e4m3" in row["what"] else 0.02)
         assert row.get("right", True)
+
+
+ROWS = """
+import os, sys
+sys.path.insert(0, "bench")
+from pathlib import Path
+import gpu_report
+from gpu_report import DeviceLost, Report
+
+report = Report("rows", is_tiny=True, is_timed=False, launches_early=False, minutes=1.0, folder=Path(sys.argv[1]))
+with report.row("refused"):
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`")
+with report.row("right"):
+    report.add("right", right=True)
+gpu_report.works = lambda: False
+try:
+    with report.row("all"), report.row("broken"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+except DeviceLost:
+    report.add("lost", right=True)
+with report.row("killed"):
+    os._exit(3)
+"""
+
+
+def test_a_row_that_fails_stops_no_other_unless_the_device_is_lost_and_one_that_kills_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ROWS, str(tmp_path)],
+        cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stdout + done.stderr
+    (run,) = json.loads((tmp_path / "gpu-rows.json").read_text())["runs"]
+    assert [row["what"] for row in run["rows"]] == ["refused", "right", "broken", "all", "lost"]
+    assert [("failed" in row) for row in run["rows"]] == [True, False, True, True, False]
+    assert run["died_at"] == "killed"
 
 
 def test_the_hosts_part_of_a_step_is_measured_on_any_machine(tmp_path: Path) -> None:
