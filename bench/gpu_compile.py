@@ -33,7 +33,7 @@ from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, 
 from headrace.ops.cuda.e4m3 import room_in, round_tokens
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.finish import finish
-from headrace.ops.cuda.linear import Squares, linear
+from headrace.ops.cuda.linear import Squares, few_tokens, linear
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
@@ -124,8 +124,9 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
         forms[f"int4 g{group}"] = from_nibbles(steps, ones.expand(n, k // group), ones.expand(n, k // group), k=k)
     forms["fp8"] = Weight(form="fp8", n=n, k=k, group=0, values=steps.view(torch.float8_e4m3fn), scales=ones.float())
     for name, matrix in forms.items():
-        for tokens in (1, 64) if is_quick else (1, 16, 32, 64):
-            yield from linear_cases(name, matrix, tokens, kind, is_quick=is_quick)
+        for tokens in (1, 64, 128) if is_quick else (1, 16, 32, 64, 128, 256):
+            if tokens <= few_tokens(matrix, kind):
+                yield from linear_cases(name, matrix, tokens, kind, is_quick=is_quick)
     yield from long_cases(kind)
     index = torch.zeros(1, dtype=torch.int32)
     for name, matrix in forms.items():

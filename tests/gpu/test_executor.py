@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,16 @@ import torch
 
 from headrace.core.errors import ConfigError, EngineDead
 from headrace.core.request import SamplingParams, SeqId
+from headrace.core.settings import Quantization
 from headrace.core.step import BlockCopy, CopyKind, Row, Step
 from headrace.executor import ReferenceExecutor
-from headrace.executor.cuda import model
+from headrace.executor.cuda import load_weights, model
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
+from headrace.executor.cuda.forms import FormChoice
 from headrace.model import open_checkpoint
 from headrace.model.build import build_program
 from headrace.ops.cuda.linear import Squares, linear
+from headrace.quant.formats import Format
 from headrace.testing.checkpoints import Family, write_checkpoint
 from tests.parity.drive import scored_step
 
@@ -134,6 +138,32 @@ def test_bf16_activations_and_every_form_stay_near_the_reference(
     limit = {"bf16": 0.05, "int8": 0.08, "int4": 0.8, "fp8": 0.3}[quantization]
     assert np.mean([abs(a.logprob - b.logprob) for a, b in pairs]) < limit
     assert all(len(a.top) == 3 for a, _ in pairs)
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_more_than_64_tokens_are_multiplied_with_packed_weights_where_all_of_them_are(
+    tmp_path: Path, device: str, is_mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path / "qwen3", "qwen3", num_hidden_layers=1)
+    choose, products = load_weights.choose_form, model.long_linear
+    widths: list[int] = []
+
+    def chosen(stored: Sequence[Format], quantization: Quantization, k: int) -> FormChoice:
+        return FormChoice("dense") if is_mixed and k == 96 else choose(stored, quantization, k)
+
+    def counted(x: torch.Tensor, *args: object) -> None:
+        widths.append(x.shape[1])
+        products(x, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(load_weights, "choose_form", chosen)
+    monkeypatch.setattr(model, "long_linear", counted)
+    row = Row(SeqId(0), 0, tuple(prompts(3, (66,))[0]), (0, 1, 2, 3, 4), None, score=((40, 5), (65, 7)))
+    expected = reference(path).launch(Step(0, (row,))).result().scored[0]
+    executor = cuda(path, device, dtype="bfloat16", quantization="int8")
+    found = executor.launch(Step(0, (row,))).result().scored[0]
+    executor.shutdown()
+    assert len(widths) == is_mixed  # of queries, keys and values: behind the last attention two tokens go on
+    assert np.mean([abs(a.logprob - b.logprob) for a, b in zip(found, expected, strict=True)]) < 0.08
 
 
 def test_invariant_logits_are_the_same_in_any_chunking_and_company(tmp_path: Path, device: str) -> None:

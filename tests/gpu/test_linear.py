@@ -13,9 +13,11 @@ from headrace.ops.cuda import linear as linear_module
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.norm import Following
+from headrace.ops.cuda.tiling import Tiling
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
 
-FORMS = ["dense", "int8", "int8g", "int4", "int4g128", "fp8"]
+PACKED = ["int8", "int8g", "int4", "int4g128"]
+FORMS = ["dense", *PACKED, "fp8"]
 
 
 def drawn(device: str, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -103,6 +105,66 @@ def test_every_epilogue_is_applied(device: str, form: str, k: int, has_bias: boo
     assert relative(out, expected) < 1e-6
 
 
+@pytest.fixture
+def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What falls back is right too, only slower."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("given to the library")
+
+    monkeypatch.setattr(linear_module, "long_linear", refuse)
+
+
+@pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize(
+    ("form", "tokens"),
+    [(form, 65) for form in PACKED] + [("int4", 100), ("int8", 128), ("int4g128", 200), ("int8g", 256)],
+)
+def test_many_tokens_are_multiplied_with_packed_weights(device: str, form: str, tokens: int) -> None:
+    k = 256 if form == "int4g128" else 224
+    x = drawn(device, tokens, k).bfloat16()
+    weight = made(form, drawn(device, 50, k, seed=1), torch.bfloat16)
+    out = torch.full((tokens, 50), torch.nan, dtype=torch.bfloat16, device=device)
+    linear(x, weight, out, epilogue=Epilogue())
+    assert relative(out, x.double() @ weight.rows(slice(None)).double().T) < 8e-3
+
+
+@pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize(("form", "block_n", "num_parts"), [("int4", 128, 3), ("int8g", 256, 1), ("int4", 256, 2)])
+@pytest.mark.parametrize("kind", ["none", "add", "glu"])
+def test_every_epilogue_is_applied_to_two_tiles_of_tokens(
+    device: str, form: str, block_n: int, num_parts: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, k = block_n + 44, num_parts * 128
+    x = drawn(device, 200, k).bfloat16() / k**0.5
+    weight = made(form, drawn(device, n, k, seed=1), torch.bfloat16)
+    bias, out = drawn(device, n, seed=2), drawn(device, 200, n // 2 if kind == "glu" else n, seed=3)
+    expected = x.double() @ weight.rows(slice(None)).double().T + bias.double()
+    if kind == "glu":
+        expected = torch.from_numpy(reference.glu(expected.float().cpu().numpy(), "silu")).to(device).double()
+    elif kind == "add":
+        expected = expected + out.double()
+    tile = Tiling(
+        block_n=block_n, block_t=128, block_k=128, num_turns=1, num_parts=num_parts, buffers=3, num_warps=8
+    )  # fmt: skip
+    monkeypatch.setattr(linear_module, "tile_of", lambda *_: tile)
+    linear(x, weight, out, bias=bias, epilogue=Epilogue(kind=kind))  # type: ignore[arg-type]
+    assert relative(out, expected) < 6e-3  # the interpreter cuts bf16 weights off
+
+
+@pytest.mark.parametrize(("form", "tokens"), [("dense", 65), ("fp8", 65), ("int8", 257), ("int4", 257)])
+def test_more_tokens_than_pay_here_go_to_the_library(
+    device: str, form: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(linear_module, "long_linear", lambda *all_of_it: given.append(all_of_it))
+    x, weight = drawn(device, tokens, 128).bfloat16(), made(form, drawn(device, 32, 128), torch.bfloat16)
+    out = torch.empty((tokens, 32), dtype=torch.bfloat16, device=device)
+    linear(x, weight, out, epilogue=Epilogue())
+    linear(x[:-1], weight, out[:-1], epilogue=Epilogue())
+    assert len(given) == 1
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu", "relu2"])
 @pytest.mark.parametrize("tokens", [2, 66])
 def test_activations_are_those_of_the_reference(device: str, activation: str, tokens: int) -> None:
@@ -161,6 +223,14 @@ def test_two_products_take_over_the_norm_between_them(
     total, out, wanted = normed(device, form, kind, tokens)  # in bf16 the interpreter cuts bits off: a gate's twice
     assert relative(total, wanted[:, :192]) < error
     assert relative(out, wanted[:, 192:]) < error
+
+
+@pytest.mark.usefixtures("_no_library")
+@pytest.mark.parametrize(("form", "tokens"), [("int8", 200), ("int4", 100)])
+def test_a_norm_is_taken_over_by_products_of_many_tokens(device: str, form: str, tokens: int) -> None:
+    total, out, wanted = normed(device, form, torch.bfloat16, tokens)
+    assert relative(total, wanted[:, :192]) < 2e-2
+    assert relative(out, wanted[:, 192:]) < 2e-2
 
 
 @pytest.mark.parametrize("failing", [(1,), (2,), (1, 2)])

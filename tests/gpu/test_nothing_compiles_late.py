@@ -39,12 +39,13 @@ def rich(n):
     return SamplingParams(temperature=1.0, top_k=n, repetition_penalty=1.1, logprobs=n, seed=n)
 
 def row(i, length, params, **more):
-    blocks = (2 * i, 2 * i + 1, 100 + i, 100, 101, 102, 103)[: -(-length // 16)]
+    blocks = (2 * i, 2 * i + 1, 100 + i, *range(100, 120))[: -(-length // 16)]
     history = tuple(range(3 + i))
     return Row(SeqId(i), 0, (1,) * length, blocks, params, history=history, prompt_len=1, **more)
 
 steps = {f"{n} rows": [row(i, 1, greedy) for i in range(n)] for n in (1, 2, 3, 7, 16, 17, 31, 32, 33, 39, 40)}
-steps |= {f"{n} tokens": [row(0, n, greedy)] for n in (2, 4, 6, 9, 15, 16, 18, 31, 32, 47, 63, 64, 66, 80, 96, 99, 100)}
+lengths = (2, 4, 6, 9, 15, 16, 18, 31, 32, 47, 63, 64, 66, 80, 96, 99, 100, 128, 130, 200, 256, 258, 300)
+steps |= {f"{n} tokens": [row(0, n, greedy)] for n in lengths}
 steps |= {f"{n} alternatives": [row(i, 1, rich(n)) for i in range(1 + n % 3)] for n in (1, 2, 6, 8, 16, 20)}
 prompt = row(0, 50, greedy)
 steps |= {f"{n} rows and a prompt": [prompt, *[row(i, 1, greedy) for i in range(1, n)]] for n in (2, 17, 40)}
@@ -55,17 +56,19 @@ steps |= {
     f"{n} rows with windows": [row(i, length, greedy, reach=Reach(window=16, num_sinks=4)) for i in range(n)]
     for n, length in ((1, 1), (3, 20), (40, 1))
 }
-for max_rows in (3, 40):  # few first: what many rows compile would hide what few leave out
+# Few first: what many rows compile would hide what few leave out.
+for max_rows, max_tokens, quantization in ((3, 100, "auto"), (40, 300, "int8")):
     with open_checkpoint(path) as checkpoint:
         executor = CudaExecutor(
             build_program(checkpoint.config), checkpoint, num_blocks=200, block_size=16,
             options=DeviceOptions(
-                device="cpu", max_rows=max_rows, max_step_tokens=100, is_warmed=True, kv_dtype="int8"
+                device="cpu", max_rows=max_rows, max_step_tokens=max_tokens, is_warmed=True, kv_dtype="int8",
+                quantization=quantization,
             ),
         )
     warm.append(len(driver.found))
     for step_id, (name, rows) in enumerate(steps.items()):
-        if len(rows) > max_rows:
+        if len(rows) > max_rows or sum(len(row.tokens) for row in rows) > max_tokens:
             continue
         before = len(driver.found)
         executor.launch(Step(step_id, tuple(rows)))

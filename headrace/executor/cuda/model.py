@@ -22,7 +22,7 @@ from headrace.model.program import Attention, Embed, Head, Linear, Norm, Program
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, multiplies_e4m3, room_in
 from headrace.ops.cuda.epilogue import Epilogue
-from headrace.ops.cuda.linear import Squares, is_skinny, linear
+from headrace.ops.cuda.linear import Squares, few_tokens, linear
 from headrace.ops.cuda.long_products import long_linear, takes_rounded
 from headrace.ops.cuda.norm import Following, rms_norm, rms_norm_add
 from headrace.ops.cuda.rope import Rotation, qk_write
@@ -103,6 +103,9 @@ class DeviceModel:
         )
         self._last_attention = max(i for i, op in enumerate(self._ops) if isinstance(op, Attention))
         self._read_later = read_before_written((*self._ops[self._last_attention + 1 :], head))
+        # All products of a step are of few tokens or none is: what one leaves to the next, that one has to take up.
+        products = [matrices[op.weight] for op in self._ops if isinstance(op, Linear)]
+        self._few_tokens = max_tokens if is_invariant else min(few_tokens(weight, dtype) for weight in products)
         self._rounds: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
         if multiplies_e4m3(self._turned) and not is_invariant:
             self._rounds = rounded_ops((*self._ops, head), self._takes_rounded, cut=self._last_attention)
@@ -198,7 +201,7 @@ class DeviceModel:
         src, weight, dst = slots[op.src], self._matrices[op.weight], slots[op.dst]
         bias = None if op.bias is None else self._vectors[op.bias]
         epilogue = Epilogue(kind=op.epilogue, activation=op.activation)
-        if is_skinny(len(src), is_invariant=self._is_invariant):
+        if len(src) <= self._few_tokens:
             after = self._following(op.dst, at + 1, slots) if at + 1 in self._spread else None
             left = linear(
                 src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant,
@@ -234,7 +237,7 @@ class DeviceModel:
     def _written(self, name: str, at: int, slots: dict[str, torch.Tensor]) -> torch.Tensor | Rounded:
         """Return where an op writes: a slot, or, where only fp8 products of many tokens read it, its room for those."""
         tokens = len(slots[name])
-        if at in self._rounds[0] and not is_skinny(tokens, is_invariant=self._is_invariant):
+        if at in self._rounds[0] and tokens > self._few_tokens:
             return self._rooms[name].first(tokens)
         return slots[name]
 

@@ -16,7 +16,7 @@ from headrace.executor.cuda.buckets import Bucket, Buckets
 _GREEDY = SamplingParams(temperature=0.0)
 _SAMPLED = SamplingParams(temperature=1.0, seed=1)
 _RICH = SamplingParams(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.1, logprobs=2, seed=1)
-_LENGTHS = (1, 5, 9, 17, 33, 65)  # the least of each tile shape
+_LENGTHS = (1, 5, 9, 17, 33, 65, 129, 257)  # the least of each tile shape, and of what the library multiplies
 _NARROW = Reach(window=1, num_sinks=1)
 _NOBODY = -1  # no sequence of an engine has this id
 

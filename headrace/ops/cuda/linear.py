@@ -1,4 +1,4 @@
-"""Products of a few tokens with a weight in any form, decoded in registers; long batches go to `long_products`.
+"""Products of few tokens with a weight in any form, decoded in registers; long batches go to `long_products`.
 
 Owns nothing: parts that have arrived are counted in `counters`. Called by `executor.cuda`.
 The specification is `ops.reference.linear` on the decoded weight; the kernel is in `linear_kernel`, how it is cut in
@@ -26,10 +26,8 @@ from headrace.ops.cuda.linear_kernel import linear_kernel
 from headrace.ops.cuda.long_products import long_linear
 from headrace.ops.cuda.norm import Following
 from headrace.ops.cuda.sizes import cdiv
-from headrace.ops.cuda.tiling import MOST_TOKENS, SHARED_BYTES, Tiling, bucket, tiling
+from headrace.ops.cuda.tiling import INVARIANT_TOKENS, SHARED_BYTES, Tiling, bucket, most_tokens, tiling
 from headrace.ops.cuda.weights import CHUNK_INPUTS, FORM_NUMBERS, Weight
-
-SKINNY_TOKENS = MOST_TOKENS  # up to here reading the weight is what costs, beyond it the multiplying
 
 
 class Squares(NamedTuple):
@@ -59,7 +57,7 @@ def linear(
     Returns what is left to do of it; None where it is done.
     """
     name = f"linear_{weight.form}"
-    if is_skinny(len(x), is_invariant=is_invariant):
+    if is_skinny(weight, len(x), x.dtype, is_invariant=is_invariant):
         left = None
         if following is not None:
             tiles = cdiv(weight.n, _tile(x, weight, is_invariant=is_invariant).block_n)
@@ -74,9 +72,14 @@ def linear(
     return None
 
 
-def is_skinny(num_tokens: int, *, is_invariant: bool) -> bool:
-    """Say whether this kernel serves so many tokens; others go to `long_products`."""
-    return is_invariant or num_tokens <= SKINNY_TOKENS
+def is_skinny(weight: Weight, num_tokens: int, dtype: torch.dtype, *, is_invariant: bool) -> bool:
+    """Say whether this kernel serves so many tokens of a type; others go to `long_products`."""
+    return is_invariant or num_tokens <= few_tokens(weight, dtype)
+
+
+def few_tokens(weight: Weight, dtype: torch.dtype) -> int:
+    """Return up to how many tokens of a type a weight is multiplied with by this kernel."""
+    return most_tokens(chunk=CHUNK_INPUTS.get(weight.form, 1), itemsize=dtype.itemsize)
 
 
 def _launcher(
@@ -98,7 +101,8 @@ def _launcher(
         tile = _tile(x, weight, is_invariant=is_invariant)
         n, k, tokens = weight.n, weight.k, len(x)
         width = n // 2 if is_gated else n
-        places = cdiv(width, tile.block_n // 2 if is_gated else tile.block_n), cdiv(tokens, tile.block_t)
+        # Tiles of tokens first: programs with the same weights run beside each other and read them from memory once.
+        places = cdiv(tokens, tile.block_t), cdiv(width, tile.block_n // 2 if is_gated else tile.block_n)
         scales, kind = weight.scale_words()
         partial, counters = out, out
         if tile.num_parts > 1:
@@ -126,16 +130,16 @@ def _launcher(
 
 
 def _tile(x: torch.Tensor, weight: Weight, *, is_invariant: bool) -> Tiling:
-    block_t = MOST_TOKENS if is_invariant else bucket(len(x))
-    return tile_of(weight, block_t, x.element_size(), _shared_bytes(x.device))
+    tokens = INVARIANT_TOKENS if is_invariant else bucket(len(x))
+    return tile_of(weight, tokens, x.element_size(), _shared_bytes(x.device))
 
 
-def tile_of(weight: Weight, block_t: int, itemsize: int, shared_bytes: int = SHARED_BYTES) -> Tiling:
-    """Return how a weight is cut for tiles of so many tokens."""
+def tile_of(weight: Weight, num_tokens: int, itemsize: int, shared_bytes: int = SHARED_BYTES) -> Tiling:
+    """Return how a weight is cut for a bucket of so many tokens."""
     n, k, chunk = weight.n, weight.k, CHUNK_INPUTS.get(weight.form, 1)
     held = weight.num_bytes / (n * k)
     return tiling(
-        n=n, k=k, chunk=chunk, bytes_per_input=held, block_t=block_t, itemsize=itemsize, shared_bytes=shared_bytes
+        n=n, k=k, chunk=chunk, bytes_per_input=held, num_tokens=num_tokens, itemsize=itemsize, shared_bytes=shared_bytes
     )  # fmt: skip
 
 

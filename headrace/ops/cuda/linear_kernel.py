@@ -58,7 +58,10 @@ def _fetch_ahead(
 
 @triton.jit
 def _fold(acc, w, x, line, i, is_token, k, EVEN_K: tl.constexpr):
-    """Add w · x over inputs `i`; the interpreter has no bf16 products."""
+    """Add w · x over inputs `i`; the interpreter has no bf16 products.
+
+    The sums pass through an instruction that does nothing: left to run on into the next turn, products with a side in
+    registers are found to meet other uses of their sums there, and each of them is waited for alone."""
     spots = x + line[None, :] + i[:, None]
     if EVEN_K:
         a = tl.load(spots, mask=is_token[None, :], other=0.0)
@@ -66,7 +69,8 @@ def _fold(acc, w, x, line, i, is_token, k, EVEN_K: tl.constexpr):
         a = tl.load(spots, mask=is_token[None, :] & (i < k)[:, None], other=0.0)
     if _INTERPRETED:
         return acc + tl.dot(w.to(a.dtype).to(tl.float32), a.to(tl.float32), input_precision="ieee")
-    return tl.dot(w.to(a.dtype), a, acc, input_precision="ieee")
+    acc = tl.dot(w.to(a.dtype), a, acc, input_precision="ieee")
+    return tl.inline_asm_elementwise("", "=f,0", [acc], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -117,12 +121,17 @@ def _take_int4(
 
 @triton.jit
 def _finish(
-    acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens, k, width,
+    acc, out, bias, squares, next_weight, next_out, next_squares, tile, first, num_tokens, k, width,
     head_scale, softcap, eps,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     NUM_SQUARES: tl.constexpr, HAS_NEXT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Finish the norm of what was multiplied, add the bias, apply the epilogue, store, begin the norm that follows."""
+    """Finish the norm of what was multiplied, add the bias, apply the epilogue, store, begin the norm that follows.
+
+    Of BLOCK_T tokens from the `first` on; places within these have 32 bits, so that those of large tiles find room."""
+    t = tl.arange(0, BLOCK_T)
+    tokens = first + t
+    is_token = tokens < num_tokens
     if NUM_SQUARES > 0:
         wide: tl.constexpr = triton.next_power_of_2(NUM_SQUARES)
         i = tl.arange(0, wide)
@@ -149,16 +158,41 @@ def _finish(
     if HAS_SOFTCAP:
         acc = softcap * (1.0 - 2.0 / (tl.exp(2.0 * acc / softcap) + 1.0))
     mask = is_col[:, None] & is_token[None, :]
-    spots = out + tokens.to(tl.int64)[None, :] * width + cols[:, None]
+    corner = tl.cast(first, tl.int64) * width
+    offsets = t[None, :] * width + cols[:, None]
+    spots = out + corner + offsets
     if EPILOGUE == 1:
         acc += tl.load(spots, mask=mask, other=0.0).to(tl.float32)
     tl.store(spots, acc.to(out.dtype.element_ty), mask=mask)
     if HAS_NEXT:
         y = acc * tl.load(next_weight + cols, mask=is_col, other=0.0)[:, None]
-        spots = next_out + tokens.to(tl.int64)[None, :] * width + cols[:, None]
-        tl.store(spots, y.to(next_out.dtype.element_ty), mask=mask)
+        tl.store(next_out + corner + offsets, y.to(next_out.dtype.element_ty), mask=mask)
         total = tl.sum(tl.where(mask, acc * acc, 0.0), axis=0)
         tl.store(next_squares + tile * num_tokens + tokens, total, mask=is_token)
+
+
+@triton.jit
+def _sum_parts(
+    sums, step, r, out, bias, squares, next_weight, next_out, next_squares, tile, begin, first,
+    num_tokens, k, width, head_scale, softcap, eps,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    NUM_PARTS: tl.constexpr, NUM_SQUARES: tl.constexpr, HAS_NEXT: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Add up what all parts wrote of BLOCK_T tokens of a tile, from the `first` of those that `begin` there, and finish
+    it."""
+    t = first + tl.arange(0, BLOCK_T)
+    spots = sums + t[None, :] * BLOCK_N + r[:, None]
+    is_token = (begin + t < num_tokens)[None, :]
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    # All reads of small tiles are under way at once; large ones have no registers for that.
+    for i in tl.range(0, NUM_PARTS, loop_unroll_factor=NUM_PARTS if BLOCK_T <= 16 else 2):
+        acc += tl.load(spots + i * step, mask=is_token, other=0.0, cache_modifier=".cg")
+    _finish(
+        acc, out, bias, squares, next_weight, next_out, next_squares, tile, begin + first, num_tokens, k, width,
+        head_scale, softcap, eps,
+        EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, BLOCK_T,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_turns"])
@@ -171,7 +205,7 @@ def linear_kernel(
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Take `num_turns` times BLOCK_K inputs, from the part's first on."""
-    tile, part = tl.program_id(0), tl.program_id(2)
+    tile, part = tl.program_id(1), tl.program_id(2)
     r = tl.arange(0, BLOCK_N)
     if EPILOGUE == 2:
         half: tl.constexpr = BLOCK_N // 2
@@ -187,7 +221,7 @@ def linear_kernel(
     if IS_EARLY and EVEN_K and EVEN_N:
         _fetch_ahead(values, rows, tile, part, num_turns, n, k, width, FORM, EPILOGUE, BLOCK_N, BLOCK_K)
     take_turn(IS_EARLY)
-    tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_token = tokens < num_tokens
     line = tokens.to(tl.int64) * k
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
@@ -217,14 +251,24 @@ def linear_kernel(
             acc = _fold(acc, w, x, line, i, is_token, k, EVEN_K)
     if FORM % 2 == 1 and GROUP == 0:
         acc *= tl.load(scales + rows)[:, None]
+    # A tile of many tokens is finished by halves: all of its numbers beside what they are added to find no room.
+    some: tl.constexpr = 64 if BLOCK_T > 64 else BLOCK_T
+    begin = tl.program_id(0) * BLOCK_T
     if NUM_PARTS == 1:
+        if some < BLOCK_T:
+            acc, rest = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N, 2, some)), (0, 2, 1)))
+            _finish(
+                rest, out, bias, squares, next_weight, next_out, next_squares, tile, begin + some, num_tokens, k, width,
+                head_scale, softcap, eps,
+                EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, some,
+            )  # fmt: skip
         _finish(
-            acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens, k, width,
+            acc, out, bias, squares, next_weight, next_out, next_squares, tile, begin, num_tokens, k, width,
             head_scale, softcap, eps,
-            EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, BLOCK_T,
+            EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, some,
         )  # fmt: skip
     else:
-        place = tl.program_id(1) * tl.num_programs(0) + tile
+        place = tl.program_id(0) * tl.num_programs(1) + tile
         num_places = tl.num_programs(0) * tl.num_programs(1)
         spots = tl.arange(0, BLOCK_T)[None, :] * BLOCK_N + r[:, None]
         sums = partial + place.to(tl.int64) * (BLOCK_T * BLOCK_N)
@@ -234,12 +278,9 @@ def linear_kernel(
         if tl.atomic_add(counters + place, 1, sem="acq_rel", scope="gpu") == NUM_PARTS - 1:
             tl.debug_barrier()  # … and has seen what the others wrote before any thread reads it
             tl.store(counters + place, 0)
-            acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-            # All reads of small tiles are under way at once; large ones have no registers for that.
-            for i in tl.range(0, NUM_PARTS, loop_unroll_factor=NUM_PARTS if BLOCK_T <= 16 else 2):
-                acc += tl.load(sums + i * step + spots, mask=is_token[None, :], other=0.0, cache_modifier=".cg")
-            _finish(
-                acc, out, bias, squares, next_weight, next_out, next_squares, tile, tokens, is_token, num_tokens,
-                k, width, head_scale, softcap, eps,
-                EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP, NUM_SQUARES, HAS_NEXT, BLOCK_N, BLOCK_T,
-            )  # fmt: skip
+            for piece in tl.static_range(BLOCK_T // some):
+                _sum_parts(
+                    sums, step, r, out, bias, squares, next_weight, next_out, next_squares, tile, begin, piece * some,
+                    num_tokens, k, width, head_scale, softcap, eps, EPILOGUE, ACTIVATION, HAS_BIAS, HAS_SOFTCAP,
+                    NUM_PARTS, NUM_SQUARES, HAS_NEXT, BLOCK_N, some,
+                )  # fmt: skip
