@@ -30,6 +30,7 @@ from triton.backends.nvidia.driver import ty_to_cpp
 
 from headrace.ops.cuda import launching
 from headrace.ops.cuda.attention import HEAD_SIZES, Scoring, Tiles, TokenReach, attention, tile_size
+from headrace.ops.cuda.attention_single import single_attention
 from headrace.ops.cuda.e4m3 import room_in, round_tokens
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.finish import finish
@@ -116,6 +117,14 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, object]]:
         "attention, fp32",  # models are compared with the specification in it
         lambda: attention(wide, torch.empty_like(wide), pool, one.view(1, 1), single, one, Scoring(scale=0.1)),
     )
+    qkv, bare = (
+        torch.zeros((1, 8 * 64)),
+        Rotation(inv_freq=torch.zeros(32), scale=1.0, q_norm=None, k_norm=None, eps=1e-6),
+    )
+    yield (
+        "rotation and attention, fp32",
+        lambda: single_attention(qkv, wide, pool, one.view(1, 1), single, one, Scoring(scale=0.1), bare),
+    )
     n, k = 8192, 4096
     steps, ones = torch.zeros((n, k), dtype=torch.uint8), torch.ones((n, 1), dtype=kind)
     forms = {"bf16": dense(torch.zeros((n, k), dtype=kind)), "int8": from_bytes(steps.view(torch.int8), ones.float())}
@@ -186,6 +195,19 @@ def attention_cases(
     pool = torch.zeros((2, 2, kv_heads, 32 * (d + 2)), dtype=torch.int8)
     int8_cache, scales = pool[..., : 32 * d].unflatten(-1, (32, d)), pool[..., 32 * d :].view(torch.bfloat16)
     reach = TokenReach(windows=one, num_sinks=one, turned=q)
+    bare = Rotation(inv_freq=rotation.inv_freq, scale=1.0, q_norm=None, k_norm=None, eps=1e-6)
+    single = Tiles(rows=one, first=one, count=one, size=1, num_parts=16)
+    bent = Scoring(scale=0.1, window=512, softcap=30.0, sinks=torch.zeros(q_heads))
+    for how, turned, scoring in (
+        ("", bare, Scoring(scale=0.1)),
+        ("norms", rotation, Scoring(scale=0.1)),
+        ("norms, a layer's window, cap and sinks", rotation, bent),
+    ):
+        if not (is_quick and how == "norms"):
+            yield (
+                named(f"rotation and attention, D {d}, {q_heads}/{kv_heads} heads, 16 parts", how),
+                lambda r=turned, s=scoring: single_attention(qkv, q, cache, tables, single, one, s, r),
+            )
     kept = {"": {}, "int8 KV": {"scales": scales}, "window and sinks": {"reach": reach}}
     kept["int8 KV, window and sinks"] = {"scales": scales, "reach": reach}
     for how, given in kept.items() if q_heads == 4 * kv_heads else [("", {})]:
@@ -207,7 +229,6 @@ def attention_cases(
                     ),
                 )
             if not how and not is_quick:
-                bent = Scoring(scale=0.1, window=512, softcap=30.0, sinks=torch.zeros(q_heads))
                 yield (
                     named(name, "a layer's window, cap and sinks"),
                     lambda t=tiles, s=bent: attention(q, torch.empty_like(q), cache, tables, t, one, s),

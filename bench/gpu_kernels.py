@@ -17,9 +17,11 @@ from gpu_report import DEVICE, KIND, Report, error, random, ring, seconds
 from headrace.core.request import SamplingParams, SeqId
 from headrace.core.step import Row, Sample
 from headrace.ops.cuda.attention import Scoring, Tiles, attention, tile_size
+from headrace.ops.cuda.attention_single import single_attention
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import linear
 from headrace.ops.cuda.norm import rms_norm
+from headrace.ops.cuda.rope import Rotation, qk_write
 from headrace.ops.cuda.sampling import (
     NUM_FLOATS,
     NUM_INTS,
@@ -63,6 +65,9 @@ def kernels(report: Report) -> None:
             if d in (64, 128):
                 name = f"decode attention, int8 KV, D {d}, {rows} rows of {context}"
                 attempt(report, name, decode_row, d, rows, context, True)
+                for how in ("at once", "in two launches"):
+                    name = f"rotation and decode attention {how}, D {d}, {rows} rows of {context}"
+                    attempt(report, name, single_row, d, rows, context, how == "at once")
         tokens = 40 if is_tiny else 4096
         attempt(report, f"prefill attention, D {d}, {tokens} tokens", prefill_row, d, tokens)
     shapes = [(64, 128)] if is_tiny else [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)]
@@ -174,6 +179,42 @@ def decode_row(report: Report, d: int, rows: int, context: int, is_int8: bool = 
     )
     wrong = float("nan") if bool(out.isnan().any()) else max(checks)
     return {"error": wrong, "us": took * 1e6, **report.share(took, num_bytes)}
+
+
+def single_row(report: Report, d: int, rows: int, context: int, at_once: bool) -> dict[str, object]:
+    """From the QKV product to attention's output. `right`: both ways write the same numbers into the cache."""
+    q_heads, kv_heads = (4, 2) if report.is_tiny else (32, 8)
+    cache, tables = paged(d, rows, context, kv_heads)
+    qkv = random(rows, (q_heads + 2 * kv_heads) * d).to(KIND)
+    q, out = (torch.full((rows, q_heads * d), torch.nan, dtype=KIND, device=DEVICE) for _ in "qo")
+    at = torch.arange(rows, dtype=torch.int32, device=DEVICE)
+    parts = min(1 << (max(264 // (rows * kv_heads), 1).bit_length() - 1), 32)
+    tiles = Tiles(rows=at, first=at, count=torch.ones_like(at), size=1, num_parts=parts)
+    positions = torch.full((rows,), context - 1, dtype=torch.int32, device=DEVICE)
+    slots = tables[:, (context - 1) // BLOCK_SIZE] * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
+    inv_freq = 10000.0 ** -(torch.arange(0, d, 2, device=DEVICE) / d)
+    rotation = Rotation(inv_freq=inv_freq, scale=1.0, q_norm=None, k_norm=None, eps=1e-6)
+    scoring = Scoring(scale=d**-0.5)
+
+    def launch(held: torch.Tensor, *, at_once: bool) -> None:
+        if not at_once:
+            qk_write(qkv, q, held, slots, positions, rotation)
+            attention(q, out, held, tables, tiles, positions, scoring)
+        elif not single_attention(qkv, out, held, tables, tiles, positions, scoring, rotation):
+            raise RuntimeError("the kernel gave way to two launches")
+
+    num_bytes = cache.nbytes
+    copies = [cache, *[cache.clone() for _ in range(max(min(ring(num_bytes), 8), 2) - 1)]]
+    launch(copies[1], at_once=False)
+    out.fill_(torch.nan)
+    launch(cache, at_once=at_once)
+    checks = [
+        error(out[r : r + 1], exact_attention(q[r : r + 1], cache, tables[r], context - 1, d)) for r in (0, rows - 1)
+    ]
+    wrong = float("nan") if bool(out.isnan().any()) else max(checks)
+    right = torch.equal(cache, copies[1])
+    took = seconds(report, [lambda c=c: launch(c, at_once=at_once) for c in copies])
+    return {"error": wrong, "right": right, "us": took * 1e6, **report.share(took, num_bytes)}
 
 
 def prefill_row(report: Report, d: int, tokens: int) -> dict[str, object]:

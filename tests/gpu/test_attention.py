@@ -144,5 +144,5 @@ def test_tiles_of_one_token_give_the_same_bits_in_any_company(device: str) -> No
 def test_a_warps_share_of_a_turn_is_as_much_as_a_product_takes(sizes: tuple[int, int], has_reach: bool) -> None:
     for block_m in (16, 32, 64, 128):
         for block_d in (16, 64, 128, 256):
-            shape = attention_module._shape(block_m, block_d, *sizes, has_reach=has_reach)
+            shape = attention_module.launch_shape(block_m, block_d, *sizes, has_reach=has_reach)
             assert shape.block_n // shape.ways >= 16  # Triton before 3.7 compiles no products of fewer

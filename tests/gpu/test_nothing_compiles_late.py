@@ -57,13 +57,17 @@ steps |= {
     for n, length in ((1, 1), (3, 20), (40, 1))
 }
 # Few first: what many rows compile would hide what few leave out.
-for max_rows, max_tokens, quantization in ((3, 100, "auto"), (40, 300, "int8")):
+CASES = (
+    (3, 100, "auto", "int8", 512), (3, 100, "auto", "auto", 0),
+    (40, 300, "int8", "int8", 512), (40, 100, "auto", "auto", 0),
+)
+for max_rows, max_tokens, quantization, kv_dtype, chunk_tokens in CASES:
     with open_checkpoint(path) as checkpoint:
         executor = CudaExecutor(
             build_program(checkpoint.config), checkpoint, num_blocks=200, block_size=16,
             options=DeviceOptions(
-                device="cpu", max_rows=max_rows, max_step_tokens=max_tokens, is_warmed=True, kv_dtype="int8",
-                quantization=quantization,
+                device="cpu", max_rows=max_rows, max_step_tokens=max_tokens, is_warmed=True, kv_dtype=kv_dtype,
+                quantization=quantization, chunk_tokens=chunk_tokens,
             ),
         )
     warm.append(len(driver.found))
@@ -73,7 +77,7 @@ for max_rows, max_tokens, quantization in ((3, 100, "auto"), (40, 300, "int8")):
         before = len(driver.found)
         executor.launch(Step(step_id, tuple(rows)))
         if len(driver.found) > before:
-            late[f"{name}, {max_rows} at most"] = [found["kernel"] for found in driver.found[before:]]
+            late[f"{name}, {max_rows} at most, {kv_dtype}"] = [found["kernel"] for found in driver.found[before:]]
 print(json.dumps({"warm": warm, "late": late, "failed": launching.failed_kernels(),
                   "by": sorted(compiled_by)}))
 """

@@ -20,6 +20,7 @@ from headrace.executor.cuda import forms
 from headrace.executor.cuda.readers import normed_sums, read_before_written, rounded_ops
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Program, QkWrite
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
+from headrace.ops.cuda.attention_single import single_attention
 from headrace.ops.cuda.e4m3 import MOST_NUMBERS, Rounded, multiplies_e4m3, room_in
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.linear import Squares, few_tokens, linear
@@ -41,6 +42,7 @@ class DeviceBatch:
 
     reach  [2, T] int32 window and sinks of each token; None: all see everything
     kept   [R] int32 the tokens whose hidden state is wanted; None: all of them
+    is_single  every token is the only one of its row
     """
 
     tokens: torch.Tensor
@@ -51,6 +53,7 @@ class DeviceBatch:
     long: Mapping[int, torch.Tensor]
     reach: torch.Tensor | None = None
     kept: torch.Tensor | None = None
+    is_single: bool = False
 
 
 class _LayerCache(NamedTuple):
@@ -188,6 +191,8 @@ class DeviceModel:
             case Linear():
                 return self._linear(at, op, slots)
             case QkWrite():
+                if self._attend_at_once(at, op, batch, slots):
+                    return 2
                 self._qk_write(op, batch, slots)
             case Attention():
                 self._attention(op, batch, slots)
@@ -251,32 +256,55 @@ class DeviceModel:
         assert not isinstance(op, Head)
         return op.dst
 
-    def _qk_write(self, op: QkWrite, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
-        rotation = Rotation(
+    def _attend_at_once(self, at: int, op: QkWrite, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> bool:
+        """Rotate, write and attend in one launch, where every row is one token; False: nothing is done yet.
+
+        Never where bits may not depend on the batch: sums of squares might be added in another order there.
+        """
+        after = self._ops[at + 1]
+        cache, scales = self._layers[op.layer]
+        is_served = batch.is_single and batch.reach is None and scales is None and not self._is_invariant
+        if not (is_served and isinstance(after, Attention) and (after.src, after.layer) == (op.dst, op.layer)):
+            return False
+        self._squares.pop(after.dst, None)
+        return all(
+            single_attention(
+                slots[op.src], slots[after.dst], cache, batch.tables, tiles, batch.positions, self._scoring(after),
+                self._rotation(op),
+            )
+            for tiles in self._tiles(after, batch)
+        )  # fmt: skip
+
+    def _rotation(self, op: QkWrite) -> Rotation:
+        return Rotation(
             inv_freq=None if op.rope is None else self._inv_freqs[op.rope],
             scale=1.0 if op.rope is None else self._rope_scales[op.rope],
             q_norm=None if op.q_norm is None else self._vectors[op.q_norm],
             k_norm=None if op.k_norm is None else self._vectors[op.k_norm],
             eps=op.eps,
         )
-        cache, scales = self._layers[op.layer]
-        qk_write(
-            slots[op.src], slots[op.dst], cache, batch.slots, batch.positions, rotation,
-            scales=scales, reach=self._reach(slots[op.dst], batch),
-        )  # fmt: skip
 
-    def _attention(self, op: Attention, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
-        scoring = Scoring(
+    def _scoring(self, op: Attention) -> Scoring:
+        return Scoring(
             scale=op.scale,
             window=op.window,
             softcap=op.softcap,
             sinks=None if op.sinks is None else self._vectors[op.sinks],
         )
+
+    def _qk_write(self, op: QkWrite, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
+        cache, scales = self._layers[op.layer]
+        qk_write(
+            slots[op.src], slots[op.dst], cache, batch.slots, batch.positions, self._rotation(op),
+            scales=scales, reach=self._reach(slots[op.dst], batch),
+        )  # fmt: skip
+
+    def _attention(self, op: Attention, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> None:
         cache, scales = self._layers[op.layer]
         reach = self._reach(slots[op.src], batch)
         for tiles in self._tiles(op, batch):
             attention(
-                slots[op.src], slots[op.dst], cache, batch.tables, tiles, batch.positions, scoring,
+                slots[op.src], slots[op.dst], cache, batch.tables, tiles, batch.positions, self._scoring(op),
                 scales=scales, reach=reach,
             )  # fmt: skip
 

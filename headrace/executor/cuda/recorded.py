@@ -144,6 +144,7 @@ class RecordedSteps:
             long={size: there[long_name(size)] for size in sizes},
             reach=there.get("reach"),
             kept=there.get("kept"),
+            is_single=not bucket.tokens,
         )
         inputs = self._inputs[bucket] = _Inputs(
             frame, batch, Lines(floats=there["floats"].view(torch.float64), ints=there["ints"])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from headrace.core.request import Reach, SamplingParams, SeqId
 from headrace.core.step import Row
 from headrace.executor.cuda.buckets import Bucket, Buckets
+from headrace.executor.cuda.device_batch import FEW_TOKENS
 
 _GREEDY = SamplingParams(temperature=0.0)
 _SAMPLED = SamplingParams(temperature=1.0, seed=1)
@@ -45,6 +46,10 @@ def eager_rows(
         if length <= _LENGTHS[-1]:  # as many lines of logits
             score = tuple((i, 0) for i in range(length))
             yield (Row(SeqId(_NOBODY), 0, (0,) * length, blocks, None, score=score, num_score_top=1),), None
+    few = min(buckets.most_rows, max_tokens // FEW_TOKENS)
+    if few:  # the most tiles of one token
+        blocks = (padded_block,) * -(-FEW_TOKENS // block_size)
+        yield (Row(SeqId(_NOBODY), 0, (0,) * FEW_TOKENS, blocks, _GREEDY),) * few, None
     for count, length in ((1, 1), (1, min(8, max_tokens)), (min(buckets.most_rows, max_tokens), 1)):
         blocks = (padded_block,) * -(-length // block_size)
         row = Row(SeqId(_NOBODY), 0, (0,) * length, blocks, _GREEDY, reach=_NARROW)

@@ -137,7 +137,7 @@ def _launch(
     q_heads = q.shape[1] // d
     padded = power_of_2(q_heads // kv_heads)
     block_m, block_d = max(padded * tiles.size, 16), max(power_of_2(d), 16)
-    shape = _shape(block_m, block_d, q.element_size(), cache.element_size(), has_reach=reach is not None)
+    shape = launch_shape(block_m, block_d, q.element_size(), cache.element_size(), has_reach=reach is not None)
     parts, window = tiles.num_parts, scoring.window or 0
     partial = stats = counters = out
     if parts > 1:
@@ -170,7 +170,7 @@ def _launch(
         )  # fmt: skip
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """How a launch of `attend` is compiled: positions a turn, what share of them is a warp's own, turns under way,
     registers of a thread (None: the compiler's choice)."""
 
@@ -180,15 +180,15 @@ class _Shape(NamedTuple):
     max_registers: int | None
 
 
-def _shape(block_m: int, block_d: int, size: int, cache_size: int, *, has_reach: bool) -> _Shape:
+def launch_shape(block_m: int, block_d: int, size: int, cache_size: int, *, has_reach: bool) -> Shape:
     """Choose by count: three programs of one token on a multiprocessor, and each has 32 to 64 KB under way."""
     block_n = 32 if block_d > 128 or size > 2 else 64
     if has_reach and block_d > 128:
-        return _Shape(block_n, 1, 1, None)  # two loops' buffers: more than GPUs of compute capability 8.9 have
+        return Shape(block_n, 1, 1, None)  # two loops' buffers: more than GPUs of compute capability 8.9 have
     if block_m > 16 or block_d > 128:
-        return _Shape(block_n, 1, 2 if block_m >= 64 else 3, None)
+        return Shape(block_n, 1, 2 if block_m >= 64 else 3, None)
     if size > 2:  # fp32: of fewer positions a warp's share is less than a product takes
-        return _Shape(64, 4, 1, None)
+        return Shape(64, 4, 1, None)
     turn = 2 * block_n * block_d * cache_size
     num_stages = 3 if turn >= 32 << 10 else 4 if turn >= 16 << 10 else 5
-    return _Shape(block_n, 4, num_stages, 168 if block_d == 128 and cache_size == 1 and not has_reach else None)
+    return Shape(block_n, 4, num_stages, 168 if block_d == 128 and cache_size == 1 and not has_reach else None)

@@ -119,6 +119,12 @@ def _heads(spots, is_held, d, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl
 
 
 @triton.jit
+def bent(scores, softcap):
+    """Return softcap * tanh(scores / softcap)."""
+    return softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))
+
+
+@triton.jit
 def fold(
     acc, top, total, queries, keys, scales, first, second, at, low, end, position, is_row, w, s, scale, softcap,
     stride_block, stride_kv, stride_scale_block, stride_scale_kv,
@@ -147,7 +153,7 @@ def fold(
     # What the exponent is made of: scores that a cap has bent are scaled already.
     factor = scale * LOG2E
     if HAS_SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * (scores * scale) / softcap) + 1.0))
+        scores = bent(scores * scale, softcap)
         factor = LOG2E
     own = tl.expand_dims(position, 1)
     if MASK == 1:

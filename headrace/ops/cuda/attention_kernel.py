@@ -22,7 +22,7 @@ _UNBOUND: tl.constexpr = tl.constexpr(1 << 30)
 
 
 @triton.jit
-def _sight(windows, num_sinks, first, window, HAS_WINDOW: tl.constexpr, HAS_REACH: tl.constexpr):
+def sight(windows, num_sinks, first, window, HAS_WINDOW: tl.constexpr, HAS_REACH: tl.constexpr):
     """Return (w, s) of a row: from position w + s on, tokens see the last w positions and the first s."""
     w = _UNBOUND
     s = 0
@@ -37,7 +37,7 @@ def _sight(windows, num_sinks, first, window, HAS_WINDOW: tl.constexpr, HAS_REAC
 
 
 @triton.jit
-def _cut(start, count, w, s, num_parts, BLOCK_N: tl.constexpr, LEAST: tl.constexpr):
+def cut(start, count, w, s, num_parts, BLOCK_N: tl.constexpr, LEAST: tl.constexpr):
     """Return (low, high, base, length): a tile sees low … high-1, part i of it begins at base + i * length."""
     high = start + count
     low = tl.where(start >= w + s, start - w + 1, 0)
@@ -100,6 +100,34 @@ def _merge(
     _finish(out, ((first + member) * Q_HEADS + head) * D, d, is_row, acc, top, total, sinks, head, D, HAS_SINKS)
 
 
+@triton.jit
+def deliver(
+    acc, top, total, out, partial, stats, counters, sinks, tile, first, count, kv_head, part, num_parts, num_filled,
+    member, head, is_row, at,
+    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, HAS_SINKS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    IS_MERGED: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store a tile's results at `at`, or leave the sums of a part; the last of the filled parts adds them up."""
+    d = tl.arange(0, BLOCK_D)
+    if not IS_SPLIT:
+        _finish(out, at, d, is_row, acc, top, total, sinks, head, D, HAS_SINKS)
+    else:
+        line = ((tile.to(tl.int64) * TILE + member) * Q_HEADS + head) * num_parts + part
+        tl.store(partial + line[:, None] * D + d[None, :], acc, mask=is_row[:, None] & (d < D)[None, :])
+        tl.store(stats + line * 2, top, mask=is_row)
+        tl.store(stats + line * 2 + 1, total, mask=is_row)
+        if IS_MERGED:
+            counter = counters + tile * tl.num_programs(1) + kv_head
+            tl.debug_barrier()  # one thread counts for all of them, once all have written
+            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_filled - 1:
+                tl.debug_barrier()  # … and has seen what the others wrote before any thread reads it
+                tl.store(counter, 0)
+                _merge(
+                    out, partial, stats, sinks, tile, first, count, kv_head, num_parts, num_filled,
+                    Q_HEADS, GROUP, D, HAS_SINKS, TILE, PADDED, BLOCK_D,
+                )  # fmt: skip
+
+
 @triton.jit(
     do_not_specialize=["num_parts", "window"],
     do_not_specialize_on_alignment=["tile_rows", "tile_first", "tile_count", "positions", "windows", "num_sinks"],
@@ -126,8 +154,8 @@ def attend(
     line_of_row = tl.load(tile_rows + tile).to(tl.int64)
     if count > 0:
         start = tl.load(positions + first)
-        w, s = _sight(windows, num_sinks, first, window, HAS_WINDOW, HAS_REACH)
-        low, high, base, length = _cut(start, count, w, s, num_parts, BLOCK_N, LEAST)
+        w, s = sight(windows, num_sinks, first, window, HAS_WINDOW, HAS_REACH)
+        low, high, base, length = cut(start, count, w, s, num_parts, BLOCK_N, LEAST)
         begin = base + part * length
         end = tl.minimum(begin + length, high)
         if begin < high:
@@ -190,24 +218,11 @@ def attend(
                 first_block, second_block = next_one, next_two
             if WAYS > 1:
                 acc, top, total = joined(acc, top, total)
-            if not IS_SPLIT:
-                _finish(out, q_at, d, is_row, acc, top, total, sinks, head, D, HAS_SINKS)
-            else:
-                line = ((tile.to(tl.int64) * TILE + member) * Q_HEADS + head) * num_parts + part
-                tl.store(partial + line[:, None] * D + d[None, :], acc, mask=inside)
-                tl.store(stats + line * 2, top, mask=is_row)
-                tl.store(stats + line * 2 + 1, total, mask=is_row)
-                if IS_MERGED:
-                    counter = counters + tile * tl.num_programs(1) + kv_head
-                    num_filled = tl.cdiv(high - base, length)
-                    tl.debug_barrier()  # one thread counts for all of them, once all have written
-                    if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_filled - 1:
-                        tl.debug_barrier()  # … and has seen what the others wrote before any thread reads it
-                        tl.store(counter, 0)
-                        _merge(
-                            out, partial, stats, sinks, tile, first, count, kv_head, num_parts, num_filled,
-                            Q_HEADS, GROUP, D, HAS_SINKS, TILE, PADDED, BLOCK_D,
-                        )  # fmt: skip
+            deliver(
+                acc, top, total, out, partial, stats, counters, sinks, tile, first, count, kv_head, part, num_parts,
+                tl.cdiv(high - base, length), member, head, is_row, q_at,
+                Q_HEADS, GROUP, D, HAS_SINKS, IS_SPLIT, IS_MERGED, TILE, PADDED, BLOCK_D,
+            )  # fmt: skip
 
 
 @triton.jit(
@@ -226,8 +241,8 @@ def add_parts(
     count = tl.load(tile_count + tile)
     if count > 0:
         first = tl.load(tile_first + tile).to(tl.int64)
-        w, s = _sight(windows, num_sinks, first, window, HAS_WINDOW, HAS_REACH)
-        _, high, base, length = _cut(tl.load(positions + first), count, w, s, num_parts, BLOCK_N, LEAST)
+        w, s = sight(windows, num_sinks, first, window, HAS_WINDOW, HAS_REACH)
+        _, high, base, length = cut(tl.load(positions + first), count, w, s, num_parts, BLOCK_N, LEAST)
         _merge(
             out, partial, stats, sinks, tile, first, count, tl.program_id(1), num_parts, tl.cdiv(high - base, length),
             Q_HEADS, GROUP, D, HAS_SINKS, TILE, PADDED, BLOCK_D,

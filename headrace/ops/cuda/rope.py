@@ -33,10 +33,36 @@ class Rotation:
 
 
 @triton.jit
-def _turn(y, other, angle, is_turned, is_low, rope_scale):
-    """Rotate channels with those they are paired with."""
-    cos, sin = tl.cos(angle) * rope_scale, tl.sin(angle) * rope_scale
-    return tl.where(is_turned, tl.where(is_low, y * cos - other * sin, y * cos + other * sin), y)
+def frequencies(inv_freq, cols, HALF: tl.constexpr):
+    """Load how fast each channel turns."""
+    return tl.load(inv_freq + cols % HALF, mask=cols < 2 * HALF, other=0.0)
+
+
+@triton.jit
+def partners(cols, HALF: tl.constexpr):
+    """Return the channel that each is paired with; what is left of the rotated ones, some channel."""
+    return (cols + HALF) % (2 * HALF)
+
+
+@triton.jit
+def angle(position, freq, cols, rope_scale, HALF: tl.constexpr):
+    """Return (cos, sin) of what channels turn by at a position, sin with the sign that a channel's partner has."""
+    turned_by = position.to(tl.float32) * freq
+    cos, sin = tl.cos(turned_by) * rope_scale, tl.sin(turned_by) * rope_scale
+    return cos, tl.where(cols < HALF, -sin, sin)
+
+
+@triton.jit
+def turn(y, other, cos, sin, is_turned):
+    """Rotate channels with those they are paired with. Which product is rounded is said, or each kernel's compiler
+    would choose."""
+    return tl.where(is_turned, tl.fma(y, cos, other * sin), y)
+
+
+@triton.jit
+def inverse_norm(y, eps, D: tl.constexpr):
+    """Return what an RMS norm multiplies each head of [H, D] with: [H, 1]."""
+    return (1.0 / tl.sqrt(tl.sum(y * y, axis=1) / D + eps))[:, None]
 
 
 @triton.jit(do_not_specialize_on_alignment=["slots", "positions", "windows", "num_sinks"])
@@ -56,15 +82,13 @@ def _qk_write(
     source = qkv + token * ((Q_HEADS + 2 * KV_HEADS) * D) + head * D
     is_q = head < Q_HEADS
     is_k = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS)
-    is_low = cols < HALF
-    partner = tl.where(is_low, cols + HALF, cols - HALF)
     is_turned = inside & (cols < 2 * HALF) & (head < Q_HEADS + KV_HEADS)
     # All that is read is asked for before threads wait for each other: then memory is waited for once.
     position = tl.load(positions + token)
     slot = tl.load(slots + token).to(tl.int64)
-    freq = 0.0
     if HAS_ROPE:
-        freq = tl.load(inv_freq + tl.where(is_low, cols, cols - HALF), mask=cols < 2 * HALF, other=0.0)
+        partner = partners(cols, HALF)
+        freq = frequencies(inv_freq, cols, HALF)
     if HAS_Q_NORM:
         q_weight = tl.load(q_norm + cols, mask=cols < D, other=0.0)
     if HAS_K_NORM:
@@ -78,8 +102,7 @@ def _qk_write(
     if HAS_ROPE:
         other = tl.load(source + partner, mask=is_turned, other=0.0).to(tl.float32)
     if HAS_Q_NORM or HAS_K_NORM:
-        inverse = 1.0 / tl.sqrt(tl.sum(y * y, axis=1) / D + eps)
-        inverse = inverse[:, None]
+        inverse = inverse_norm(y, eps, D)
         if HAS_Q_NORM:
             y = tl.where(is_q, y * inverse * q_weight, y)
             if HAS_ROPE:
@@ -94,13 +117,15 @@ def _qk_write(
         if (position > last) & (last >= 0):
             back = y
             if HAS_ROPE:
-                back = _turn(y, other, last.to(tl.float32) * freq, is_turned, is_low, rope_scale)
+                cos, sin = angle(last, freq, cols, rope_scale, HALF)
+                back = turn(y, other, cos, sin, is_turned)
             if HAS_SCALES:
                 back = transform(back, HEADS, BLOCK, SPAN) / SPAN
             at_back = turned + (token * Q_HEADS + head) * D + cols
             tl.store(at_back, back.to(turned.dtype.element_ty), mask=inside & is_q)
     if HAS_ROPE:
-        y = _turn(y, other, position.to(tl.float32) * freq, is_turned, is_low, rope_scale)
+        cos, sin = angle(position, freq, cols, rope_scale, HALF)
+        y = turn(y, other, cos, sin, is_turned)
     is_v = head >= Q_HEADS + KV_HEADS
     if HAS_SCALES:
         y = tl.where(is_v, y, transform(y, HEADS, BLOCK, SPAN))
