@@ -34,15 +34,20 @@ class Device:
         self.done: list[tuple[Stream, bool]] = []
         self.modes: list[tuple[str, object]] = []
         self.breaks = False
+        self.allocates_to: list[object] = []  # pools of recordings that the allocator has not been told the end of
         device = self
 
         class Graph:
             def capture_begin(self, pool: object, capture_error_mode: str) -> None:
                 device.is_recording = True
                 device.modes.append((capture_error_mode, pool))
+                device.allocates_to.append(pool)
 
             def capture_end(self) -> None:
                 device.is_recording = False
+                if device.breaks:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                device.allocates_to.remove(device.modes[-1][1])
 
             def replay(self) -> None:
                 device.done.append((device.current, False))
@@ -50,10 +55,21 @@ class Device:
         @contextmanager
         def stream(chosen: Stream) -> Iterator[None]:
             before, self.current = self.current, chosen
-            yield
-            self.current = before
+            try:
+                yield
+            finally:
+                self.current = before
 
+        def empty_cache() -> None:
+            if self.allocates_to:
+                raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+        monkeypatch.setattr(
+            torch._C, "_cuda_endAllocateToPool", lambda index, pool: self.allocates_to.remove(pool), raising=False
+        )
         for name, value in {
+            "current_device": lambda: 0,
+            "empty_cache": empty_cache,
             "Stream": Stream,
             "current_stream": lambda _: self.current,
             "stream": stream,
@@ -99,6 +115,7 @@ def test_what_cannot_be_recorded_runs_op_by_op(
     graphs = Graphs(torch.device("cuda"))
     for is_dry_run in (True, True, False):
         graphs.run((Bucket(1), True), device.work, is_dry_run=is_dry_run)
+    graphs.give_back()
     assert graphs.num_recorded == 0
     assert not device.is_recording
     assert [is_recording for _, is_recording in device.done].count(True) == 1

@@ -133,6 +133,8 @@ class CudaExecutor:
             self._load(program, checkpoint, dtypes[options.dtype], advance)
             if self._is_gpu if options.is_warmed is None else options.is_warmed:
                 self._warm_up(advance)
+        # Last: what fails before it leaves nothing locked.
+        self._pin = HostPin(host.whole()) if self._is_gpu and host is not None else None
 
     @torch.inference_mode()
     def _load(
@@ -179,7 +181,6 @@ class CudaExecutor:
         )
         self._staging = Staging(self._device, self._queues, _STAGING_BYTES + _STAGING_TOKEN_BYTES * max_tokens)
         self._tiers = TierCopies(self._model.pool, self._queues, self._slot)
-        self._pin = HostPin(self._host.whole()) if self._is_gpu and self._host is not None else None
         self._feed = Feed(self._device, num_lines)
         self._landings = Landings(num_lines, is_pinned=self._is_gpu)
         self._sampling = SamplingLines(self._tables.num_lines, program.vocab_size)

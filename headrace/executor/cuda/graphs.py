@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -93,6 +93,9 @@ class Graphs:
                     graph.capture_end()
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)  # raises again if it is the device that failed
+            with suppress(RuntimeError):
+                # Of a recording that broke the allocator has not been told the end: it would never free anything again.
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
             self._give_up(str(error).splitlines()[0])
             return None
         self._recorded[kind] = graph, outputs
