@@ -4,8 +4,8 @@
 
 Nothing here is measured. A product takes as long as the slowest of three: its weight from memory at 4.3 TB/s; weight,
 tokens and sums of parts through the L2 cache at 5.5 TB/s; the instructions of its turns at four a clock; and beside
-that one boundary between kernels, 2.5 us. A step has one more boundary a layer, for attention, which rotates and writes
-KV in the same launch, and reads no KV; `--rotation-apart` counts two, as int8 KV and batch invariance take.
+that one boundary between kernels, 2.5 us. A step has one more boundary a layer, for attention, and 0.4 us for the
+rotation in it, and reads no KV; with `--rotation-apart` it has two, as with int8 KV and batch invariance.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from headrace.ops.cuda.tiling import NUM_MULTIPROCESSORS, bucket
 from headrace.ops.cuda.weights import Weight
 
 MEMORY, CACHE, CLOCK, BOUNDARY_S = 4.3e12, 5.5e12, 1.75e9, 2.5e-6
+ROTATION_S = 0.4e-6  # in front of attention's loop: some 500 instructions of a warp and 14 barriers
 _RESIDENT_WARPS = 16
 
 # Outputs, inputs, epilogue of a layer's products and of the head.
@@ -118,7 +119,7 @@ def main() -> int:
     print(f"{'':34}parts  instructions/weight  KB under way   memory    cache    issue      all     %")
     for form in args.forms:
         for tokens in args.tokens:
-            took = layers * (2 if args.rotation_apart else 1) * BOUNDARY_S
+            took = layers * (BOUNDARY_S + (BOUNDARY_S if args.rotation_apart else ROTATION_S))
             held = 0.0
             for n, k, epilogue in (*shapes, (*head, "none")):
                 found = predicted(driver, form, n, k, epilogue, tokens)

@@ -107,6 +107,28 @@ def _places(first, second, at, stride, row, BLOCK_SIZE: tl.constexpr, BLOCK_N: t
 
 
 @triton.jit
+def fetch(
+    keys, first, second, at, last, stride_block, stride_kv,
+    D: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Have keys and values of the positions at … last of a turn brought to the L2 cache; nothing waits for them."""
+    if not _INTERPRETED and (BLOCK_SIZE % BLOCK_N == 0 or BLOCK_N == 2 * BLOCK_SIZE):
+        line: tl.constexpr = 128 * 8 // keys.dtype.element_ty.primitive_bitwidth  # numbers that are fetched at once
+        LINES: tl.constexpr = triton.next_power_of_2((D + line - 1) // line)
+        n = tl.minimum(tl.arange(0, BLOCK_N)[:, None], last - at)
+        if BLOCK_SIZE % BLOCK_N == 0:
+            place = first.to(tl.int64) * stride_block + (at % BLOCK_SIZE + n) * D
+        else:
+            place = tl.where(n < BLOCK_SIZE, first, second).to(tl.int64) * stride_block + n % BLOCK_SIZE * D
+        spots = keys + place + tl.minimum(tl.arange(0, LINES)[None, :] * line, D - 1)
+        for some in tl.static_range(2):
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [(spots + some * stride_kv).to(tl.int64)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@triton.jit
 def _heads(spots, is_held, d, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
     """Load [… BLOCK_N, BLOCK_D] of the cache."""
     if MASKED:

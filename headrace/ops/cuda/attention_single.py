@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, launch_shape
-from headrace.ops.cuda.attention_fold import LOG2E, bent, blocks_of, fold, joined
+from headrace.ops.cuda.attention_fold import LOG2E, bent, blocks_of, fetch, fold, joined
 from headrace.ops.cuda.attention_kernel import cut, deliver, sight
 from headrace.ops.cuda.counters import NUM_COUNTERS, counters_of
 from headrace.ops.cuda.launching import INTERPRETED, attempt, early, start, take_turn
@@ -31,7 +31,7 @@ def _asked(
     source, norm, is_head, cols, D: tl.constexpr, HALF: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_NORM: tl.constexpr
 ):  # fmt: skip
     """Load heads [H, D] and the channels that theirs are paired with, and the weights of both."""
-    y = tl.load(source + cols, mask=is_head & (cols < D), other=0.0).to(tl.float32)
+    y = tl.load(source + cols, mask=is_head & (cols < D), other=0.0)
     other = y
     weight = 1.0
     other_weight = 1.0
@@ -39,7 +39,7 @@ def _asked(
         weight = tl.load(norm + cols, mask=cols < D, other=0.0)
     if HAS_ROPE:
         partner = partners(cols, HALF)
-        other = tl.load(source + partner, mask=is_head & (cols < 2 * HALF), other=0.0).to(tl.float32)
+        other = tl.load(source + partner, mask=is_head & (cols < 2 * HALF), other=0.0)
         if HAS_NORM:
             other_weight = tl.load(norm + partner, mask=cols < 2 * HALF, other=0.0)
     return y, other, weight, other_weight
@@ -50,14 +50,17 @@ def _rotated(
     y, other, weight, other_weight, cos, sin, eps, cols,
     D: tl.constexpr, HALF: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Norm heads and rotate them."""
+    """Norm heads and rotate them, in fp32."""
+    kind: tl.constexpr = y.dtype
+    y = y.to(tl.float32)
+    other = other.to(tl.float32)
     if HAS_NORM:
         inverse = inverse_norm(y, eps, D)
         y = y * inverse * weight
         other = other * inverse * other_weight
     if HAS_ROPE:
         y = turn(y, other, cos, sin, cols < 2 * HALF)
-    return y
+    return y.to(kind)
 
 
 @triton.jit
@@ -132,12 +135,12 @@ def attend_single(
             sin = 0.0
             if HAS_ROPE:
                 cos, sin = angle(start, freq, cols, rope_scale, HALF)
-            q = _rotated(q, q_other, q_weight, q_other_weight, cos, sin, eps, cols, D, HALF, HAS_ROPE, HAS_Q_NORM)
-            k = _rotated(k, k_other, k_weight, k_other_weight, cos, sin, eps, cols, D, HALF, HAS_ROPE, HAS_K_NORM)
-            queries = q.to(qkv.dtype.element_ty)
-            key = k.to(qkv.dtype.element_ty)
-            is_last = last == start
+            # While heads are rotated, the first keys and values are on their way.
             keys = cache + kv_head.to(tl.int64) * stride_head
+            fetch(keys, first_block, second_block, begin, last, stride_block, stride_kv, D, BLOCK_SIZE, BLOCK_N)
+            queries = _rotated(q, q_other, q_weight, q_other_weight, cos, sin, eps, cols, D, HALF, HAS_ROPE, HAS_Q_NORM)
+            key = _rotated(k, k_other, k_weight, k_other_weight, cos, sin, eps, cols, D, HALF, HAS_ROPE, HAS_K_NORM)
+            is_last = last == start
             own = keys + own_block * stride_block + start % BLOCK_SIZE * D + cols
             num_kept = tl.where(is_last, D, 0)
             tl.store(own, key, mask=cols < num_kept)
