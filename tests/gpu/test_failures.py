@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
+
 import pytest
 import torch
 
 from headrace.core.errors import EngineDead, OutOfMemory
+from headrace.executor.cuda.executor import CudaExecutor
 from headrace.executor.cuda.failures import named_failures
+from headrace.executor.cuda.model import DeviceModel
+from headrace.testing.checkpoints import write_checkpoint
+from tests.gpu.test_executor import cuda
 
 
 @pytest.mark.parametrize(
@@ -34,3 +41,27 @@ def test_too_little_memory_names_the_number_to_change() -> None:
 def test_an_error_of_the_code_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="shape"), named_failures("a step", "lower it"):
         raise RuntimeError("shape mismatch")
+
+
+def test_a_model_that_does_not_fit_leaves_nothing_behind(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[object]] = []
+    make = DeviceModel.__init__
+
+    def made(self: DeviceModel, *args: object, **options: object) -> None:
+        make(self, *args, **options)  # type: ignore[arg-type]
+        held.extend(weakref.ref(tensor) for tensor in (self.pool, self._logits, *self._vectors.values()))
+
+    def warm_up(self: CudaExecutor, advance: object) -> None:
+        scratch = torch.zeros(8)
+        held.append(weakref.ref(scratch))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(DeviceModel, "__init__", made)
+    monkeypatch.setattr(CudaExecutor, "_warm_up", warm_up)
+    with pytest.raises(OutOfMemory) as found:  # held as long as somebody tells it
+        cuda(write_checkpoint(tmp_path / "tiny"), device, is_warmed=True)
+    assert len(held) > 5
+    assert [ref for ref in held if ref() is not None] == []
+    assert "KV pool" in found.value.message

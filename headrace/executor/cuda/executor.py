@@ -31,7 +31,7 @@ from headrace.executor.cuda.block_tables import BlockTables
 from headrace.executor.cuda.buckets import Bucket, Buckets
 from headrace.executor.cuda.device_batch import BatchShape, HostBatch, pack_step, wanted_tokens
 from headrace.executor.cuda.eager import SCORE_ROWS, EagerSteps
-from headrace.executor.cuda.failures import named_failures
+from headrace.executor.cuda.failures import let_go_of_what_failed, named_failures
 from headrace.executor.cuda.feed import Feed
 from headrace.executor.cuda.graphs import Graphs
 from headrace.executor.cuda.host_pin import HostPin
@@ -116,7 +116,7 @@ class CudaExecutor:
         if options.dtype not in dtypes:
             raise ConfigError(f"dtype is '{options.dtype}'; the cuda backend computes in {', '.join(dtypes)}")
         self._device = torch.device(options.device)
-        self._is_gpu = self._device.type == "cuda"
+        self._is_gpu = is_gpu = self._device.type == "cuda"
         self._num_blocks, self._block_size = num_blocks, block_size
         self._options, self._host = options, host
         launch_early(is_early=options.launches_early and self._is_gpu)
@@ -125,14 +125,23 @@ class CudaExecutor:
         self._graphs = Graphs(self._device, is_recording=options.records_graphs)
         self._max_tokens = max(options.max_step_tokens, options.max_rows)
         self._buckets = Buckets(options.max_rows, chunk_tokens=options.chunk_tokens, max_tokens=self._max_tokens)
-        with named_failures(
-            f"the weights, a KV pool of {num_blocks:,} blocks of {block_size} tokens, and steps of up to "
-            f"{options.max_step_tokens:,} tokens",
-            "lower engine.kv_memory_mib or engine.max_step_tokens, or use a smaller model",
-        ):
-            self._load(program, checkpoint, dtypes[options.dtype], advance)
-            if self._is_gpu if options.is_warmed is None else options.is_warmed:
-                self._warm_up(advance)
+        try:
+            with named_failures(
+                f"the weights, a KV pool of {num_blocks:,} blocks of {block_size} tokens, and steps of up to "
+                f"{options.max_step_tokens:,} tokens",
+                "lower engine.kv_memory_mib or engine.max_step_tokens, or use a smaller model",
+            ):
+                self._load(program, checkpoint, dtypes[options.dtype], advance)
+                if self._is_gpu if options.is_warmed is None else options.is_warmed:
+                    self._warm_up(advance)
+        except BaseException as error:
+            let_go_of_what_failed(error)
+            self._graphs.forget()
+            vars(self).clear()
+            if is_gpu:
+                with contextlib.suppress(RuntimeError):
+                    torch.cuda.empty_cache()  # whoever tries again asks the device what is free
+            raise
         # Last: what fails before it leaves nothing locked.
         self._pin = HostPin(host.whole()) if self._is_gpu and host is not None else None
 

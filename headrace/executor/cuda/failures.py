@@ -7,6 +7,7 @@ Running out of memory breaks nothing, but a step that does not fit today will no
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,6 +36,14 @@ def named_failures(doing: str | Callable[[], str], remedy: str) -> Iterator[None
             f"the GPU failed in {_said(doing)}: {_first_line(error)}; nothing works on it any more in this process, "
             "start it again; if that happens again, run it once with CUDA_LAUNCH_BLOCKING=1, which names the kernel"
         ) from error
+
+
+def let_go_of_what_failed(error: BaseException) -> None:
+    """Clear what the calls that ended in an error still hold: it may be gigabytes, and the error is told far above."""
+    told: BaseException | None = error
+    while told is not None:
+        traceback.clear_frames(told.__traceback__)
+        told = told.__cause__ or told.__context__
 
 
 def is_of_device(error: RuntimeError) -> bool:
