@@ -35,6 +35,7 @@ from headrace.ops.cuda.sampling import (
     Lines,
     try_draw,
 )
+from headrace.ops.cuda.tiling import LIBRARY_TOKENS
 from headrace.ops.cuda.weights import Weight, dense, fp8, int4, int8
 from headrace.sampling import sample_rows
 
@@ -52,6 +53,7 @@ FORMS: dict[str, Callable[[torch.Tensor], Weight]] = {
     "int4": int4,
     "fp8": fp8,
 }
+PACKED = ("int8", "int4")  # of more tokens than the library multiplies with the others
 
 
 @torch.inference_mode()
@@ -71,9 +73,9 @@ def kernels(report: Report) -> None:
         tokens = 40 if is_tiny else 4096
         attempt(report, f"prefill attention, D {d}, {tokens} tokens", prefill_row, d, tokens)
     shapes = [(64, 128)] if is_tiny else [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)]
-    for tokens in (1,) if is_tiny else (1, 64, 16):
+    for tokens in (1, 66) if is_tiny else (1, 64, 16, 128, 256):
         for n, k in shapes:
-            for form in FORMS:
+            for form in PACKED if tokens > LIBRARY_TOKENS else FORMS:
                 attempt(report, f"linear {form}, {tokens} tokens, {n} x {k}", linear_row, form, n, k, tokens)
     for name, measure in long_rows(FORMS, is_tiny=is_tiny):
         attempt(report, name, measure)

@@ -2,6 +2,7 @@
 
 The rule of `ops.cuda.tiling` comes from counting; here each of its choices is varied by a step, alone, and what is
 faster on this GPU is named. A cut that does not fit the GPU is left out. Sums of other parts differ in their last bits.
+Of more than 64 tokens `library_us` is what decoding the weight and the vendor's product take.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from gpu_kernels import FORMS
+from gpu_kernels import FORMS, PACKED
 from gpu_report import KIND, Report, error, random, ring, seconds
 from triton.errors import TritonError
 
 from headrace.ops.cuda import linear as products
 from headrace.ops.cuda.epilogue import Epilogue
 from headrace.ops.cuda.launching import compiling_ahead
-from headrace.ops.cuda.tiling import Tiling, bucket
+from headrace.ops.cuda.long_products import long_linear
+from headrace.ops.cuda.tiling import LIBRARY_TOKENS, Tiling, bucket
 from headrace.ops.cuda.weights import CHUNK_INPUTS, Weight
 
 _SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (3072, 2048), (2048, 8192))  # of an 8B and a 1B
@@ -30,8 +32,8 @@ _WORTH = 1.02  # times as fast: less is noise
 def tune(report: Report) -> None:
     """Time the cuts of each shape, form and number of tokens."""
     report.measure_limits()
-    for tokens in (1,) if report.is_tiny else (1, 64, 16):
-        for form in ("bf16", "int4") if report.is_tiny else FORMS:
+    for tokens in (1, 66) if report.is_tiny else (1, 64, 16, 128, 256):
+        for form in PACKED if tokens > LIBRARY_TOKENS else ("bf16", "int4") if report.is_tiny else FORMS:
             for n, k in ((64, 256),) if report.is_tiny else _SHAPES:
                 name = f"cuts of {form}, {tokens} tokens, {n} x {k}"
                 if report.has_time(name):
@@ -60,6 +62,11 @@ def best_cut(report: Report, form: str, n: int, k: int, tokens: int) -> dict[str
             took[cut] = seconds(report, [lambda w=w, c=cut: run(c, x, w) for w in copies])
     best = min(took, key=took.__getitem__)
     found: dict[str, object] = {"us": took[rule] * 1e6, "cuts": len(took), "left_out": len(cuts) - len(took)}
+    if tokens > LIBRARY_TOKENS:
+        out = torch.empty_like(expected)
+        found["library_us"] = 1e6 * seconds(
+            report, [lambda w=w: long_linear(x, w, out, None, Epilogue()) for w in copies]
+        )  # fmt: skip
     found |= report.share(took[rule], weight.num_bytes)
     if took[rule] > _WORTH * took[best]:
         changed = {name: getattr(best, name) for name in Tiling.__slots__ if getattr(best, name) != getattr(rule, name)}
@@ -76,6 +83,8 @@ def neighbours(rule: Tiling, weight: Weight) -> Iterator[Tiling]:
         yield replace(rule, num_warps=num_warps)
     for block_n in {64, 128, 256} - {rule.block_n}:
         yield replace(rule, block_n=block_n)
+    for block_t in {64, 128} - {rule.block_t} if rule.block_t >= 64 else ():
+        yield replace(rule, block_t=block_t)
     whole = rule.num_turns * rule.num_parts * rule.block_k
     for block_k in {rule.block_k // 2, rule.block_k * 2}:
         if block_k >= max(chunk, 32):
