@@ -7,8 +7,8 @@ Nothing here is measured. A product takes as long as the slowest of five, the fi
 it (`ops.cuda.tiling`): its weight from memory at 4.3 TB/s; weight, tokens and sums of parts through the L2 cache at
 5.5 TB/s; what the multiprocessor that has most to do reads of these; its matrix units; the instructions of its turns at
 four a clock. Behind it comes what adds the parts up, a program for each tile, and in front one boundary between
-kernels, 2.5 us. A step has one more boundary a layer, for attention, and 0.4 us for the rotation in it, and reads no KV;
-with `--rotation-apart` it has two, as with int8 KV and batch invariance.
+kernels, 2.5 us. A step has one more boundary a layer, for attention, and 0.4 us for the rotation in it, and reads no
+KV; with `--rotation-apart` it has two, as with int8 KV and batch invariance.
 
 Of more than 64 tokens `library` is the least that the other way takes: decoding the weight to the L2 cache, which no
 byte of it leaves, then the vendor's product at 790 TFLOP/s, with a boundary for each and for what follows.

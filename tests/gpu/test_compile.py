@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Weights alone may be fetched ahead: nothing writes them.
 EARLY_ACCESS = re.compile(
     r"^\s*(@!?%p\d+\s+)?((ld|ldu|st|atom|red|cp(?!\.async\.bulk\.prefetch\.L2\.)|prefetch)\.(?!param)|(bra|ret|exit)\b)",
@@ -72,10 +74,11 @@ def assert_all_wait_first(cache: Path) -> None:
     assert found["attend"] >= 3
 
 
-def test_the_loops_of_a_kernel_are_read_from_its_machine_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["bf16", "int4 g32"])
+def test_the_loops_of_a_kernel_are_read_from_its_machine_code(tmp_path: Path, form: str) -> None:
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(REPOSITORY), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-W", "ignore", "bench/gpu_sass.py", "--only", "linear bf16, 64 tokens, none"]
+    command = [sys.executable, "-W", "ignore", "bench/gpu_sass.py", "--only", f"linear {form}, 64 tokens, none"]
     done = subprocess.run(
         [*command, "--dump", str(tmp_path / "code")],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
@@ -89,4 +92,26 @@ def test_the_loops_of_a_kernel_are_read_from_its_machine_code(tmp_path: Path) ->
     code = next((tmp_path / "code").glob("*-linear_kernel.sass")).read_text()
     assert 0 < first["matrix"] <= code.count("HGMMA")
     assert first["load"] > 0
+    assert first["wait"] < 2 * first["matrix"]  # products are issued in groups, not waited for one by one
     assert sum(first.values()) == int(loops[0][1])
+
+
+def test_products_are_predicted_from_the_cuts_and_loops_that_are_compiled(tmp_path: Path) -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-W", "ignore", "bench/gpu_counts.py", "--model", "1B"]
+    done = subprocess.run(
+        [*command, "--tokens", "128", "--forms", "bf16", "int8"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, heads, library, *products, step = done.stdout.splitlines()
+    assert library == "bf16      128 tokens: multiplied by the vendor's library"
+    assert len(products) == 5
+    for line in products:
+        limits = dict(zip(heads.split()[-8:], map(float, line.split()[-8:]), strict=True))
+        slowest = max(limits[name] for name in ("memory", "cache", "reading", "matrix", "issue"))
+        assert limits["all"] == pytest.approx(slowest + limits["sums"] + 2.5, abs=0.2)
+        assert 2.0 < float(line.split()[-10]) < 8.0  # instructions a weight: of the loop that multiplies
+    took, library_took = (float(text) for text in re.findall(r"([0-9.]+) ms", step))
+    assert 0.5 < took < library_took
