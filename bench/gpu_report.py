@@ -68,12 +68,13 @@ class Report:
         """Measure something: what fails is a row that says so, and the next one goes on, if the device still works.
 
         Random numbers are the same whenever a row is measured.
-        hangs_after  seconds, on a GPU: then it says where it is, and ends the process"""
+        hangs_after  seconds, on a GPU, four times as many where only checks are run, as under a sanitizer: then it
+        says where it is, and ends the process"""
         torch.manual_seed(0)
         self._doing.append(name)
         self.write()
         if DEVICE == "cuda":
-            faulthandler.dump_traceback_later(hangs_after, exit=True)
+            faulthandler.dump_traceback_later(hangs_after * (1 if self.is_timed else 4), exit=True)
         try:
             yield
         except Exception as error:
