@@ -2,7 +2,7 @@
 
     python bench/gpu.py --part checks           models against the specification, graphs against single ops
     python bench/gpu.py --part kernels          every kernel against float64, then timed, as shares of the limits
-    python bench/gpu.py --part models           models of random weights: decode, prefill and serving, by format
+    python bench/gpu.py --part models           random weights: decode, mixed steps, prefill and serving, by format
     python bench/gpu.py --part transformers     the engine beside transformers' continuous batching, same process
     python bench/gpu.py --part sanitizer        the kernels on small shapes under compute-sanitizer
     python bench/gpu.py --part tune             other cuts of the products of few tokens, timed beside the rule's

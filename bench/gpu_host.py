@@ -1,6 +1,7 @@
-"""What the host does for one decode step of the cuda backend, in microseconds by stage, without a GPU.
+"""What the host does for one step of the cuda backend, in microseconds by stage, without a GPU.
 
     python bench/gpu_host.py [--rows 1 16 64 256] [--out bench-results/gpu-host.json]
+    python bench/gpu_host.py --chunk 512 [--rows 3 63 254] [--out bench-results/gpu-host.json]
 
 The real engine, scheduler and executor serve on torch's CPU device; what the device itself does is taken out. The model
 computes nothing, every line draws token 7, and a recorded step is replayed by not running it again. So a step is what
@@ -12,6 +13,11 @@ weights and KV at 4.3 TB/s. `interval` is what the same engine needs from step t
 time for each: what is more than it does not hide. `ops` counts what a step gives to the device one by one, apart from
 the replay.
 
+With --chunk each step holds so many tokens of a prompt besides, in two ways: replayed, and kernel by kernel through as
+many layers as 1B and 8B have, which is what such steps did before they were recorded. There the launches are Triton's
+up to the driver's call, and products of many tokens are left out: LEFT_OUT says what a GPU adds for each. The device's
+time is then the larger one of what products take at 750 TFLOP/s and weights at 4.3 TB/s, and the reading of KV.
+
 Missing here, and a GPU's to add: about 3 µs for each copy, 2 µs for each event, 10 to 20 µs for the launch of a graph,
 and waking up from waiting. A CPU's copies are made while it is asked for them, a GPU's are not.
 """
@@ -20,13 +26,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +41,8 @@ from statistics import median, quantiles
 
 import pytest
 import torch
+import triton
+from gpu_host_device import LAYERS, LEFT_OUT, launch_nowhere, predicted_mixed_us, predicted_us
 from gpu_models import RandomCheckpoint, llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,7 +51,7 @@ from headrace.app.hardware import detect
 from headrace.core.clock import MonotonicClock
 from headrace.core.request import SamplingParams, SeqId
 from headrace.engine.engine import Engine, StepReport
-from headrace.executor.cuda import eager, forms, recorded
+from headrace.executor.cuda import eager, recorded
 from headrace.executor.cuda import executor as executing
 from headrace.executor.cuda.executor import CudaExecutor, DeviceOptions
 from headrace.executor.cuda.graphs import Graphs, Kind, Outputs
@@ -53,9 +62,10 @@ from headrace.ops.cuda import sampling as ops
 from headrace.sched import Scheduler, SchedulerLimits, Sequence
 
 BLOCK_SIZE = 32
-BYTES_PER_S = 4.3e12
 VOCABULARY = 256
-NUM_WARM = 40  # steps of single tokens before the first that counts
+CHUNKS, NUM_QUEUED = 2, 4  # of each prompt, and prompts that wait
+CHUNKED_CONTEXT = 64  # of the rows beside them: chunks of longer ones would come one a step before steps count
+NUM_WARM = 40  # steps of the shape that is measured, before the first that counts
 SAMPLING = {
     "greedy": lambda number: SamplingParams(temperature=0.0),
     "drawn": lambda number: SamplingParams(temperature=0.8, top_p=0.95, top_k=40, seed=number),
@@ -77,6 +87,9 @@ NO_WORK = {
     "lift_fresh",
 }
 MISSING_US = {"copy": 3.0, "event": 2.0, "graph": 15.0}
+
+
+_numbers = itertools.count(10_000)
 
 
 class Stages:
@@ -167,22 +180,46 @@ class Replays:
         return self._kept[kind]
 
 
-def idle_executor(rows: int, context: int, device_us: float) -> CudaExecutor:
+@dataclass(frozen=True)
+class Case:
+    """A batch, and how long the device takes for its steps.
+
+    chunk   tokens of a prompt in each step besides
+    layers  that are launched kernel by kernel; 0: steps are replayed
+    """
+
+    rows: int
+    kind: str
+    context: int
+    steps: int
+    device_us: float = 0.0
+    chunk: int = 0
+    layers: int = 0
+
+
+def idle_executor(case: Case, context: int) -> CudaExecutor:
     """Return an executor whose model computes nothing, in a given time."""
-    program = build_program(llama("tiny"))
+    rows = case.rows + 2 * (case.chunk > 0)
+    config = llama("tiny")
+    program = build_program(replace(config, num_layers=case.layers or config.num_layers))
     executor = CudaExecutor(
         program,
         RandomCheckpoint(program),  # type: ignore[arg-type]
         num_blocks=rows * -(-context // BLOCK_SIZE) + rows,
         block_size=BLOCK_SIZE,
-        options=DeviceOptions(device="cpu", max_step_tokens=8192, max_rows=max(rows, 1), max_context=context),
-    )
+        options=DeviceOptions(
+            device="cpu", max_step_tokens=8192, max_rows=rows, max_context=context,
+            chunk_tokens=0 if case.layers else case.chunk,
+        ),
+    )  # fmt: skip
+    if case.layers:
+        return executor
     model = executor._model
     assert model is not None
     hidden = torch.zeros((8192, program.hidden_size), dtype=torch.bfloat16)
     model.run = lambda batch: hidden[: len(batch.tokens if batch.kept is None else batch.kept)]  # type: ignore
     model.logits = lambda lines: model._logits[: len(lines)]  # type: ignore
-    device = Paced(device_us)
+    device = Paced(case.device_us)
     executor._graphs = executor._recorded._graphs = Replays(executor._graphs, device)  # type: ignore
     executor._queues = device
     return executor
@@ -215,6 +252,8 @@ def watch(
         (executor._sampling, "describe", "sampling"),
         (executor._landings, "land", "landing"),
         (recorded, "pack_single", "pack"),
+        (executing, "pack_step", "pack"),
+        (recorded, "pad_batch", "pack"),
         (executing, "read_step", "read"),
     ):
         patch.setattr(owner, method, stages.timed(getattr(owner, method), stage))
@@ -227,27 +266,27 @@ def watch(
     patch.setattr(engine, "_step", whole)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A batch, and how long the device takes for its steps."""
-
-    rows: int
-    kind: str
-    context: int
-    steps: int
-    device_us: float = 0.0
+def submit_prompt(engine: Engine, case: Case) -> None:
+    """Queue a prompt of whole chunks that is answered by one token."""
+    prompt = [next(_numbers) % VOCABULARY] * (CHUNKS * case.chunk)
+    sampling = SAMPLING[case.kind](1)
+    engine.submit([Sequence(SeqId(next(_numbers)), prompt, sampling, max_tokens=1)])
 
 
 def serve(case: Case, on_step: Callable[[Engine, Scheduler, CudaExecutor, int], None]) -> None:
-    """Serve as many requests at once as a batch has rows, and tell of every step of single tokens by its number."""
+    """Serve as many requests at once as a batch has rows, and tell of every step of its shape by its number: single
+    tokens, or these beside a chunk of one prompt after the other."""
     most = NUM_WARM + 2 * case.steps + 100  # no answer ends while steps count
-    context = case.context + most
-    executor = idle_executor(case.rows, context, case.device_us)
+    context = max(case.context, CHUNKS * case.chunk) + most
+    executor = idle_executor(case, context)
     limits = SchedulerLimits(
-        max_num_seqs=case.rows,
+        max_num_seqs=case.rows + 2 * (case.chunk > 0),  # the next prompt begins before the last one's end is known
         max_step_tokens=8192,
         max_context=context,
-        max_waiting=case.rows + 1,
+        max_waiting=case.rows + 2 * NUM_QUEUED,
+        prefix_cache=not case.chunk,
+        chunk_tokens=case.chunk or None,
+        chunk_grows=False,
         plans_ahead=True,
     )
     scheduler = Scheduler(BlockPool(executor.num_blocks), BLOCK_SIZE, limits)
@@ -257,17 +296,24 @@ def serve(case: Case, on_step: Callable[[Engine, Scheduler, CudaExecutor, int], 
 
     def deliver(report: StepReport) -> None:
         nonlocal num_steps
-        if report.step is not None and report.step.num_tokens == report.step.num_rows == case.rows:
+        # One prompt's last part and the first of the next may share a chunk.
+        num_prompts = -1 if report.step is None else report.step.num_rows - case.rows
+        is_one = num_prompts in (1, 2) if case.chunk else num_prompts == 0
+        if is_one and report.step is not None and report.step.num_tokens == case.rows + case.chunk:
             num_steps += 1
+            if case.chunk and num_steps % CHUNKS == 0 and not done.is_set():
+                submit_prompt(engine, case)
             on_step(engine, scheduler, executor, num_steps)
             if num_steps == NUM_WARM + case.steps:
                 done.set()
 
     for number in range(case.rows):
         # Blocks are not filled all in the same step, as those of real prompts are not.
-        length = case.context - case.steps // 2 + number * 7 % BLOCK_SIZE
+        length = (CHUNKED_CONTEXT if case.chunk else case.context - case.steps // 2) + number * 7 % BLOCK_SIZE
         prompt = [number % VOCABULARY, *(i % VOCABULARY for i in range(length))]
         engine.submit([Sequence(SeqId(number), prompt, SAMPLING[case.kind](number), max_tokens=most)])
+    for _ in range(NUM_QUEUED if case.chunk else 0):
+        submit_prompt(engine, case)
     engine.start(deliver)
     engine.dead.add_done_callback(lambda ended: done.set())
     done.wait(60)
@@ -281,11 +327,13 @@ def measure(case: Case) -> dict[str, object]:
     """Return the medians of a batch's stages."""
     stages, counter = Stages(), OpCounter()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (eager, recorded):
+        if case.layers:
+            launch_nowhere(patch)
+        for module in () if case.layers else (eager, recorded):
             patch.setattr(module, "try_draw", draw_sevens)
 
         def on_step(engine: Engine, scheduler: Scheduler, executor: CudaExecutor, number: int) -> None:
-            if number == NUM_WARM // 2:
+            if number == NUM_WARM // 2 and not case.layers:
                 count_once(executor, counter, patch)
             elif number == NUM_WARM:
                 watch(engine, scheduler, executor, stages, patch)
@@ -335,24 +383,40 @@ def figures(case: Case, steps: list[dict[str, int]], names: list[str]) -> dict[s
     }
 
 
-def predicted_us(size: str, rows: int, context: int) -> float:
-    """Return the device's time for a step of a model in bf16, from the bytes that it has to read."""
-    program = build_program(llama(size))
-    embed = program.vocab_size * program.hidden_size if size == "8b" else 0
-    weights = 0
-    for spec in program.weights:
-        count = 1
-        for length in spec.shape:
-            count *= length
-        weights += count
-    kv = forms.kv_block_bytes(program.cache_layers, block_size=1)
-    return (2 * (weights - embed) + kv * context * rows) / BYTES_PER_S * 1e6
+def mixed(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure steps with a chunk, replayed and kernel by kernel."""
+    found = []
+    for rows in args.rows:
+        case = Case(rows, "greedy", args.context, args.steps, chunk=args.chunk)
+        row = least(case, args.rounds)
+        row["chunk"] = args.chunk
+        for size, layers in LAYERS.items():
+            eagerly = least(replace(case, layers=layers), args.rounds)
+            added = LEFT_OUT["launches_a_layer"] * LEFT_OUT["us_a_launch"]
+            added += LEFT_OUT["products_a_layer"] * LEFT_OUT["us_a_product"]
+            predicted = predicted_mixed_us(size, rows, args.chunk, args.context)
+            row[f"before_{size}_us"] = eagerly["step_us"]
+            row[f"before_{size}_added_us"] = round(layers * added)
+            row[f"predicted_{size}_us"] = round(predicted)
+            row[f"share_of_predicted_{size}"] = round(row["step_us"] / predicted, 3)  # type: ignore[operator]
+            row[f"interval_{size}_us"] = round(paced(replace(case, steps=args.steps // 4, device_us=predicted)))
+        found.append(row)
+        show(row)
+        before = [f"{row[f'before_{size}_us']} + {row[f'before_{size}_added_us']} us as {size}" for size in LAYERS]
+        print(f"     kernel by kernel: {', '.join(before)}", flush=True)
+    return found
+
+
+def least(case: Case, rounds: int) -> dict[str, object]:
+    """Return the least disturbed of some rounds."""
+    return min((measure(case) for _ in range(rounds)), key=lambda found: found["step_us"])  # type: ignore
 
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--rows", type=int, nargs="+", default=None)
+    parser.add_argument("--chunk", type=int, default=0, help="tokens of a prompt in each step")
     parser.add_argument("--context", type=int, default=1100)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1, help="of each batch, of which the least disturbed is kept")
@@ -360,33 +424,45 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     set_aside()
-    found = []
-    for kind in SAMPLING:
-        for rows in args.rows:
-            case = Case(rows, kind, args.context, args.steps)
-            row = min((measure(case) for _ in range(args.rounds)), key=lambda found: found["step_us"])  # type: ignore
-            for size in ("8b", "1b"):
-                predicted = predicted_us(size, rows, args.context)
-                row[f"predicted_{size}_us"] = round(predicted)
-                row[f"share_of_predicted_{size}"] = round(row["step_us"] / predicted, 3)  # type: ignore[operator]
-                interval = paced(Case(rows, kind, args.context, args.steps // 4, predicted))
-                row[f"interval_{size}_us"] = round(interval)
-            found.append(row)
-            show(row)
-    document = {
-        "decode": found,
+    args.rows = args.rows or ([3, 63, 254] if args.chunk else [1, 16, 64, 256])
+    found = mixed(args) if args.chunk else decode(args)
+    command = f"python bench/gpu_host.py --context {args.context} --steps {args.steps} --rounds {args.rounds}"
+    made = {
         "missing_us": MISSING_US,
         "context": args.context,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
+        "triton": triton.__version__,
         "cpu": detect().cpu,
         "cores": detect().cores,
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "command": f"python bench/gpu_host.py --context {args.context} --steps {args.steps} --rounds {args.rounds}",
+        "command": command + (f" --chunk {args.chunk}" if args.chunk else ""),
     }
     if args.out is not None:
-        args.out.write_text(json.dumps(document, indent=2) + "\n")
+        # Each kind of step is measured by a command of its own, and keeps what the other one has left.
+        known = json.loads(args.out.read_text()) if args.out.exists() else {}
+        if args.chunk:
+            known["mixed"] = {"steps": found, "left_out": LEFT_OUT, **made}
+        else:
+            known |= {"decode": found, **made}
+        args.out.write_text(json.dumps(known, indent=2) + "\n")
     return 0
+
+
+def decode(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure steps of single tokens."""
+    found = []
+    for kind in SAMPLING:
+        for rows in args.rows:
+            row = least(case := Case(rows, kind, args.context, args.steps), args.rounds)
+            for size in ("8b", "1b"):
+                predicted = predicted_us(size, rows, args.context)
+                row[f"predicted_{size}_us"] = round(predicted)
+                row[f"share_of_predicted_{size}"] = round(row["step_us"] / predicted, 3)  # type: ignore[operator]
+                row[f"interval_{size}_us"] = round(paced(replace(case, steps=args.steps // 4, device_us=predicted)))
+            found.append(row)
+            show(row)
+    return found
 
 
 def show(row: dict[str, object]) -> None:

@@ -1,8 +1,8 @@
 """Whole models of random weights in real shapes, through the executor and the engine: parts of bench/gpu.py.
 
-A model is opened once for each format and goes through decode, prefill and serving. Times are the host's, from launch
-to result, which is what an engine sees; `device_ms` beside them is the device's own. Bytes are those of the weights
-and of the keys and values that a step reads.
+A model is opened once for each format and goes through decode, decode beside chunks of prompts, prefill and serving.
+Times are the host's, from launch to result, which is what an engine sees; `device_ms` beside them is the device's own.
+Bytes are those of the weights and of the keys and values that a step reads.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def models(report: Report) -> None:
             report.add(f"open {name}", s=time.perf_counter() - began, graphs=executor.num_graphs,
                        **memory(executor, program, load))  # fmt: skip
             try:
-                for part in (decode, prefill, serving):
+                for part in (decode, mixed, prefill, serving):
                     with report.row(f"{part.__name__} {name}", hangs_after=330.0):
                         part(report, executor, program, size, quantization)
             finally:
@@ -235,6 +235,41 @@ def decode_steps(batch: int, context: int, count: int, per_row: int) -> Iterator
         place = context + i % BLOCK_SIZE  # stays within the blocks that a full house leaves each row
         rows = (Row(SeqId(r), place, (7 + r,), blocks[r], GREEDY, num_output=i) for r in range(batch))
         yield Step(i, tuple(rows))
+
+
+def mixed(report: Report, executor: CudaExecutor, program: Program, size: str, quantization: str) -> None:
+    """Time steps in which rows decode beside a chunk of a prompt, as a loaded server has them, one launched while the
+    one before it runs; what replaying leaves the host to do is its share of the time."""
+    context, chunk, num_steps = (20, 12, 4) if report.is_tiny else (1024, 512, 30)
+    for batch in (1,) if report.is_tiny else (3, 63, 255):
+        per_row = min(executor.num_blocks // (batch + 1), context // BLOCK_SIZE + 2)
+        blocks = tuple(range(batch * per_row, (batch + 1) * per_row))
+        tokens = np.random.default_rng(3).integers(0, program.vocab_size, chunk).tolist()
+        took, device, cpu = [], [], []
+        pending: Pending[StepResult] | None = None
+        ended, busy = time.perf_counter(), time.thread_time()
+        for i, step in enumerate(decode_steps(batch, context, num_steps, per_row)):
+            start = i % 2 * chunk if 2 * chunk <= per_row * BLOCK_SIZE else 0
+            prompt = Row(SeqId(batch), start, tuple(tokens), blocks, GREEDY)
+            launched = executor.launch(Step(i, (*step.rows, prompt)))
+            if pending is not None:
+                result = pending.result()
+                if result.failures:
+                    raise RuntimeError(f"rows failed: {result.failures}")
+                now, used = time.perf_counter(), time.thread_time()
+                if i > num_steps // 6:
+                    took.append(now - ended)
+                    cpu.append((used - busy) / took[-1])
+                    device.append(result.elapsed_s)
+                ended, busy = now, used
+            pending = launched
+        assert pending is not None
+        pending.result()
+        median = statistics.median(took)
+        report.add(
+            f"{chunk} tokens of a prompt beside {batch} rows, {size} {quantization}", tok_s=(batch + chunk) / median,
+            ms=median * 1e3, device_ms=statistics.median(device) * 1e3, cpu_share=statistics.median(cpu),
+        )  # fmt: skip
 
 
 def prefill(report: Report, executor: CudaExecutor, program: Program, size: str, quantization: str) -> None:

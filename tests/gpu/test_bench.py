@@ -71,15 +71,22 @@ def test_a_row_that_fails_stops_no_other_unless_the_device_is_lost_and_one_that_
     assert run["died_at"] == "killed"
 
 
-def test_the_hosts_part_of_a_step_is_measured_on_any_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [0, 32])
+def test_the_hosts_part_of_a_step_is_measured_on_any_machine(tmp_path: Path, chunk: int) -> None:
     out = tmp_path / "host.json"
+    out.write_text(json.dumps({"decode": "of an earlier run", "mixed": "of an earlier run"}))
     command = [sys.executable, "-W", "ignore", "bench/gpu_host.py", "--rows", "3", "--steps", "20", "--context", "80"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(
-        [*command, "--out", str(out)],
+        [*command, "--chunk", str(chunk), "--out", str(out)],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    for row in json.loads(out.read_text())["decode"]:
+    found = json.loads(out.read_text())
+    assert found["decode" if chunk else "mixed"] == "of an earlier run"
+    for row in found["mixed"]["steps"] if chunk else found["decode"]:
         assert row["ops"] == ["copy_", "copy_"]  # to the device and back; all else is the recorded graph
         assert min(row["us"].values()) > 0
+        if chunk:
+            assert min(row["before_8b_us"], row["before_1b_us"]) > 0

@@ -72,6 +72,7 @@ class Device:
             array.clone() for array in (batch.tokens, batch.positions, batch.slots, batch.short)
         )
         self.tables = batch.tables.clone()
+        self.kept = None if batch.kept is None else batch.kept.tolist()
         return self._hidden[: len(batch.tokens if batch.kept is None else batch.kept)]
 
     def draw(
@@ -109,6 +110,9 @@ class Device:
                 assert (first, count) == (token, 1)
                 assert self.tables[line, : len(row.blocks)].tolist() == list(row.blocks)
         assert all(count == 0 for _, _, count in tiles)
+        if self.kept is not None and len(self.kept) >= len(step.rows):  # all rows go on, in their order
+            ends = np.cumsum([len(row.tokens) for row in step.rows]) - 1
+            assert self.kept == [*ends.tolist(), *[0] * (len(self.kept) - len(ends))]
         assert not self.tokens[at:].any()
         assert (self.slots[at:] == BLOCKS * SIZE).all()
 
@@ -227,4 +231,25 @@ def test_a_step_that_somebody_reads_is_never_run_several_times_to_be_recorded(
         row = Row(SeqId(0), 0, (1,), (0,), SAMPLINGS[1])
         made.launch(Step(0, (row,), is_dry_run=is_dry_run)).result()
         assert tried == ([((1, 0), False)] if is_dry_run else [])
+    made.shutdown()
+
+
+def test_a_part_of_a_prompt_that_nobody_samples_from_fails_beside_no_row(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, device = opened(path, monkeypatch)
+    rows = (
+        Row(SeqId(0), 3, (7,), (0,), SAMPLINGS[4]),  # log probabilities: answers are read one by one
+        Row(SeqId(1), 0, (1, 2, 3), (1,), None),
+        Row(SeqId(2), 0, (8, 999, 3, 4), (2,), SAMPLINGS[0]),
+    )
+    planned = Step(0, rows[:2])
+    result = made.launch(planned).result()
+    device.check(planned)
+    assert result.failures == {}
+    assert result.samples[0] is not None
+    assert result.samples[1] is None
+    failed = made.launch(Step(1, rows)).result()  # a token that the model does not know
+    assert set(failed.failures) == {2}
+    assert failed.samples[0] is not None
     made.shutdown()
