@@ -294,6 +294,27 @@ def test_behind_the_last_attention_only_tokens_that_somebody_asks_about_go_on(
     executor.shutdown()
 
 
+def test_the_last_norm_of_few_tokens_costs_no_launch(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path / "qwen3", "qwen3", num_hidden_layers=2)
+    expected = generate(reference(path), prompts(1), 3)
+    taken: list[bool] = []
+
+    def noted(*args: object, squares: Squares | None = None, **options: object) -> Squares | None:
+        taken.append(squares is not None)
+        return linear(*args, squares=squares, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "linear", noted)
+    executor = cuda(path, device)
+    assert generate(executor, prompts(1), 3) == expected
+    assert taken[-1]  # the head's
+    # Where only some of the tokens go on to the head, the norm is done before.
+    executor.launch(scored_step(prompts(6, (12,))[0], 2)).result()
+    assert not taken[-1]
+    executor.shutdown()
+
+
 def test_two_steps_may_be_pending(tmp_path: Path, device: str) -> None:
     executor = cuda(write_checkpoint(tmp_path / "llama", "llama"), device)
     first = executor.launch(Step(0, (Row(SeqId(1), 0, (5, 6), (0,), GREEDY),)))

@@ -17,7 +17,7 @@ from typing import NamedTuple, assert_never
 import torch
 
 from headrace.executor.cuda import forms
-from headrace.executor.cuda.readers import normed_sums, read_before_written, rounded_ops
+from headrace.executor.cuda.readers import ends_with_normed_sum, normed_sums, read_before_written, rounded_ops
 from headrace.model.program import Attention, Embed, Head, Linear, Norm, Program, QkWrite
 from headrace.ops.cuda.attention import LEAST_PART, Scoring, Tiles, TokenReach, attention, tile_size
 from headrace.ops.cuda.attention_single import single_attention
@@ -33,6 +33,7 @@ from headrace.ops.cuda.weights import Weight
 _INVARIANT_PARTS = 8
 _MOST_PARTS = 32
 _WANTED_PROGRAMS = 264  # two per multiprocessor of an H200; three find room, and one and a half keep the memory busy
+_HEAD_NORM_TOKENS = 8  # of more, the head's many programs read squares longer than a launch takes
 _TILES_AT_ONCE = 512  # tiles whose parts are in scratch memory at a time
 
 
@@ -116,6 +117,9 @@ class DeviceModel:
         self._spread: frozenset[int] = frozenset()
         if dtype != torch.float16:  # which holds no numbers as large as those of a sum that is not normed yet
             self._spread = normed_sums((*self._ops, head), cut=self._last_attention)
+        # The last norm: the head takes it over where it multiplies few tokens, and all that went through it.
+        self._last_norm = len(self._ops) - 1 if ends_with_normed_sum(program.ops) and dtype != torch.float16 else None
+        self._is_whole = False
         self._squares: dict[str, Squares] = {}  # by slots whose norm is not done yet
         self._rooms = {self._slot_of(at): room_in(self._slots[self._slot_of(at)]) for at in self._rounds[0]}
         itemsize = 1 if has_int8_kv else self._turned.element_size()
@@ -149,8 +153,12 @@ class DeviceModel:
         layers = [op for op in self._ops if isinstance(op, Attention)]
         return tuple(sorted({tile_size(op.num_heads // op.num_kv_heads, op.head_dim) for op in layers}))
 
-    def run(self, batch: DeviceBatch) -> torch.Tensor:
-        """Run every op but the head; return the head's input, [T, H], or [R, H] of those that are kept."""
+    def run(self, batch: DeviceBatch, *, is_whole: bool = False) -> torch.Tensor:
+        """Run every op but the head; return the head's input, [T, H], or [R, H] of those that are kept.
+
+        is_whole  it goes to `logits` as it is, and nowhere else
+        """
+        self._is_whole = is_whole and not self._is_invariant
         tokens = len(batch.tokens)
         slots = {name: slot[:tokens] for name, slot in self._slots.items()}
         self._squares.clear()
@@ -175,7 +183,8 @@ class DeviceModel:
         table = self._matrices[self._head.table]
         out = self._logits[: len(hidden)]
         epilogue = Epilogue(scale=self._head.scale, softcap=self._head.softcap)
-        linear(hidden, table, out, epilogue=epilogue, is_invariant=self._is_invariant)
+        squares = self._squares.get(self._head.src) if self._is_whole else None
+        linear(hidden, table, out, epilogue=epilogue, is_invariant=self._is_invariant, squares=squares)
         return out
 
     def _run(self, at: int, batch: DeviceBatch, slots: dict[str, torch.Tensor]) -> int:
@@ -207,7 +216,10 @@ class DeviceModel:
         bias = None if op.bias is None else self._vectors[op.bias]
         epilogue = Epilogue(kind=op.epilogue, activation=op.activation)
         if len(src) <= self._few_tokens:
-            after = self._following(op.dst, at + 1, slots) if at + 1 in self._spread else None
+            is_spread = at + 1 in self._spread or (
+                at + 1 == self._last_norm and self._is_whole and len(src) <= _HEAD_NORM_TOKENS
+            )
+            after = self._following(op.dst, at + 1, slots) if is_spread else None
             left = linear(
                 src, weight, dst, bias=bias, epilogue=epilogue, is_invariant=self._is_invariant,
                 squares=self._squares.get(op.src), following=after,

@@ -65,6 +65,14 @@ def normed_sums(ops: Sequence[Op], *, cut: int) -> frozenset[int]:
     return frozenset(found)
 
 
+def ends_with_normed_sum(ops: Sequence[Op]) -> bool:
+    """Say whether the last ops are a product that is added to a sum, the sum's norm, and a head that reads that."""
+    match ops[-3:]:
+        case (Linear(epilogue="add") as product, Norm(add=False) as norm, Head() as head):
+            return product.dst == norm.src and norm.dst == head.src
+    return False
+
+
 def _readers(ops: Sequence[Op], at: int, slot: str) -> list[int]:
     """Return the places of the ops that read what the one at `at` wrote to a slot."""
     found = []

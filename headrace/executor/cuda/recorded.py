@@ -125,7 +125,7 @@ class RecordedSteps:
             there["changes"],
             vocab_size=self._shape.vocab_size,
         )
-        logits = self._model.logits(self._model.run(inputs.batch))
+        logits = self._model.logits(self._model.run(inputs.batch, is_whole=True))
         out = self._feed.drawn[: len(logits)]
         return logits, try_draw(logits, inputs.lines, None, num_top=None, is_greedy=is_greedy, out=out)
 
