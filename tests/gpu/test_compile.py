@@ -45,6 +45,11 @@ def test_every_kernel_compiles_for_sm_90_without_spilling(tmp_path: Path) -> Non
     assert decode >= 2 * 2 * 64 * 256  # two turns of K and V: without, nothing is on its way while a turn is computed
     assert prefill >= 2 * 2 * 64 * 256
     assert_all_wait_first(tmp_path)
+    adjusting = [path.read_text() for path in tmp_path.rglob("_adjust.ptx")]
+    assert adjusting
+    for code in adjusting:  # as numpy has it, to the bit: what is drawn from is what the CPU draws from
+        assert "div.rn.f32" in code
+        assert not re.search(r"\bfma\.|div\.(full|approx)", code)
 
 
 def compiled(cache: Path, arch: int) -> subprocess.CompletedProcess[str]:

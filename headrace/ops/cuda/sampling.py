@@ -87,7 +87,7 @@ def _adjust(
     z = tl.load(spot, mask=inside, other=0.0)
     r = tl.load(floats + line * NUM + REP, mask=inside, other=1.0).to(tl.float32)
     is_seen = tl.load(seen + entry, mask=inside, other=0) > 0
-    z = tl.where(is_seen, tl.where(z > 0, z / r, z * r), z)
+    z = tl.where(is_seen, tl.where(z > 0, tl.div_rn(z, r), z * r), z)  # `/` is not rounded to nearest
     count = tl.load(counts + entry, mask=inside, other=0)
     z -= tl.load(floats + line * NUM + FREQ, mask=inside, other=0.0).to(tl.float32) * count.to(tl.float32)
     presence = tl.load(floats + line * NUM + PRES, mask=inside, other=0.0).to(tl.float32)
@@ -224,6 +224,7 @@ def _adjusted(logits: torch.Tensor, lines: Lines, adjustments: Adjustments) -> I
             logits, adjustments.lines, adjustments.ids, adjustments.seen, adjustments.counts, adjustments.biases,
             lines.floats, entries, logits.shape[1],
             NUM=NUM_FLOATS, REP=REPETITION, FREQ=FREQUENCY, PRES=PRESENCE, BLOCK=128,
+            enable_fp_fusion=False,  # numpy rounds a penalty's product before it takes it off
         )  # fmt: skip
         yield
     finally:
