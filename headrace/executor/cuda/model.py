@@ -33,7 +33,7 @@ from headrace.ops.cuda.weights import Weight
 _INVARIANT_PARTS = 8
 _MOST_PARTS = 32
 _WANTED_PROGRAMS = 264  # two per multiprocessor of an H200; three find room, and one and a half keep the memory busy
-_HEAD_NORM_TOKENS = 8  # of more, the head's many programs read squares longer than a launch takes
+_HEAD_NORM_TOKENS = 8  # all of the head's programs read the squares: of many tokens that outweighs a launch
 _TILES_AT_ONCE = 512  # tiles whose parts are in scratch memory at a time
 
 
