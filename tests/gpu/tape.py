@@ -65,7 +65,6 @@ class Tapes:
     def __init__(self, executor: CudaExecutor, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
         self._kept: dict[Kind, tuple[Tape, Outputs]] = {}
-        self.replayed: list[Kind] = []
         executor._graphs = executor._recorded._graphs = self  # type: ignore[assignment]
 
     num_recorded = 0
@@ -83,7 +82,6 @@ class Tapes:
             self._kept[kind] = tape, outputs
             return outputs
         tape, outputs = self._kept[kind]
-        self.replayed.append(kind)
         for call in tape.calls:
             call()
         return outputs
