@@ -217,7 +217,7 @@ def idle_executor(case: Case, context: int) -> CudaExecutor:
     model = executor._model
     assert model is not None
     hidden = torch.zeros((8192, program.hidden_size), dtype=torch.bfloat16)
-    model.run = lambda batch, is_whole: hidden[: len(batch.tokens if batch.kept is None else batch.kept)]  # type: ignore
+    model.run = lambda batch, is_whole=False: hidden[: len(batch.tokens if batch.kept is None else batch.kept)]  # type: ignore
     model.logits = lambda lines: model._logits[: len(lines)]  # type: ignore
     device = Paced(case.device_us)
     executor._graphs = executor._recorded._graphs = Replays(executor._graphs, device)  # type: ignore

@@ -67,7 +67,7 @@ class Device:
         made._model.run = self.run  # type: ignore[method-assign]
         made._model.logits = lambda hidden: torch.zeros((len(hidden), VOCABULARY))  # type: ignore[method-assign]
 
-    def run(self, batch: DeviceBatch) -> torch.Tensor:
+    def run(self, batch: DeviceBatch, *, is_whole: bool = False) -> torch.Tensor:
         self.tokens, self.positions, self.slots, self.short = (
             array.clone() for array in (batch.tokens, batch.positions, batch.slots, batch.short)
         )
