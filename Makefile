@@ -39,9 +39,12 @@ test: lint type  ## run every check: lint, types, floors, tests, README, size re
 parity: .venv/.parity  ## compare with torch and transformers, live (installs both)
 	@$(BIN)/python -m pytest tests/parity_torch $(ARGS)
 
+# The interpreter uses one core.
+TWO_AT_ONCE = $$($(BIN)/python -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
+
 test-gpu:  ## check the CUDA backend where torch and triton are installed: on the GPU, else in Triton's interpreter
 	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ["torch", "triton"])))'; \
-	then $(BIN)/python -m pytest tests/gpu $(ARGS); \
+	then $(BIN)/python -m pytest tests/gpu $(TWO_AT_ONCE) $(ARGS); \
 	else echo "test-gpu is skipped: torch and triton are not installed (pip install 'headrace[gpu]')"; fi
 
 fmt: .venv/.dev  ## format the code
