@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -197,24 +197,7 @@ def decode(report: Report, executor: CudaExecutor, program: Program, size: str, 
     num_steps = 6 if report.is_tiny else 60
     for batch in (1, 2) if report.is_tiny else (1, 64, 256):
         per_row = min(executor.num_blocks // batch, context // BLOCK_SIZE + 2)
-        took, device, cpu = [], [], []
-        pending: Pending[StepResult] | None = None
-        ended, busy = time.perf_counter(), time.thread_time()
-        for i, step in enumerate(decode_steps(batch, context, num_steps, per_row)):
-            launched = executor.launch(step)
-            if pending is not None:
-                result = pending.result()
-                if result.failures:
-                    raise RuntimeError(f"rows failed: {result.failures}")
-                now, used = time.perf_counter(), time.thread_time()
-                if i > num_steps // 6:
-                    took.append(now - ended)
-                    cpu.append((used - busy) / took[-1])
-                    device.append(result.elapsed_s)
-                ended, busy = now, used
-            pending = launched
-        assert pending is not None
-        pending.result()
+        took, device, cpu = pace(executor, decode_steps(batch, context, num_steps, per_row), num_steps)
         median = statistics.median(took)
         kv = forms.kv_block_bytes(program.cache_layers, block_size=1) * context * batch
         # The table of embeddings is read row by row; a tied one is the head as well.
@@ -237,6 +220,32 @@ def decode_steps(batch: int, context: int, count: int, per_row: int) -> Iterator
         yield Step(i, tuple(rows))
 
 
+def pace(executor: CudaExecutor, steps: Iterable[Step], count: int) -> tuple[list[float], list[float], list[float]]:
+    """Launch each of `count` steps while the one before it runs; return, of those behind the first sixth, the seconds
+    from one result to the next, the device's seconds, and the share that this thread was busy for."""
+    took: list[float] = []
+    device: list[float] = []
+    cpu: list[float] = []
+    pending: Pending[StepResult] | None = None
+    ended, busy = time.perf_counter(), time.thread_time()
+    for i, step in enumerate(steps):
+        launched = executor.launch(step)
+        if pending is not None:
+            result = pending.result()
+            if result.failures:
+                raise RuntimeError(f"rows failed: {result.failures}")
+            now, used = time.perf_counter(), time.thread_time()
+            if i > count // 6:
+                took.append(now - ended)
+                cpu.append((used - busy) / took[-1])
+                device.append(result.elapsed_s)
+            ended, busy = now, used
+        pending = launched
+    assert pending is not None
+    pending.result()
+    return took, device, cpu
+
+
 def mixed(report: Report, executor: CudaExecutor, program: Program, size: str, quantization: str) -> None:
     """Time steps in which rows decode beside a chunk of a prompt, as a loaded server has them, one launched while the
     one before it runs; what replaying leaves the host to do is its share of the time."""
@@ -244,27 +253,13 @@ def mixed(report: Report, executor: CudaExecutor, program: Program, size: str, q
     for batch in (1,) if report.is_tiny else (3, 63, 255):
         per_row = min(executor.num_blocks // (batch + 1), context // BLOCK_SIZE + 2)
         blocks = tuple(range(batch * per_row, (batch + 1) * per_row))
+        has_two = 2 * chunk <= per_row * BLOCK_SIZE  # parts of the prompt, in turn
         tokens = np.random.default_rng(3).integers(0, program.vocab_size, chunk).tolist()
-        took, device, cpu = [], [], []
-        pending: Pending[StepResult] | None = None
-        ended, busy = time.perf_counter(), time.thread_time()
-        for i, step in enumerate(decode_steps(batch, context, num_steps, per_row)):
-            start = i % 2 * chunk if 2 * chunk <= per_row * BLOCK_SIZE else 0
-            prompt = Row(SeqId(batch), start, tuple(tokens), blocks, GREEDY)
-            launched = executor.launch(Step(i, (*step.rows, prompt)))
-            if pending is not None:
-                result = pending.result()
-                if result.failures:
-                    raise RuntimeError(f"rows failed: {result.failures}")
-                now, used = time.perf_counter(), time.thread_time()
-                if i > num_steps // 6:
-                    took.append(now - ended)
-                    cpu.append((used - busy) / took[-1])
-                    device.append(result.elapsed_s)
-                ended, busy = now, used
-            pending = launched
-        assert pending is not None
-        pending.result()
+        steps = (
+            Step(i, (*step.rows, Row(SeqId(batch), i % 2 * chunk if has_two else 0, tuple(tokens), blocks, GREEDY)))
+            for i, step in enumerate(decode_steps(batch, context, num_steps, per_row))
+        )
+        took, device, cpu = pace(executor, steps, num_steps)
         median = statistics.median(took)
         report.add(
             f"{chunk} tokens of a prompt beside {batch} rows, {size} {quantization}", tok_s=(batch + chunk) / median,

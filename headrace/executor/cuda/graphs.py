@@ -12,13 +12,13 @@ On a device without graphs `run` simply runs.
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
+from headrace.core.collector import collector_paused
 from headrace.executor.cuda.buckets import Bucket
 from headrace.ops.cuda.launching import failed_kernels, is_compiling_ahead
 
@@ -84,7 +84,8 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.stream(beside), _without_collecting():
+            # Nothing that lies on the device may be let go of by the garbage collector meanwhile.
+            with torch.cuda.stream(beside), collector_paused():
                 # Only this thread's calls are watched: another one may be loading a model.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
@@ -104,15 +105,3 @@ class Graphs:
     def _give_up(self, reason: str) -> None:
         self._is_recording = False
         _log.warning("steps cannot be recorded as graphs here, they run op by op and slower: %s", reason)
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Let nothing that lies on the device be let go of by the garbage collector while a graph is recorded."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
